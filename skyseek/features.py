@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHANNELS', 'NOISE_LIMIT', 'COEFFS', 'TYPES', 'QUALITY', 'METADATA', 'ARMS', 'PER_SPECTRUM', 'normalise',
            'fill_masked', 'input_channels', 'arm_quality', 'metadata_table', 'build_features', 'write_features',
-           'read_features', 'FeatureStream', 'build_features_file']
+           'read_features', 'FeatureStream', 'ArrayStream', 'build_features_file']
 
 # %% ../nbs/06_features.ipynb #23246836
 from pathlib import Path
@@ -31,9 +31,9 @@ def normalise(
 
 # %% ../nbs/06_features.ipynb #695201d2
 def fill_masked(
-    flux, # (B, L) tensor
-    good, # (B, L) bool tensor
-): # (B, L) tensor
+    flux, # (..., L) tensor
+    good, # (..., L) bool tensor
+): # (..., L) tensor
     "Replace masked pixels by the line between their nearest good neighbours (the nearest one at the ends)."
     n = flux.shape[-1]
     i = torch.arange(n, device=flux.device).expand_as(flux)
@@ -61,7 +61,8 @@ def input_channels(
     if kind != 'noise': raise ValueError(f"no input {kind!r}; choose one of {CHANNELS}")
     good = weight > 0
     noise = torch.where(good, -.5*torch.log(weight.clamp(min=1e-12)), torch.full_like(weight, NOISE_LIMIT))
-    return torch.stack([torch.asinh(flux*weight.sqrt()), torch.asinh(fill_masked(flux, good)), noise.clamp(-NOISE_LIMIT, NOISE_LIMIT)], dim=1)
+    seen = fill_masked(torch.stack([flux*weight.sqrt(), flux], dim=1), good[:, None].expand(-1, 2, -1))
+    return torch.cat([torch.asinh(seen), noise.clamp(-NOISE_LIMIT, NOISE_LIMIT)[:, None]], dim=1)
 
 def _published_channels(flux, ivar, exptime):
     "The first Skyseek's channels: sign(f) log(1 + 1e-4 + |f|), ivar, sin(pixel·π·t / (450 s · L))."
@@ -171,7 +172,7 @@ class FeatureStream:
         wave=None, # (L,) grid to insist on
     ):
         self.paths, self.batch_size, self.seed, self.shuffle = [Path(p) for p in paths], batch_size, seed, shuffle
-        self.held, self.keep, self.wave = held, keep, wave
+        self.held, self.keep, self.wave, self._n = held, keep, wave, None
         if not self.paths: raise ValueError("no feature shard given; build some with `skyseek features`")
 
     def epoch(
@@ -190,6 +191,15 @@ class FeatureStream:
                 if len(waiting) == world: yield _tensors(waiting[rank]); waiting = []
         if waiting and world == 1: yield _tensors(waiting[0])
 
+    def __len__(self):
+        "Batches in an epoch (to within one per group of shards held); only the TARGETIDs are read."
+        if self._n is None: self._n = sum(self._count(p) for p in self.paths)
+        return -(-self._n//self.batch_size)
+
+    def _count(self, path):
+        with np.load(path, allow_pickle=False) as z: ids = z['targetid']
+        return len(ids) if self.keep is None else int(np.sum(self.keep(ids)))
+
     def _batches(self, paths, rng):
         parts = [self._read(p) for p in paths]
         shared = [k for k in PER_SPECTRUM if all(k in p for p in parts)]
@@ -207,6 +217,34 @@ class FeatureStream:
 def _tensors(batch):
     "numpy arrays to tensors, halves to float32."
     return {k: torch.as_tensor(v.astype(np.float32) if v.dtype.kind == 'f' else v) for k, v in batch.items()}
+
+# %% ../nbs/06_features.ipynb #9435262e
+class ArrayStream:
+    "Batches of arrays in memory, with the interface of `FeatureStream`."
+    def __init__(
+        self,
+        arrays, # dict of arrays with the same number of rows
+        batch_size=64, # rows a batch
+        seed=0, # order of the rows
+        shuffle=True, # False keeps their order
+    ):
+        self.arrays, self.batch_size, self.seed, self.shuffle = arrays, batch_size, seed, shuffle
+        sizes = {k: len(v) for k, v in arrays.items()}
+        if len(set(sizes.values())) != 1 or 0 in sizes.values(): raise ValueError(f"the arrays must have the same number of rows, at least one; they have {sizes}")
+
+    def __len__(self): return -(-len(next(iter(self.arrays.values())))//self.batch_size)
+
+    def epoch(
+        self,
+        epoch=0, # number of the epoch; decides the order together with the seed
+        rank=0, # number of this process
+        world=1, # number of processes
+    ): # yields dicts of tensors, float32
+        "One pass over all rows."
+        n = len(next(iter(self.arrays.values())))
+        rows = np.random.default_rng((self.seed, epoch)).permutation(n) if self.shuffle else np.arange(n)
+        usable = len(self) if world == 1 else len(self)//world*world
+        for b in range(rank, usable, world): yield _tensors({k: v[rows[b*self.batch_size:(b + 1)*self.batch_size]] for k, v in self.arrays.items()})
 
 # %% ../nbs/06_features.ipynb #dbce787d
 def build_features_file(
