@@ -1,0 +1,156 @@
+"""The rules of the house: what every notebook and every module keeps to."""
+import ast
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOP = {'README.md', 'settings.ini', 'setup.py', 'nbs', 'skyseek', 'tests', '_quarto.yml', 'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md'}
+NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(ROOT).parts))
+MODULES = sorted(p for p in (ROOT / 'skyseek').rglob('*.py') if p.name not in ('_modidx.py', '__init__.py'))
+FOLDERS = 'home|root|work|tmp|Users|mnt|opt|scratch|srv|venv|site-packages'
+MACHINE_PATH = re.compile(rf'(?<![\w.}})~$-])/({FOLDERS})/[\w.]+|/site-packages/|[A-Z]:\\\\?(Users|Program)')
+PICKLE_CALLS = {'torch.load', 'torch.save', 'fabric.load', 'fabric.save', 'fabric.load_raw', 'pd.read_pickle', 'joblib.dump', 'joblib.load'}
+PICKLERS = {'pickle', 'cPickle', 'dill', 'cloudpickle', 'joblib', 'shelve'}
+
+
+def named(paths): return pytest.mark.parametrize('path', paths, ids=lambda p: p.relative_to(ROOT).as_posix())
+
+
+def cells(path, kind):
+    "(source, outputs) of the cells of one kind."
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    return [(''.join(c['source']), c.get('outputs', [])) for c in nb['cells'] if c['cell_type'] == kind]
+
+
+def parse(source):
+    "Syntax tree of a cell, without its magics."
+    return ast.parse(re.sub(r'(?m)^(\s*)[%!].*$', r'\1pass', source))
+
+
+def trees(path):
+    "Syntax trees of a module or of the code cells of a notebook."
+    return [ast.parse(path.read_text(encoding='utf-8'))] if path.suffix == '.py' else [parse(s) for s, _ in cells(path, 'code')]
+
+
+def walk(path): return (node for tree in trees(path) for node in ast.walk(tree))
+
+
+def imports(path):
+    "Names of the modules imported anywhere; `from skyseek import x` counts as `skyseek.x`."
+    for node in walk(path):
+        if isinstance(node, ast.Import): yield from (a.name for a in node.names)
+        if isinstance(node, ast.ImportFrom):
+            base = 'skyseek' + (f'.{node.module}' if node.module else '') if node.level else node.module
+            if base == 'skyseek': yield from (f'skyseek.{a.name}' for a in node.names)
+            else: yield base
+
+
+def exported_module(path):
+    "The module a notebook exports to, or None."
+    found = [re.search(r'#\|\s*default_exp\s+(\S+)', source) for source, _ in cells(path, 'code')]
+    return next((m[1] for m in found if m), None)
+
+
+def printed(outputs):
+    "Everything textual in the outputs of a cell."
+    for out in outputs:
+        yield ''.join(out.get('text', ''))
+        yield from (''.join(v) for k, v in out.get('data', {}).items() if k.startswith('text/'))
+
+
+# The tree
+
+def test_top_level():
+    listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode: pytest.skip('not a git checkout')
+    top = {name.split('/')[0] for name in listed.stdout.splitlines()}
+    assert {name for name in top if name[0] != '.'} <= TOP
+
+
+@named([p for p in sorted(ROOT.glob('*')) + sorted((ROOT / 'tests').glob('*')) + MODULES if p.is_file()])
+def test_files_name_no_machine_path(path):
+    found = MACHINE_PATH.search(path.read_text(encoding='utf-8')) if path != Path(__file__).resolve() else None
+    assert not found, found
+
+
+# Notebooks
+
+@named(NOTEBOOKS)
+def test_notebook_names_no_machine_path(path):
+    texts = [source for kind in ('markdown', 'code') for source, _ in cells(path, kind)]
+    texts += [text for _, outputs in cells(path, 'code') for text in printed(outputs)]
+    found = [m[0] for m in map(MACHINE_PATH.search, texts) if m]
+    assert not found
+
+
+@named(NOTEBOOKS)
+def test_notebook_is_small(path): assert path.stat().st_size < 600_000
+
+
+@named(NOTEBOOKS)
+def test_notebook_begins_with_title_and_quote(path):
+    first = ''.join(json.loads(path.read_text(encoding='utf-8'))['cells'][0]['source'])
+    assert re.match(r'# \S.*\n\n> \S', first)
+
+
+@named(NOTEBOOKS)
+def test_code_cells_are_short(path):
+    long = [source.splitlines()[:3] for source, _ in cells(path, 'code') if len(source.splitlines()) > 30]
+    assert not long
+
+
+@named(NOTEBOOKS)
+def test_outputs_hold_no_warning_or_error(path):
+    bad = [''.join(o.get('text', o.get('evalue', '')))[:200] for _, outputs in cells(path, 'code') for o in outputs
+           if o['output_type'] == 'error' or o.get('name') == 'stderr']
+    assert not bad
+
+
+@named([p for p in NOTEBOOKS if exported_module(p)])
+def test_notebook_imports_only_from_earlier_rooms(path):
+    room = {f'skyseek.{exported_module(p)}': p.name for p in NOTEBOOKS if exported_module(p)}
+    late = [name for name in imports(path) if room.get(name, '') >= path.name and room[name] != path.name]
+    assert not late
+
+
+# Modules
+
+@named(MODULES)
+def test_module_comes_from_a_notebook(path):
+    assert path.read_text(encoding='utf-8').count('AUTOGENERATED! DO NOT EDIT! File to edit: ') == 1
+
+
+@named(MODULES)
+def test_module_is_short(path): assert len(path.read_text(encoding='utf-8').splitlines()) <= 400
+
+
+@named(MODULES)
+def test_functions_are_short(path):
+    long = {n.name: n.end_lineno - n.lineno + 1 for n in walk(path) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    assert not {name: lines for name, lines in long.items() if lines > 40}
+
+
+@named(MODULES)
+def test_public_names_have_docstrings(path):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    assert not [n.name for n in tree.body if isinstance(n, kinds) and n.name[0] != '_' and not ast.get_docstring(n)]
+
+
+@named(MODULES + NOTEBOOKS)
+def test_nothing_is_pickled(path):
+    calls = {ast.unparse(n.func) for n in walk(path) if isinstance(n, ast.Call)}
+    assert not calls & PICKLE_CALLS and not {c for c in calls if c.endswith('_pickle')}
+    assert not {name.split('.')[0] for name in imports(path)} & PICKLERS
+    assert not [n for n in walk(path) if isinstance(n, ast.keyword) and n.arg == 'allow_pickle' and getattr(n.value, 'value', None) is not False]
+
+
+@named(MODULES)
+def test_no_assert_print_or_bare_except(path):
+    found = [n.lineno for n in walk(path) if isinstance(n, ast.Assert) or isinstance(n, ast.ExceptHandler) and n.type is None
+             or isinstance(n, ast.Call) and ast.unparse(n.func) == 'print' and path.stem != 'cli']
+    assert not found and not re.search(r'\b(TODO|FIXME|XXX)\b', path.read_text(encoding='utf-8'))
