@@ -335,7 +335,7 @@ def check_pages():
     wrong += [f'_quarto.yml: {name} is in nbs/ but not in the sidebar' for name in sorted(notebooks - set(listed))]
     wrong += [f'{name}: got no page' for name in sorted(notebooks) if not (DOCS / page_of(PROC / name)).exists()]
     pages = {p: Page(p) for p in sorted(DOCS.rglob('*.html'))}
-    for page in pages.values(): wrong += [*leaks(page), *dead_links(page, pages)]
+    for page in pages.values(): wrong += dict.fromkeys([*leaks(page), *dead_links(page, pages)])
     return wrong
 
 
