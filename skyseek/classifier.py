@@ -10,6 +10,7 @@ __all__ = ['ALPHA', 'HEAD_WEIGHT', 'GAMMA', 'CLASSIFIER_TRAINING', 'MetadataEnco
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -34,12 +35,6 @@ class MetadataEncoder(nn.Module):
         width = n_columns*bins if scaling == 'quantile' else n_columns
         self.net = nn.Sequential(nn.Linear(width, 24), nn.ReLU(), nn.Linear(24, n_out))
 
-    def learn_scale(self, columns): # (N, M) array of the training spectra
-        "Set quantiles and spreads from the training set."
-        columns = np.asarray(columns, np.float64)
-        q = np.quantile(columns, np.linspace(0, 1, self.edges.shape[1]), axis=0).T
-        self.edges.copy_(torch.as_tensor(q)); self.sigma.copy_(torch.as_tensor(np.maximum(columns.std(axis=0), 1e-12)))
-
     def scale(self, columns): # (N, M) → (N, M·bins) or (N, M)
         "Columns as the network sees them."
         if self.scaling == 'signlog': return columns.sign()*torch.log1p(columns.abs()/self.sigma)
@@ -48,6 +43,18 @@ class MetadataEncoder(nn.Module):
         return torch.where(width > 0, (columns[:, :, None] - lo)/width.clamp(min=1e-30), step).clamp(0, 1).flatten(1)
 
     def forward(self, columns): return self.net(self.scale(columns))
+
+# %% ../nbs/12_classifier.ipynb #1743e2b6
+@patch
+def learn_scale(
+    self: MetadataEncoder,
+    columns, # (N, M) columns of the training spectra
+):
+    "Set quantiles and spreads from the training set."
+    columns = np.asarray(columns, np.float64)
+    q = np.quantile(columns, np.linspace(0, 1, self.edges.shape[1]), axis=0).T
+    self.edges.copy_(torch.as_tensor(q))
+    self.sigma.copy_(torch.as_tensor(np.maximum(columns.std(axis=0), 1e-12)))
 
 # %% ../nbs/12_classifier.ipynb #c7e46d90
 ALPHA, HEAD_WEIGHT, GAMMA = (2/3, 5/6), (1., 2.), 2.  # the published focal loss: Z_WRONG and S_WRONG
@@ -94,12 +101,6 @@ class WrongClassifier(nn.Module):
         for name, value in (('latent_mean', torch.zeros(latent)), ('latent_std', torch.ones(latent)), ('slope', torch.ones(2)), ('offset', torch.zeros(2))):
             self.register_buffer(name, value)
 
-    def learn_scale(self, latent, metadata): # (N, 36) and (N, M) of the training spectra
-        "Set all scalings from the training set."
-        if self.config['latent']:
-            self.latent_mean.copy_(torch.as_tensor(latent.mean(axis=0))); self.latent_std.copy_(torch.as_tensor(latent.std(axis=0) + 1e-6))
-        for m in self.members: m.metadata.learn_scale(metadata)
-
     def logits(self, latent, metadata): # (members, B, 2)
         "Uncalibrated logits of each member."
         latent = (latent[:, :len(self.latent_mean)] - self.latent_mean)/self.latent_std
@@ -110,10 +111,24 @@ class WrongClassifier(nn.Module):
         mean = torch.logit(self.logits(latent, metadata).sigmoid().mean(dim=0), eps=1e-6)
         return torch.sigmoid(self.slope*mean + self.offset)
 
-    def loss(self, batch): # scalar
-        "Focal loss, mean over the members. The batch has latent, metadata and wrong (B, 2)."
-        logits = self.logits(batch['latent'], batch['metadata'])
-        return focal_loss(logits, batch['wrong'].expand_as(logits))
+# %% ../nbs/12_classifier.ipynb #853f4ee9
+@patch
+def loss(self: WrongClassifier, batch): # dict with latent (B, 36), metadata (B, M) and wrong (B, 2)
+    "Focal loss, mean over the members."
+    logits = self.logits(batch['latent'], batch['metadata'])
+    return focal_loss(logits, batch['wrong'].expand_as(logits))
+
+@patch
+def learn_scale(
+    self: WrongClassifier,
+    latent, # (N, 36) latents of the training spectra
+    metadata, # (N, M) their columns
+):
+    "Set all scalings from the training set."
+    if self.config['latent']:
+        self.latent_mean.copy_(torch.as_tensor(latent.mean(axis=0)))
+        self.latent_std.copy_(torch.as_tensor(latent.std(axis=0) + 1e-6))
+    for m in self.members: m.metadata.learn_scale(metadata)
 
 # %% ../nbs/12_classifier.ipynb #272c58b7
 def pick_columns(

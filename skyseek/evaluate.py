@@ -66,6 +66,7 @@ def measure(
                purity=hits/flag.sum() if flag.any() else np.nan)
     return out | ({'ECE': calibration_error(wrong, score)} if probability else {})
 
+# %% ../nbs/13_evaluate.ipynb #c41dda17
 def evaluate(
     wrong, # (N,) bool labels of *test* targets
     score, # (N,) larger = more suspicious
@@ -160,6 +161,7 @@ def compare_detectors(
         rows.append(dict(detector=name, threshold=threshold) | cells)
     return Table(rows)
 
+# %% ../nbs/13_evaluate.ipynb #d11aa842
 def format_table(
     table, # from `compare_detectors`
     metrics=METRICS, # columns to show

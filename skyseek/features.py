@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from astropy.table import Table
+from fastcore.basics import patch
 
 from . import __version__
 from .spectra import Spectra, wave_desi, write_atomic
@@ -175,22 +176,6 @@ class FeatureStream:
         self.held, self.keep, self.wave, self._n = held, keep, wave, None
         if not self.paths: raise ValueError("no feature shard given; build some with `skyseek features`")
 
-    def epoch(
-        self,
-        epoch=0, # number of the epoch; decides the order together with the seed
-        rank=0, # number of this process
-        world=1, # number of processes; each gets every world-th batch, all the same number
-    ): # yields dicts of tensors, float32
-        "One pass over all shards."
-        rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.paths)) if self.shuffle else np.arange(len(self.paths))
-        waiting = []
-        for start in range(0, len(order), self.held):
-            for batch in self._batches([self.paths[i] for i in order[start:start + self.held]], rng):
-                waiting.append(batch)
-                if len(waiting) == world: yield _tensors(waiting[rank]); waiting = []
-        if waiting and world == 1: yield _tensors(waiting[0])
-
     def __len__(self):
         "Batches in an epoch (to within one per group of shards held); only the TARGETIDs are read."
         if self._n is None: self._n = sum(self._count(p) for p in self.paths)
@@ -200,19 +185,39 @@ class FeatureStream:
         with np.load(path, allow_pickle=False) as z: ids = z['targetid']
         return len(ids) if self.keep is None else int(np.sum(self.keep(ids)))
 
-    def _batches(self, paths, rng):
-        parts = [self._read(p) for p in paths]
-        shared = [k for k in PER_SPECTRUM if all(k in p for p in parts)]
-        pool = {k: np.concatenate([p[k] for p in parts]) for k in shared}
-        n = len(pool['targetid'])
-        rows = rng.permutation(n) if self.shuffle else np.arange(n)
-        for i in range(0, n, self.batch_size): yield {k: v[rows[i:i + self.batch_size]] for k, v in pool.items()}
+# %% ../nbs/06_features.ipynb #520ae227
+@patch
+def epoch(
+    self: FeatureStream,
+    epoch=0, # number of the epoch; decides the order together with the seed
+    rank=0, # number of this process
+    world=1, # number of processes; each gets every world-th batch, all the same number
+): # yields dicts of tensors, float32
+    "One pass over all shards."
+    rng = np.random.default_rng((self.seed, epoch))
+    order = rng.permutation(len(self.paths)) if self.shuffle else np.arange(len(self.paths))
+    waiting = []
+    for start in range(0, len(order), self.held):
+        for batch in _pooled_batches(self, [self.paths[i] for i in order[start:start + self.held]], rng):
+            waiting.append(batch)
+            if len(waiting) == world: yield _tensors(waiting[rank]); waiting = []
+    if waiting and world == 1: yield _tensors(waiting[0])
 
-    def _read(self, path):
-        features = read_features(path, self.wave)
-        if self.keep is None: return features
-        rows = np.flatnonzero(self.keep(features['targetid']))
-        return {k: v[rows] for k, v in features.items() if k in PER_SPECTRUM}
+# %% ../nbs/06_features.ipynb #7591cf8e
+def _pooled_batches(stream, paths, rng):
+    "Batches of the pooled, shuffled rows of a few shards."
+    parts = [_kept(read_features(p, stream.wave), stream.keep) for p in paths]
+    shared = [k for k in PER_SPECTRUM if all(k in p for p in parts)]
+    pool = {k: np.concatenate([p[k] for p in parts]) for k in shared}
+    n = len(pool['targetid'])
+    rows = rng.permutation(n) if stream.shuffle else np.arange(n)
+    for i in range(0, n, stream.batch_size): yield {k: v[rows[i:i + stream.batch_size]] for k, v in pool.items()}
+
+def _kept(features, keep):
+    "The rows of a shard that `keep` wants."
+    if keep is None: return features
+    rows = np.flatnonzero(keep(features['targetid']))
+    return {k: v[rows] for k, v in features.items() if k in PER_SPECTRUM}
 
 def _tensors(batch):
     "numpy arrays to tensors, halves to float32."

@@ -117,6 +117,17 @@ def _weights(model): return {k: v.detach().cpu().clone() for k, v in model.modul
 def _finished(history, settings):
     return settings.patience and len(history['train']) - 1 - history['best'] >= settings.patience
 
+@torch.no_grad()
+def _mean_loss(fabric, model, stream):
+    "Loss over a stream, every spectrum weighted the same; the same number in every process."
+    model.eval()
+    total = n = 0
+    for batch in stream.epoch(0):
+        size = len(next(iter(batch.values())))
+        total, n = total + model.loss(fabric.to_device(batch)).item()*size, n + size
+    return fabric.broadcast(total/max(n, 1))
+
+# %% ../nbs/10_train.ipynb #bef25979
 def _train_epoch(fabric, model, optimizer, train, epoch, settings, progress):
     "One pass; returns the mean loss."
     torch.manual_seed(hash((settings.seed, epoch, fabric.global_rank)) % 2**31)
@@ -134,16 +145,6 @@ def _train_epoch(fabric, model, optimizer, train, epoch, settings, progress):
         total += loss.item()
         if i % 20 == 0: bar.set_postfix(loss=f'{total/(i + 1):.4f}')
     return fabric.all_reduce(torch.tensor(total/(i + 1)), reduce_op='mean').item()
-
-@torch.no_grad()
-def _mean_loss(fabric, model, stream):
-    "Loss over a stream, every spectrum weighted the same; the same number in every process."
-    model.eval()
-    total = n = 0
-    for batch in stream.epoch(0):
-        size = len(next(iter(batch.values())))
-        total, n = total + model.loss(fabric.to_device(batch)).item()*size, n + size
-    return fabric.broadcast(total/max(n, 1))
 
 # %% ../nbs/10_train.ipynb #9a4593e9
 def save_model(
