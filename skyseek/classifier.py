@@ -4,18 +4,22 @@
 
 # %% auto #0
 __all__ = ['ALPHA', 'HEAD_WEIGHT', 'GAMMA', 'CLASSIFIER_TRAINING', 'MetadataEncoder', 'focal_loss', 'WrongClassifier',
-           'pick_columns', 'calibrate', 'predict', 'train_classifier', 'EndToEnd']
+           'pick_columns', 'calibrate', 'predict', 'train_classifier', 'label_features', 'encode_file',
+           'train_classifier_file', 'EndToEnd']
 
 # %% ../nbs/12_classifier.ipynb #6cf83c1f
 import numpy as np
 import torch
 import torch.nn.functional as F
+from astropy.table import Table
 from fastcore.basics import patch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from .features import METADATA, ArrayStream
-from .train import fit
+from .autoencoder import encode
+from .features import METADATA, TYPES, ArrayStream, FeatureStream, read_features
+from .train import TrainSettings, fit, save_model
+from .truth import choose_threshold, label_wrong, match_truth, split_of
 
 # %% ../nbs/12_classifier.ipynb #184c1fa0
 class MetadataEncoder(nn.Module):
@@ -190,6 +194,53 @@ def train_classifier(
     model.learn_scale(part['train']['latent'], part['train']['metadata'])
     history = fit(model, ArrayStream(part['train'], 64, settings.seed), ArrayStream(part['validation'], 4096, shuffle=False), settings, **fit_options)
     calibrate(model, **part['validation'])
+    return history
+
+# %% ../nbs/12_classifier.ipynb #44ace03f
+def label_features(
+    features, # dict with targetid, metadata, metadata_names, e.g. of a shard or of `encode`
+    truth, # table with TARGETID, TRUE_Z, TRUE_SPECTYPE
+    tolerance=0.001, # see `label_wrong`
+): # wrong (N, 2) float32: Z_WRONG and S_WRONG, and known (N,) bool
+    "Labels for the spectra of a shard."
+    z, *types = pick_columns(features['metadata'], features['metadata_names'], ['Z', *TYPES]).T
+    spectype = np.select([t > 0.5 for t in types], [t[3:] for t in TYPES], '')
+    label = label_wrong(Table({'Z': z, 'SPECTYPE': spectype}), match_truth(features['targetid'], truth), tolerance)
+    return np.stack([label['Z_WRONG'], label['S_WRONG']], axis=1).astype(np.float32), np.asarray(label['KNOWN'])
+
+def encode_file(
+    paths, # feature shards, with redrock's columns
+    autoencoder, # `Autoencoder`
+): # dict: latent, chi2, targetid, metadata, metadata_names
+    "Latents and columns of whole shards, in the order of the files."
+    names = read_features(paths[0]).get('metadata_names')
+    if names is None: raise ValueError(f"{paths[0]}: has no redrock columns; join a redrock file before building features")
+    return encode(autoencoder, FeatureStream(paths, 64, shuffle=False, wave=autoencoder.wave.numpy())) | {'metadata_names': names}
+
+# %% ../nbs/12_classifier.ipynb #5ef15abb
+def train_classifier_file(
+    paths, # feature shards, with redrock's columns
+    truth, # table with TARGETID, TRUE_Z, TRUE_SPECTYPE
+    autoencoder, # `Autoencoder`, stays frozen
+    dst, # model folder to write
+    model=None, # a fresh `WrongClassifier`; None makes the default
+    tolerance=0.001, # see `label_wrong`
+    settings=TrainSettings(**CLASSIFIER_TRAINING), # see `TrainSettings`
+    about='', # a sentence on what it was trained on; kept with the weights
+    progress=True, # show progress bars
+): # history, as from `fit`
+    "Train a classifier on shards and a truth table, choose thresholds, save it."
+    code = encode_file(paths, autoencoder)
+    wrong, known = label_features(code, truth, tolerance)
+    if not known.any(): raise ValueError(f"none of the {len(known)} spectra has a row in the truth table; give the truth of the same targets")
+    torch.manual_seed(settings.seed)
+    model, split = model or WrongClassifier(), split_of(code['targetid'])
+    metadata = pick_columns(code['metadata'], code['metadata_names'], model.columns)
+    history = train_classifier(model, code['latent'][known], metadata[known], wrong[known], split[known], settings, progress=progress)
+    held, p = known & (split == 'validation'), predict(model, code['latent'], metadata)
+    thresholds = [choose_threshold(wrong[held, k], p[held, k]) if wrong[held, k].any() else 0.5 for k in range(2)]
+    about = about or f"{(known & (split == 'train')).sum()} labelled spectra in {len(paths)} files"
+    save_model(model, dst, card=about, thresholds=thresholds, about=about, history=history, tolerance=str(tolerance))
     return history
 
 # %% ../nbs/12_classifier.ipynb #9671a55a
