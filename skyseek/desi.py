@@ -89,6 +89,7 @@ def _find_arms(hdus, path, notes):
     arms = {arm: [part(f'{arm}_{p}') for p in ('WAVELENGTH', 'FLUX', 'IVAR', 'MASK')] for arm in ARMS if f'{arm}_FLUX' in hdus}
     if not arms: raise ReadError(f"{path}: no B_FLUX, R_FLUX or Z_FLUX, this is {_kind(hdus)}; give a coadd-*.fits file")
     if lost := [arm for arm in 'BRZ' if arm not in arms and 'BRZ' not in arms]: notes.append(f"no arm {', '.join(lost)}, its pixels get ivar 0")
+    if 0 < len(bare := [arm for arm, images in arms.items() if images[3] is None]) < len(arms): notes.append(f"no mask for arm {', '.join(bare)}")
     for arm, images in arms.items(): _check_shapes(path, arm, *images)
     rows = [images[1].shape[0] for images in arms.values()]
     if len(set(rows)) > 1: raise ReadError(f"{path}: the arms {', '.join(arms)} have {rows} rows; they must be the same targets, download the file again")
@@ -109,9 +110,9 @@ def _clean(flux, ivar, mask, counts):
     if mask is not None: np.copyto(ivar, 0, where=mask != 0)
     if ivar.min() >= 0 and np.isfinite(ivar.max()) and np.isfinite(flux).all(): return flux, ivar
     broken = ~(np.isfinite(flux) & np.isfinite(ivar))
-    counts['non-finite'] += int((broken & (ivar != 0)).sum())
-    counts['negative'] += int((ivar < 0).sum())
-    ivar[broken | (ivar < 0)] = 0
+    negative = (ivar < 0) & ~broken
+    counts.update({'non-finite': int((broken & (ivar != 0)).sum()), 'negative': int(negative.sum())})
+    ivar[broken | negative] = 0
     flux[broken] = 0
     return flux, ivar
 

@@ -6,6 +6,7 @@
 __all__ = ['NOISE_ADDED', 'MANTISSA_BITS', 'ReadError', 'open_fits', 'read_table', 'write_spectra', 'read_spectra']
 
 # %% ../nbs/01a_files.ipynb #e98414d8
+import gzip
 import io
 import re
 import warnings
@@ -37,14 +38,20 @@ def open_fits(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', AstropyWarning)
-            warnings.filterwarnings('error', 'File may have been truncated')
+            warnings.filterwarnings('error', '(File may have been truncated|Error validating header)')
+            if Path(path).suffix == '.gz': _read_through(path)
             with fits.open(path, memmap=False) as hdus:
                 len(hdus) # astropy is lazy: walk to the end of the file now
                 yield hdus
     except ReadError: raise
     except _BROKEN as e:
-        why = re.split(r'[\n:,.;](?:\s|$)', str(e))[0] or type(e).__name__
+        why = re.split(r'\s\(|[\n:,.;](?:\s|$)', str(e))[0] or type(e).__name__
         raise ReadError(f"{path}: not a complete FITS file ({why}); download or copy it again") from e
+
+def _read_through(path):
+    "Decompress a .gz file once; astropy takes one that was cut for a short one."
+    with gzip.open(path) as f:
+        while f.read(1 << 20): pass
 
 # %% ../nbs/01a_files.ipynb #c07387d3
 def read_table(
@@ -86,6 +93,17 @@ def _rice_hdu(flux, step, name):
     hdu.header.update(ZBITPIX=-32, ZQUANTIZ='NO_DITHER', BUNIT=FLUX_UNIT.to_string('fits'))
     return hdu
 
+# %% ../nbs/01a_files.ipynb #d87a2fad
+def _table_hdu(table, name):
+    "A table HDU with the units of its columns, whatever they are."
+    bare = table.copy(copy_data=False)
+    bare.meta.clear()
+    for column in bare.itercols(): column.unit = None
+    hdu = fits.BinTableHDU(bare, name=name)
+    for c in table.colnames:
+        if table[c].unit: hdu.columns[c].unit = str(table[c].unit)
+    return hdu
+
 # %% ../nbs/01a_files.ipynb #19bb8198
 def _header(spectra):
     "Primary header of the compact file: versions, inputs, quantisation."
@@ -102,10 +120,8 @@ def write_spectra(
     if not len(spectra): raise ValueError(f"{dst}: no spectra to write; check what was selected")
     flux = np.where(spectra.good, spectra.flux, 0)
     ivar = fits.CompImageHDU(_round_mantissa(spectra.ivar, MANTISSA_BITS), compression_type='GZIP_2', tile_shape=(1, len(spectra.wave)), quantize_level=0, name='IVAR')
-    targets = spectra.meta.copy(copy_data=False)
-    targets.meta.clear()
     hdus = fits.HDUList([fits.PrimaryHDU(header=_header(spectra)), fits.ImageHDU(spectra.wave, name='WAVELENGTH'), _rice_hdu(flux, _steps(flux, spectra.ivar), 'FLUX'),
-                         ivar, fits.BinTableHDU(targets, name='TARGETS')])
+                         ivar, _table_hdu(spectra.meta, 'TARGETS')])
     try:
         with write_atomic(dst) as tmp: hdus.writeto(tmp, checksum=True)
     except OSError as e: raise OSError(e.errno, f"{dst}: cannot be written ({e.strerror or e}); free some space or choose another folder") from e
