@@ -28,7 +28,7 @@ class Faults:
     tilt: float = 0.03  # rms of the flux calibration's slope across one arm
     sky: float = 0.008  # rms of sky subtraction, as a fraction of the sky
     shift: float = 0.008  # rms of the sky model's wavelength error, pixels
-    cosmics: float = 0.6  # cosmic rays per spectrum that nobody masked
+    cosmics: float = 0.06  # cosmic rays per spectrum that nobody masked
     masked: float = 0.003  # fraction of pixels that are masked
     dead_arm: float = 0.01  # probability that one arm is lost
     scatter: tuple = (1.15, 1.04, 1.38)  # true variance × ivar in B, R, Z
@@ -86,7 +86,8 @@ def observe(
     faults=Faults(),  # what goes wrong
 ): # (dict of arm → (flux, ivar, mask), list of words for FLAGS)
     "Observe one source: three arms with DESI's pixels, noise and faults. Float32 flux and ivar, uint32 mask."
-    if len(fine) != len(fine_edges()) - 1: raise ValueError(f"fine has {len(fine)} sub-pixels, observe wants {len(fine_edges()) - 1}; use bin_average(wave, flux, fine_edges())")
+    wanted = len(fine_edges()) - 1
+    if len(fine) != wanted: raise ValueError(f"fine has {len(fine)} sub-pixels, observe wants {wanted}; use bin_average(wave, flux, fine_edges())")
     scale = 4.0 if rng.random() < 0.05 else 1.0
     dead = rng.choice(list(ARMS)) if rng.random() < faults.dead_arm else None
     arms = {arm: _observe_arm(arm, fine, night, faults, scale, rng, s) for arm, s in zip(ARMS, faults.scatter)}

@@ -67,9 +67,11 @@ def calzetti(
 # %% ../nbs/04_populations.ipynb #6d94b6b4
 BALMER = ((6564.61, 2.86), (4862.68, 1.0), (4341.68, 0.469), (4102.89, 0.259), (3971.20, 0.159), (3890.15, 0.105), (3836.47, 0.073), (3798.98, 0.053))
 METAL_LINES = (  # vacuum Å, family, ratio inside the family
-    (3727.09, 'OII', 0.42), (3729.88, 'OII', 0.58), (4960.30, 'OIII', 1 / 2.98), (5008.24, 'OIII', 1.0), (4364.44, 'OIII', 0.012), (3869.86, 'OIII', 0.085), (3968.59, 'OIII', 0.026),
+    (3727.09, 'OII', 0.42), (3729.88, 'OII', 0.58), (4960.30, 'OIII', 1 / 2.98), (5008.24, 'OIII', 1.0), (4364.44, 'OIII', 0.012),
+    (3869.86, 'OIII', 0.085), (3968.59, 'OIII', 0.026),
     (6549.86, 'NII', 1 / 2.96), (6585.27, 'NII', 1.0), (6718.29, 'SII', 0.57), (6732.68, 'SII', 0.43), (6302.05, 'OI', 1.0), (6365.54, 'OI', 0.33),
-    (5877.25, 'HeI', 1.0), (4472.73, 'HeI', 0.38), (6680.0, 'HeI', 0.29), (7067.1, 'HeI', 0.2), (7137.77, 'ArIII', 1.0), (9071.1, 'SIII', 1 / 2.5), (9533.2, 'SIII', 1.0),
+    (5877.25, 'HeI', 1.0), (4472.73, 'HeI', 0.38), (6680.0, 'HeI', 0.29), (7067.1, 'HeI', 0.2), (7137.77, 'ArIII', 1.0),
+    (9071.1, 'SIII', 1 / 2.5), (9533.2, 'SIII', 1.0),
     (3426.85, 'NeV', 1.0), (4687.0, 'HeII', 1.0), (2796.35, 'MgII', 0.6), (2803.53, 'MgII', 0.4), (1908.73, 'CIII', 1.0))
 
 def line_families(
@@ -124,8 +126,10 @@ def formed_mass(
     return mass
 
 # %% ../nbs/04_populations.ipynb #749b0165
-ISM = ((2344.21, 0.5), (2374.46, 0.3), (2382.77, 0.8), (2586.65, 0.5), (2600.17, 0.8), (2796.35, 1.0), (2803.53, 0.8), (2852.96, 0.3), (1260.42, 1.0), (1302.17, 1.0), (1334.53, 1.2),
-       (1393.76, 0.7), (1402.77, 0.5), (1526.71, 0.8), (1548.20, 0.9), (1550.78, 0.7), (1608.45, 0.4), (1670.79, 0.9), (1854.72, 0.5), (1862.79, 0.4), (5891.58, 0.15), (5897.56, 0.1))
+ISM = ((2344.21, 0.5), (2374.46, 0.3), (2382.77, 0.8), (2586.65, 0.5), (2600.17, 0.8), (2796.35, 1.0), (2803.53, 0.8), (2852.96, 0.3),
+       (1260.42, 1.0), (1302.17, 1.0), (1334.53, 1.2),
+       (1393.76, 0.7), (1402.77, 0.5), (1526.71, 0.8), (1548.20, 0.9), (1550.78, 0.7), (1608.45, 0.4), (1670.79, 0.9), (1854.72, 0.5),
+       (1862.79, 0.4), (5891.58, 0.15), (5897.56, 0.1))
 
 def interstellar(
     wave,  # (L,) Å
@@ -143,8 +147,10 @@ def interstellar(
 
 # %% ../nbs/04_populations.ipynb #4022dd3c
 KINDS = {  # kind: (log tau yr, E(B-V) stars (gamma scale), sigma of stars km/s, [Fe/H] mean, N2 mean)
-    'OLD': ((8.3, 9.0), 0.03, (140, 320), 0.1, -0.35), 'MIXED': ((9.2, 9.8), 0.08, (90, 220), 0.0, -0.5), 'SF': ((9.7, 10.5), 0.10, (40, 120), -0.35, -1.0),
-    'BURST': ((9.7, 10.5), 0.06, (30, 80), -0.7, -1.5), 'POST': ((8.7, 9.3), 0.06, (80, 200), -0.1, -0.5), 'AGN2': ((8.8, 9.7), 0.10, (100, 250), 0.0, -0.4),
+    'OLD': ((8.3, 9.0), 0.03, (140, 320), 0.1, -0.35), 'MIXED': ((9.2, 9.8), 0.08, (90, 220), 0.0, -0.5),
+    'SF': ((9.7, 10.5), 0.10, (40, 120), -0.35, -1.0),
+    'BURST': ((9.7, 10.5), 0.06, (30, 80), -0.7, -1.5), 'POST': ((8.7, 9.3), 0.06, (80, 200), -0.1, -0.5),
+    'AGN2': ((8.8, 9.7), 0.10, (100, 250), 0.0, -0.4),
     'ODD': ((8.5, 10.2), 0.10, (60, 400), -0.3, -0.8)}
 
 def _history(kind, tau, z, rng):
@@ -159,10 +165,11 @@ def _gas(wave, kind, young, stars, ebv, n2, rng):
     "Emission lines of one galaxy: Hα from the young ultraviolet light, or a weak LINER where there is none."
     hbeta = 13.3 / 2.86 * np.interp(1500., wave, young) * 10 ** rng.normal(0, 0.2)
     level = np.interp(6564.6, wave, stars)
-    agn = rng.uniform(0.5, 1) if kind == 'AGN2' else 0.5 * (rng.random() < 0.5) if kind == 'OLD' else rng.choice([0, rng.uniform(0, 0.4)], p=[0.9, 0.1])
+    agn = rng.uniform(0.5, 1) if kind == 'AGN2' else 0.5 * (rng.random() < 0.5) if kind == 'OLD' else rng.uniform(0, 0.4) * (rng.random() < 0.1)
     if kind in ('OLD', 'POST'): hbeta = hbeta * 0.2 + level * rng.gamma(1.0, 0.4) / 2.86
     if kind == 'AGN2': hbeta += level * 10 ** rng.uniform(0.3, 1.5) / 2.86
-    sigma = np.exp(rng.normal(np.log({'BURST': 40, 'SF': 60}.get(kind, 120)), 0.35)) * (rng.uniform(2, 6) if kind == 'ODD' and rng.random() < 0.4 else 1)
+    sigma = np.exp(rng.normal(np.log({'BURST': 40, 'SF': 60}.get(kind, 120)), 0.35))
+    if kind == 'ODD' and rng.random() < 0.4: sigma *= rng.uniform(2, 6)
     gas = nebular_lines(wave, hbeta, line_families(n2, rng.normal(0, (0.15, 0.1)), agn), sigma, ebv / 0.44 * rng.uniform(0.7, 1.2))
     return gas, dict(SIGMA_GAS=sigma, AGN=float(agn), HA_EW=2.86 * hbeta / level)
 

@@ -28,7 +28,7 @@ class TemplateLibrary:
 
     def __post_init__(self):
         if self.flux.shape != (len(self.table), len(self.wave)):
-            raise ValueError(f"flux has shape {self.flux.shape}, wave {len(self.wave)} pixels and table {len(self.table)} rows; they must be (T, L), L and T")
+            raise ValueError(f"flux is {self.flux.shape}, wave has {len(self.wave)} pixels, table {len(self.table)} rows; they must be (T, L), L and T")
 
     def __len__(self): return len(self.flux)
     def __getitem__(self, rows): return TemplateLibrary(self.wave, self.flux[rows], self.table[rows])
@@ -113,7 +113,8 @@ def _read_vectors(hdus, path, archetypes):
     spectype, subtype = header.get('RRTYPE', '').strip(), header.get('RRSUBTYP', '').strip()
     if not spectype: spectype, subtype = _sdss_type(header, path)
     kind, names = 'eigenvector', [subtype] * len(data)
-    if spectype == 'STAR' and ('NAME0' in header or len(data) == 1): kind, names = 'spectrum', [str(header.get(f'NAME{i}', subtype)) for i in range(len(data))]
+    if spectype == 'STAR' and ('NAME0' in header or len(data) == 1): 
+        kind, names = 'spectrum', [str(header.get(f'NAME{i}', subtype)) for i in range(len(data))]
     if 'ARCHETYPE_COEFF' in hdus and archetypes:
         coeff = np.array(hdus['ARCHETYPE_COEFF'].data, float)
         data, kind = coeff[:: max(1, len(coeff) // archetypes)][:archetypes] @ data, 'spectrum'
@@ -126,7 +127,7 @@ def _sdss_type(header, path):
     name = (header.get('OBJECT', '') or Path(path).name.removeprefix('spEigen')).upper()
     for key, pair in (('CV', ('STAR', 'CV')), ('STAR', ('STAR', '')), ('GAL', ('GALAXY', '')), ('QSO', ('QSO', ''))):
         if key in name: return pair
-    raise ValueError(f"{path}: cannot tell galaxies, quasars and stars apart from OBJECT={name!r}; rename the file to spEigenGal…, spEigenQSO… or spEigenStar…")
+    raise ValueError(f"{path}: galaxy, quasar or star? OBJECT is {name!r}; rename the file to spEigenGal…, spEigenQSO… or spEigenStar…")
 
 def _read_table(hdu, path):
     "Pickles or Kinney–Calzetti: one spectrum in columns WAVELENGTH (air) and FLUX."

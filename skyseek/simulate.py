@@ -76,29 +76,32 @@ def make_fibermap(
     survey=Survey(),  # settings
 ): # Table, N rows
     "FIBERMAP of a coadd with DESI's column names and types; fluxes in nanomaggies."
-    extra, spectype, target = np.array([r['EXTRA'] for r in rows]), [r['TRUE_SPECTYPE'] for r in rows], [r['CLASS'] for r in rows]
-    centre = (137.508 * survey.hpx) % 360, np.degrees(np.arcsin(2 * ((0.6180340 * survey.hpx) % 1) - 1)) * 0.6
+    extra, spectype, target = (np.array([r[name] for r in rows]) for name in ('EXTRA', 'TRUE_SPECTYPE', 'CLASS'))
+    ra, dec = (137.508 * survey.hpx) % 360, 0.6 * np.degrees(np.arcsin(2 * ((0.6180340 * survey.hpx) % 1) - 1))
+    galaxy = spectype == 'GALAXY'
+    columns = dict(TARGETID=np.array([r['TARGETID'] for r in rows]), COADD_FIBERSTATUS=np.where(extra[:, 5] < 0.02, 8, 0).astype(np.int32),
+                   TARGET_RA=ra + 1.6 * (extra[:, 0] - 0.5), TARGET_DEC=dec + 0.9 * (extra[:, 1] - 0.5),
+                   OBJTYPE=np.where(target == 'SKY', 'SKY', 'TGT'),
+                   MORPHTYPE=np.where(galaxy, 'SER', 'PSF'), EBV=np.array([r['EBV'] for r in rows], np.float32))
     fibre = {b: np.array([r['FLUX'][b] for r in rows]) for b in 'GRZ'}
-    share = np.where(np.array(spectype) == 'GALAXY', 0.4 + 0.35 * extra[:, 2], 0.78)
-    colour = np.array([COLOURS[s] for s in spectype]) + 0.3 * (extra[:, 3:5] - 0.5)
-    w1 = fibre['Z'] / share * 10 ** (0.4 * colour[:, 0])
-    columns = dict(TARGETID=np.array([r['TARGETID'] for r in rows], np.int64), COADD_FIBERSTATUS=np.where(extra[:, 5] < 0.02, 8, 0).astype(np.int32),
-                   TARGET_RA=centre[0] + 1.6 * (extra[:, 0] - 0.5), TARGET_DEC=centre[1] + 0.9 * (extra[:, 1] - 0.5), OBJTYPE=np.where(np.array(target) == 'SKY', 'SKY', 'TGT'),
-                   MORPHTYPE=np.where(np.array(spectype) == 'GALAXY', 'SER', 'PSF'), EBV=np.array([r['EBV'] for r in rows], np.float32))
-    columns |= {f'FLUX_{b}': (f / share).astype(np.float32) for b, f in fibre.items()} | dict(FLUX_W1=w1.astype(np.float32), FLUX_W2=(w1 * 10 ** (0.4 * colour[:, 1])).astype(np.float32))
-    columns |= {f'FIBERFLUX_{b}': f.astype(np.float32) for b, f in fibre.items()}
+    total = {b: f / np.where(galaxy, 0.4 + 0.35 * extra[:, 2], 0.78) for b, f in fibre.items()}
+    colour = 10 ** (0.4 * (np.array([COLOURS[s] for s in spectype]) + 0.3 * (extra[:, 3:5] - 0.5)))
+    total['W1'] = total['Z'] * colour[:, 0]
+    total['W2'] = total['W1'] * colour[:, 1]
+    for kind, fluxes in (('FLUX', total), ('FIBERFLUX', fibre)): columns |= {f'{kind}_{b}': f.astype(np.float32) for b, f in fluxes.items()}
     return Table(columns | _bits_and_counts(rows, target, extra))
 
 # %% ../nbs/04_simulate.ipynb #2c7f4be1
 def _bits_and_counts(rows, target, extra):
     "Target bits and exposure columns of the FIBERMAP."
-    time, numexp = np.array([r['EFFTIME'] for r in rows]), np.array([r['NUMEXP'] for r in rows], np.int16)
-    faint = np.array([r['MAG'] > 19.5 for r in rows])
-    is_bgs, is_mws = (np.array(target) == name for name in ('BGS', 'MWS'))
-    return dict(DESI_TARGET=np.array([BITS[t] for t in target], np.int64), BGS_TARGET=np.where(is_bgs, np.where(faint, 1, 2), 0).astype(np.int64), MWS_TARGET=is_mws.astype(np.int64),
-                SCND_TARGET=np.zeros(len(rows), np.int64), COADD_NUMEXP=numexp, COADD_EXPTIME=(time * (1.1 + 0.9 * extra[:, 6] ** 2)).astype(np.float32),
-                COADD_NUMNIGHT=np.minimum(numexp, 1 + (extra[:, 7] * 2).astype(np.int16)), COADD_NUMTILE=np.minimum(numexp, 1 + (extra[:, 8] * 2).astype(np.int16)),
-                MEAN_PSF_TO_FIBER_SPECFLUX=np.full(len(rows), 0.78, np.float32))
+    time, numexp, mag = (np.array([r[name] for r in rows]) for name in ('EFFTIME', 'NUMEXP', 'MAG'))
+    nights, tiles = (np.minimum(numexp, 1 + (2 * extra[:, k]).astype(int)) for k in (7, 8))
+    bits = dict(DESI_TARGET=[BITS[t] for t in target], BGS_TARGET=np.where(target == 'BGS', np.where(mag > 19.5, 1, 2), 0),
+                MWS_TARGET=target == 'MWS', SCND_TARGET=np.zeros(len(rows)))
+    counts = dict(COADD_NUMEXP=numexp, COADD_NUMNIGHT=nights, COADD_NUMTILE=tiles)
+    reals = dict(COADD_EXPTIME=time * (1.1 + 0.9 * extra[:, 6] ** 2), MEAN_PSF_TO_FIBER_SPECFLUX=np.full(len(rows), 0.78))
+    return {name: np.asarray(values, kind) for group, kind in ((bits, np.int64), (counts, np.int16), (reals, np.float32)) for name,
+            values in group.items()}
 
 # %% ../nbs/04_simulate.ipynb #99b47339
 WINDOWS = {'B': (4000, 5800), 'R': (5800, 7600), 'Z': (7600, 9800)}
@@ -161,10 +164,12 @@ def _exp_fibermap(fibermap):
     "EXP_FIBERMAP with one row per exposure of each target."
     rows = np.repeat(np.arange(len(fibermap)), fibermap['COADD_NUMEXP'])
     number = np.concatenate([np.arange(k) for k in fibermap['COADD_NUMEXP']])
+    each = fibermap[rows]
     fibre = (rows * 7 % 500).astype(np.int32)
-    return Table(dict(TARGETID=fibermap['TARGETID'][rows], NIGHT=(20210514 + number).astype(np.int32), EXPID=(90000 + number).astype(np.int32), MJD=59348.2 + number, TILEID=(1000 + number).astype(np.int32),
-                      EXPTIME=(fibermap['COADD_EXPTIME'] / fibermap['COADD_NUMEXP'])[rows].astype(np.float64), PETAL_LOC=np.zeros(len(rows), np.int16), DEVICE_LOC=fibre, FIBER=fibre,
-                      FIBERSTATUS=fibermap['COADD_FIBERSTATUS'][rows]))
+    return Table(dict(TARGETID=each['TARGETID'], NIGHT=(20210514 + number).astype(np.int32), EXPID=(90000 + number).astype(np.int32),
+                      MJD=59348.2 + number, TILEID=(1000 + number).astype(np.int32),
+                      EXPTIME=np.array(each['COADD_EXPTIME'] / each['COADD_NUMEXP'], float),
+                      PETAL_LOC=np.zeros(len(rows), np.int16), DEVICE_LOC=fibre, FIBER=fibre, FIBERSTATUS=each['COADD_FIBERSTATUS']))
 
 def _coadd_hdus(arms, fibermap, scores, resolution):
     "HDUs of a coadd file."
@@ -194,7 +199,8 @@ def simulate_survey(
     name = f'{survey.survey}-{survey.program}-{survey.hpx}.fits'
     coadd, truth = Path(dst, f'coadd-{name}'), Path(dst, f'truth-{name}')
     hdus = _coadd_hdus(arms, fibermap, scores, resolution)
-    for key, value in dict(SURVEY=survey.survey, PROGRAM=survey.program, HPXPIXEL=survey.hpx, HPXNSIDE=64, HPXNEST=True, SPGRP='healpix', SIMSEED=seed).items():
+    for key, value in dict(SURVEY=survey.survey, PROGRAM=survey.program, HPXPIXEL=survey.hpx, HPXNSIDE=64, HPXNEST=True, SPGRP='healpix',
+                           SIMSEED=seed).items():
         for hdu in hdus[:2]: hdu.header[key] = value
     with write_atomic(coadd) as tmp: hdus.writeto(tmp)
     with write_atomic(truth) as tmp: make_truth(rows, scores).write(tmp, format='fits')
