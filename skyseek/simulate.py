@@ -58,13 +58,14 @@ def simulate_target(
     survey=Survey(),  # settings
 ): # (dict of arm → (flux, ivar, mask), dict for the tables)
     "Simulate one fibre; the same number and seed give the same spectrum whatever else is simulated."
-    field_rng, rng = template_rng(seed, 1, survey.hpx), template_rng(seed, 2, survey.hpx, number)
+    code = list(PROGRAMS).index(survey.program)
+    field_rng, rng = template_rng(seed, 1, survey.hpx), template_rng(seed, 2 + code, survey.hpx, number)
     fine, row = draw_source(pick(survey.shares or PROGRAMS[survey.program], rng), rng, survey.blend, survey.library)
     time, numexp = rng.uniform(*survey.times()), 1 + int(np.searchsorted((0.65, 0.9), rng.random()))
     night = Night(time, numexp, round(float(field_rng.uniform(-28, 28)), 1))
     arms, words = observe(fine, rng, night, survey.faults)
     row['FLAGS'] = '|'.join(row['FLAGS'] + words)
-    row |= dict(TARGETID=mock_targetid(seed, survey.hpx, number), PROGRAM=survey.program, EFFTIME=time, NUMEXP=numexp, EXTRA=rng.random(12))
+    row |= dict(TARGETID=mock_targetid(seed, survey.hpx, number + (code << 20)), PROGRAM=survey.program, EFFTIME=time, NUMEXP=numexp, EXTRA=rng.random(12))
     return arms, row
 
 # %% ../nbs/04_simulate.ipynb #c97c8cd5
