@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from . import __version__
@@ -47,13 +47,16 @@ def learning_rate(
 # %% ../nbs/10_train.ipynb #74af9857
 FORMAT = 1  # of checkpoints and model folders; raised when old ones can no longer be read
 
+def _packed(tensors, metadata=None):
+    "Tensors as the bytes of a safetensors file."
+    return save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata)
+
 def _save_checkpoint(path, model, best, optimizer, progress):
     "One file with everything needed to go on; `progress` is a JSON-able dict."
     state = optimizer.state_dict()['state']
     tensors = {f'model.{k}': v for k, v in model.state_dict().items()} | {f'best.{k}': v for k, v in best.items()}
     tensors |= {f'optimizer.{i}.{k}': torch.as_tensor(v) for i, s in state.items() for k, v in s.items()}
-    with write_atomic(path) as tmp:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, tmp, metadata={'progress': json.dumps(progress)})
+    with write_atomic(path) as tmp: tmp.write_bytes(_packed(tensors, {'progress': json.dumps(progress)}))
 
 def _load_checkpoint(path, model, optimizer, settings):
     "Put a checkpoint into model and optimiser; returns best weights and progress."
@@ -83,13 +86,7 @@ def fit(
 ): # dict: train and validation loss per epoch, lr, and `best`, the epoch that was kept
     "Train a model; early stopping, resume, CPU or CUDA, several GPUs under torchrun."
     fabric = _fabric(settings)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], settings.lr, weight_decay=settings.weight_decay)
-    model, optimizer = fabric.setup(model, optimizer)
-    model.mark_forward_method('loss')
-    state = dict(format=FORMAT, settings=asdict(settings), epoch=0, history={'train': [], 'validation': [], 'lr': [], 'best': 0})
-    best = _weights(model)
-    if checkpoint and Path(checkpoint).exists():
-        best, state = _load_checkpoint(checkpoint, model.module, optimizer, settings)
+    model, optimizer, best, state = _start(fabric, model, settings, checkpoint)
     history = state['history']
     for epoch in range(state['epoch'], settings.epochs):
         if _finished(history, settings): break
@@ -103,6 +100,16 @@ def fit(
     model.module.load_state_dict(best)
     model.module.eval()
     return history
+
+# %% ../nbs/10_train.ipynb #4bfc43f7
+def _start(fabric, model, settings, checkpoint):
+    "Model and optimiser where they run, best weights and state: fresh, or those of the checkpoint."
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], settings.lr, weight_decay=settings.weight_decay)
+    model, optimizer = fabric.setup(model, optimizer)
+    model.mark_forward_method('loss')
+    if checkpoint and Path(checkpoint).exists(): return model, optimizer, *_load_checkpoint(checkpoint, model.module, optimizer, settings)
+    history = {'train': [], 'validation': [], 'lr': [], 'best': 0}
+    return model, optimizer, _weights(model), dict(format=FORMAT, settings=asdict(settings), epoch=0, history=history)
 
 # %% ../nbs/10_train.ipynb #eddb5210
 def _fabric(settings):
@@ -160,7 +167,7 @@ def save_model(
     shutil.rmtree(tmp, ignore_errors=True)
     try:
         tmp.mkdir(parents=True)
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, tmp/'model.safetensors')
+        (tmp/'model.safetensors').write_bytes(_packed(model.state_dict()))
         (tmp/'config.json').write_text(json.dumps(config, indent=1))
         if card: (tmp/'card.md').write_text(card)
         if folder.exists(): folder.rename(old)

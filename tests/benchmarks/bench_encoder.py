@@ -1,0 +1,110 @@
+"""The default encoder beside the published one: spectra per second, and what each learns in the same processor time.
+
+    python tests/benchmarks/bench_encoder.py --data ../shared/data [--minutes 8] [--device cuda]
+
+Run by hand. Both autoencoders train on the same spectra with the same optimiser for the same number of minutes on one thread (or one GPU);
+then χ² of the reconstruction, and the average precision of the same classifier on the latents of each, on spectra that neither saw.
+"""
+
+import argparse
+import warnings
+from pathlib import Path
+from time import perf_counter, process_time
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score
+
+from skyseek.autoencoder import Autoencoder, EncoderSettings, as_published, encode
+from skyseek.classifier import CLASSIFIER_TRAINING, WrongClassifier, label_features, pick_columns, predict, train_classifier
+from skyseek.desi import extract, read_truth, select_targets
+from skyseek.features import METADATA, ArrayStream, build_features
+from skyseek.train import TrainSettings, learning_rate
+from skyseek.truth import split_of
+from dataclasses import asdict
+
+PARTS = ('flux', 'weight', 'scale', 'exptime', 'targetid', 'metadata')
+
+
+def read(folder, limit=None):
+    """Features and truth of the coadds in a folder of the benchmark."""
+    coadds = sorted(folder.glob('coadd-*.fits'))[:limit]
+    shards = [build_features(select_targets(extract(c))) for c in coadds]
+    truth = read_truth([str(c).replace('coadd-', 'truth-') for c in coadds])
+    return {k: np.concatenate([s[k] for s in shards]) for k in PARTS} | {'metadata_names': shards[0]['metadata_names']}, truth
+
+
+def rate(encoder, batch, n, device, repeat=4):
+    """Spectra per second of an encoder on batches of n."""
+    b = {k: v[:n].to(device) for k, v in batch.items()}
+    times = []
+    with torch.no_grad():
+        for _ in range(repeat + 1):
+            start = perf_counter()
+            encoder(b)
+            if device == 'cuda': torch.cuda.synchronize()
+            times.append(perf_counter() - start)
+    return n/min(times[1:])
+
+
+def train_for(model, stream, seconds, clock, device):
+    """AdamW with warm-up and cosine for a given time; returns the spectra seen."""
+    settings, seen, epoch = TrainSettings(), 0, 0
+    optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
+    model.train().to(device)
+    start = clock()
+    while True:
+        for batch in stream.epoch(epoch):
+            progress = (clock() - start)/seconds
+            if progress >= 1: return seen
+            for group in optimizer.param_groups: group['lr'] = learning_rate(progress, settings)
+            loss = model.loss({k: v.to(device) for k, v in batch.items()})
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            optimizer.step()
+            seen += len(batch['flux'])
+        epoch += 1
+
+
+def precision(train, test, truths, latents):
+    """Average precision of Z_WRONG and S_WRONG of the standard classifier on given latents, columns and all."""
+    (wrong, known), (wrong_test, known_test) = (label_features(p, t) for p, t in zip((train, test), truths))
+    model = WrongClassifier(METADATA['full'])
+    columns = [pick_columns(p['metadata'], p['metadata_names'], model.columns) for p in (train, test)]
+    torch.manual_seed(0)
+    split = split_of(train['targetid'], (.85, .15, 0))
+    train_classifier(model, latents[0][known], columns[0][known], wrong[known], split[known], TrainSettings(**CLASSIFIER_TRAINING, device='cpu'), progress=False)
+    p = predict(model, latents[1], columns[1])
+    return [average_precision_score(wrong_test[known_test, k], p[known_test, k]) for k in range(2)]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--data', type=Path, required=True)
+    parser.add_argument('--minutes', type=float, default=8)
+    parser.add_argument('--device', default='cpu')
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter('ignore')
+    train, truth = read(a.data/'redrock_bench/train')
+    test, truth_test = read(a.data/'redrock_bench/validation')
+    clock = process_time if a.device == 'cpu' else perf_counter
+    stream = lambda part, size, shuffle=True: ArrayStream({k: part[k] for k in PARTS[:4]}, size, shuffle=shuffle)
+    rates, rows = {}, []
+    for name, settings, size in (('published', as_published(), 8), ('default', EncoderSettings(), 32)):
+        torch.manual_seed(0)
+        model = Autoencoder(**asdict(settings)).to(a.device)
+        batch = next(iter(stream(test, 64).epoch(0)))
+        rates[name] = rate(model.encoder.eval(), batch, 8 if a.device == 'cpu' and name == 'published' else 64, a.device)
+        seen = train_for(model, stream(train, size), 60*a.minutes, clock, a.device)
+        codes = [encode(model, stream(p, 8 if name == 'published' else 64, False), a.device) for p in (train, test)]
+        z, s = precision(train, test, (truth, truth_test), [c['latent'] for c in codes])
+        rows.append((name, 1e3/rates[name], rates[name]/rates['published'], seen, np.median(codes[1]['chi2']), np.mean(np.log1p(codes[1]['chi2'])), z, s))
+        print(f'{name} done', flush=True)
+    print(f'\n{a.minutes:g} minutes of training each on one {"thread" if a.device == "cpu" else "GPU"}; {len(test["flux"])} unseen spectra')
+    print(f'{"encoder":10}{"ms/spectrum":>12}{"speed":>8}{"seen":>9}{"median χ²/n":>13}{"mean ln(1+χ²/n)":>17}{"AP Z_WRONG":>12}{"AP S_WRONG":>12}')
+    for name, ms, speed, seen, median, mean, z, s in rows: print(f'{name:10}{ms:12.2f}{speed:7.0f}×{seen:9}{median:13.3f}{mean:17.3f}{z:12.3f}{s:12.3f}')
+
+
+if __name__ == '__main__': main()
