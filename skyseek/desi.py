@@ -104,10 +104,9 @@ def _check_shapes(path, arm, wave, flux, ivar, mask):
     if 0 in shapes[1]: raise ReadError(f"{path}: no spectra in {arm}_FLUX (shape {shapes[1]}); leave this file out")
 
 # %% ../nbs/02_desi.ipynb #bddd9367
-def _clean(flux, ivar, mask, counts):
-    "Native float32 flux and ivar of one block, ivar 0 where masked, negative or not finite; counts the latter two."
-    flux, ivar = flux.astype(np.float32), ivar.astype(np.float32)
-    if mask is not None: np.copyto(ivar, 0, where=mask != 0)
+def _clean(flux, ivar, masked=None, *, counts):
+    "Flux and ivar of one block, ivar set to 0 where masked, negative or not finite; counts the latter two."
+    if masked is not None: np.copyto(ivar, 0, where=masked)
     if ivar.min() >= 0 and np.isfinite(ivar.max()) and np.isfinite(flux).all(): return flux, ivar
     broken = ~(np.isfinite(flux) & np.isfinite(ivar))
     negative = (ivar < 0) & ~broken
@@ -117,16 +116,22 @@ def _clean(flux, ivar, mask, counts):
     return flux, ivar
 
 # %% ../nbs/02_desi.ipynb #f9804a17
+def _pixels(hdu):
+    "A function from a slice of rows to their pixels: native float32 of a flux or ivar image, True where MASK has any bit."
+    scale, zero = hdu.header.get('BSCALE', 1), hdu.header.get('BZERO', 0)
+    if hdu.name.endswith('_MASK'): return lambda rows: hdu.section[rows] != -zero
+    if (scale, zero) == (1, 0): return lambda rows: hdu.section[rows].astype(np.float32)
+    return lambda rows: (hdu.section[rows]*scale + zero).astype(np.float32)
+
 def _merge_blocks(arms, n, counts, block=64):
     "Flux and ivar on the merged grid, (n, 7781) each, read and summed `block` rows at a time."
     flux, ivar = (np.zeros((n, N_WAVE), np.float32) for _ in range(2))
-    where = {arm: _comb_slice(np.nan_to_num(images[0].data.astype(float))) for arm, images in arms.items()}
-    for start in range(0, n, block):
-        rows = slice(start, min(start + block, n))
-        for arm, (_, *images) in arms.items():
-            f, v = _clean(*(None if h is None else h.section[rows] for h in images), counts)
-            ivar[rows, where[arm]] += v
-            flux[rows, where[arm]] += np.multiply(f, v, out=f)
+    readers = [(_comb_slice(np.nan_to_num(wave.data.astype(float))), [_pixels(h) for h in images if h is not None]) for wave, *images in arms.values()]
+    for rows in (slice(start, min(start + block, n)) for start in range(0, n, block)):
+        for where, reads in readers:
+            f, v = _clean(*(read(rows) for read in reads), counts=counts)
+            ivar[rows, where] += v
+            flux[rows, where] += np.multiply(f, v, out=f)
         np.divide(flux[rows], ivar[rows], out=flux[rows], where=ivar[rows] > 0)
     return flux, ivar
 
@@ -136,7 +141,7 @@ def read_coadd(
 ): # `Spectra` on `wave_desi()`; meta = FIBERMAP, S/N and TSNR2 of SCORES, SURVEY, PROGRAM, HEALPIX
     "Read and merge a DESI coadd; unusable files raise `ReadError`, oddities are summed up in one warning."
     notes, counts = [], Counter()
-    with open_fits(path) as hdus:
+    with open_fits(path, do_not_scale_image_data=True) as hdus:
         arms = _find_arms(hdus, path, notes)
         n = next(iter(arms.values()))[1].shape[0]
         meta = _read_targets(hdus, n, path, notes)
@@ -162,6 +167,7 @@ def is_good_fibre(
     meta = spectra.meta
     return np.isin(meta['COADD_FIBERSTATUS'], (0, 8)) if 'COADD_FIBERSTATUS' in meta.colnames else np.ones(len(meta), bool)
 
+# %% ../nbs/02_desi.ipynb #389026d4
 def select_targets(
     spectra, # `Spectra`
     keep_sky=False, # keep sky fibres and other non-targets

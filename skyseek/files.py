@@ -23,15 +23,23 @@ from astropy.utils.exceptions import AstropyWarning
 import skyseek
 from .spectra import FLUX_UNIT, Spectra, write_atomic
 
-# %% ../nbs/01a_files.ipynb #4c7a5775
+# %% ../nbs/01a_files.ipynb #37952a99
 class ReadError(ValueError):
     "A survey file that cannot be used; the message says which file, what is wrong with it and what to do."
 
+# %% ../nbs/01a_files.ipynb #3f3b5c1c
+def _read_through(path):
+    "Decompress a .gz file once; astropy takes one that was cut for a short one."
+    with gzip.open(path) as f:
+        while f.read(1 << 20): pass
+
+# %% ../nbs/01a_files.ipynb #4c7a5775
 _BROKEN = (OSError, EOFError, TypeError, ValueError, LookupError, RuntimeError, zlib.error, fits.VerifyError, AstropyWarning)
 
 @contextmanager
 def open_fits(
     path, # FITS file, also .fits.gz
+    **options, # for `astropy.io.fits.open`
 ): # yields an astropy `HDUList`; only headers are read before something is asked for
     "Open a FITS file for reading; whatever turns out to be wrong with it becomes one `ReadError`."
     if not Path(path).is_file(): raise ReadError(f"{path}: no such file; check the name")
@@ -40,18 +48,13 @@ def open_fits(
             warnings.simplefilter('ignore', AstropyWarning)
             warnings.filterwarnings('error', '(File may have been truncated|Error validating header)')
             if Path(path).suffix == '.gz': _read_through(path)
-            with fits.open(path, memmap=False) as hdus:
+            with fits.open(path, memmap=False, **options) as hdus:
                 len(hdus) # astropy is lazy: walk to the end of the file now
                 yield hdus
     except ReadError: raise
     except _BROKEN as e:
         why = re.split(r'\s\(|[\n:,.;](?:\s|$)', str(e))[0] or type(e).__name__
         raise ReadError(f"{path}: not a complete FITS file ({why}); download or copy it again") from e
-
-def _read_through(path):
-    "Decompress a .gz file once; astropy takes one that was cut for a short one."
-    with gzip.open(path) as f:
-        while f.read(1 << 20): pass
 
 # %% ../nbs/01a_files.ipynb #c07387d3
 def read_table(
