@@ -98,7 +98,7 @@ def _quasar_bases(library, rows, k):
 # %% ../nbs/20_bases.ipynb #58f6c8ae
 def pca_bases(
     library, # `TemplateLibrary`: wave (L,), flux (T, L), table with SPECTYPE, SUBTYPE and, for quasars, Z
-    n_galaxy=10, # number of templates in the galaxy basis, at most 10
+    n_galaxy=8, # number of templates in the galaxy basis, at most 10
     n_qso=4, # in each of the two quasar bases
     n_star=5, # in the basis of each stellar subtype, where there are as many templates
 ): # list of `Basis`: GALAXY, QSO:::LOZ, QSO:::HIZ, STAR:::…

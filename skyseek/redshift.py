@@ -39,6 +39,7 @@ def _parabola(left, mid, right):
     offset = torch.where(bad, 0., (left - right)/(4*torch.where(bad, 1., a)))
     return offset, torch.where(bad, 0., a*offset**2), torch.where(bad, 0., a), bad
 
+# %% ../nbs/20_redshift.ipynb #36ccef82
 def find_minima(
     chi2, # (B, nz) tensor
     nminima, # how many
@@ -100,29 +101,42 @@ def solve(self: NativeFit,
     n, chi2 = (used > 0).sum(-1), (used*(f - (x @ c[..., None])[..., 0])**2).sum(-1)
     return chi2*(w > 0).sum(-1)/n.clamp(min=1), c, n
 
+# %% ../nbs/20_redshift.ipynb #9b0dc0c8
+@patch
+def _vertex(self: NativeFit, w, f, u, step, reach):
+    "Vertex of the parabola through the lowest of 2 reach + 1 points and its neighbours: u, curvature per u², True where that fails."
+    chi2 = torch.stack([self.solve(w, f, u + k*step)[0] for k in range(-reach, reach + 1)], -1)
+    i = chi2.argmin(-1, keepdim=True).clamp(1, 2*reach - 1)
+    offset, _, a, bad = _parabola(*(chi2.gather(1, i + k)[:, 0] for k in (-1, 0, 1)))
+    return u + (offset + i[:, 0] - reach)*step, a/step**2, bad | (offset.abs() > 1)
+
 @patch
 def refine(self: NativeFit,
     w, f, u, # as in `solve`; `u` from the scan
     pixel, # scan's step in log10(1+z)
     limits, # lowest and highest log10(1+z)
-): # u, chi², curvature per u², coefficients, number of pixels, True where the parabola fails
-    "Vertex and curvature of the exact chi² around a minimum of the scan."
-    chi2 = [self.solve(w, f, u + k*pixel/2)[0] for k in (-1, 0, 1)]
-    offset, _, a, bad = _parabola(*chi2)
-    bad |= offset.abs() > 2
-    u = (u + torch.where(bad, 0., offset)*pixel/2).clamp(*limits)
-    chi2, coeff, n = self.solve(w, f, u)
-    return u, chi2, a*(2/pixel)**2, coeff, n, bad
+): # u, chi², curvature per u², coefficients, number of pixels, True where there is no minimum within two pixels
+    "Vertex and curvature of the exact chi² around a minimum of the scan; where three points do not bracket it, nine are tried."
+    best, a, bad = self._vertex(w, f, u, pixel/2, 1)
+    if bad.any(): best[bad], a[bad], bad[bad.clone()] = self._vertex(w[bad], f[bad], u[bad], pixel/2, 4)
+    best = torch.where(bad, u, best).clamp(*limits)
+    chi2, coeff, n = self.solve(w, f, best)
+    return best, chi2, a, coeff, n, bad
 
 # %% ../nbs/20_redshift.ipynb #add5cf34
+def _batch(settings, device):
+    "Spectra × redshifts at a time, and spectra at a time: small on a CPU, large elsewhere."
+    cpu = torch.device(device).type == 'cpu'
+    return settings.chunk or (2**14 if cpu else 2**21), 64 if cpu else 512
+
 def _scan_all(spectra, plans, settings, device, curves):
     "Minima (3, N, bases, nminima) of all bases: log10(1+z), chi², curvature; fills `curves` if there are any."
-    dtype = getattr(torch, settings.dtype)
+    dtype, (chunk, block) = getattr(torch, settings.dtype), _batch(settings, device)
     found = torch.full((3, len(spectra), len(plans), settings.nminima), torch.inf, dtype=torch.float64)
-    for start in range(0, len(spectra), 64):
-        sums = log_sums(spectra[start:start + 64], settings.pixel, device, dtype).sums
+    for start in range(0, len(spectra), block):
+        sums = log_sums(spectra[start:start + block], settings.pixel, device, dtype).sums
         for ib, plan in enumerate(plans):
-            size = max(1, min(64, settings.chunk//plan.nz))
+            size = max(1, chunk//plan.nz)
             reach = velocity_limit(plan.basis.spectype)/C_KMS/np.log(10)/settings.pixel
             for k in range(0, sums.shape[1], size):
                 chi2 = plan.chi2(sums[:, k:k + size])
@@ -132,6 +146,7 @@ def _scan_all(spectra, plans, settings, device, curves):
                 if curves is not None: curves[ib][rows] = chi2.cpu().numpy()
     return found
 
+# %% ../nbs/20_redshift.ipynb #4820adb0
 def _refine_best(spectra, plans, settings, device, u, which):
     "Exact fits of the best minimum: table columns as arrays (N, …)."
     n = len(spectra)
@@ -143,7 +158,7 @@ def _refine_best(spectra, plans, settings, device, u, which):
         if not len(rows): continue
         fit = NativeFit(plan.basis, spectra.wave, settings, device)
         limits = plan.low*settings.pixel, (plan.low + plan.nz - 1)*settings.pixel
-        for part in rows.split(max(1, settings.chunk//2048)):
+        for part in rows.split(max(1, _batch(settings, device)[0]//2048)):
             w, f = (torch.tensor(x[part.numpy()], dtype=torch.float64, device=device) for x in (spectra.ivar, spectra.flux))
             found = [x.cpu() for x in fit.refine(w, f, u[part].to(device), settings.pixel, limits)]
             for name, x in zip(('u', 'CHI2', 'a', 'NPIXELS', 'bad'), found[:3] + found[4:]): out[name][part] = x
@@ -165,6 +180,7 @@ def delta_chi2(
     following = np.where(apart & later, chi2[:, None, :], np.inf).min(-1)
     return np.where(np.isfinite(following), following - np.where(np.isfinite(chi2), chi2, 0), 0.)
 
+# %% ../nbs/20_redshift.ipynb #c3d8a660
 def _zwarn(best, deltachi2, ncoeff, ends, pixel, spectra):
     "The ZWARN bits of the best fits."
     sky = np.asarray(spectra.meta['OBJTYPE'] == 'SKY') if 'OBJTYPE' in spectra.meta.colnames else np.zeros(len(spectra), bool)
@@ -196,6 +212,7 @@ class RedshiftFit:
         kinds, n = np.unique(self.table['SPECTYPE'], return_counts=True)
         return f"RedshiftFit[{len(self)}] {', '.join(f'{k} {s}' for s, k in zip(kinds, n))}; {(self.table['ZWARN'] == 0).sum()} without warning"
 
+# %% ../nbs/20_redshift.ipynb #c77ada12
 @patch
 def model(self: RedshiftFit,
     i, # row
@@ -218,6 +235,7 @@ def _sorted_minima(found, bases):
 
 def _zerr(u, a): return np.where(a > 0, 10**u*np.log(10)/np.sqrt(np.where(a > 0, a, 1)), 0.)
 
+# %% ../nbs/20_redshift.ipynb #bf4369d9
 def _minima_table(m, bases, ids, nminima):
     "The best `nminima` of each SPECTYPE for each spectrum, as a long table."
     spectype, subtype = (np.array([getattr(b, name) for b in bases])[m['which']] for name in ('spectype', 'subtype'))
@@ -228,6 +246,7 @@ def _minima_table(m, bases, ids, nminima):
     return Table(dict(TARGETID=ids[rows], ROW=rows, ZNUM=(np.cumsum(keep, 1) - 1)[keep], Z=10**m['u'][keep] - 1, ZERR=_zerr(m['u'], m['a'])[keep],
                       CHI2=m['chi2'][keep], DELTACHI2=m['deltachi2'][keep], SPECTYPE=spectype[keep], SUBTYPE=subtype[keep]))
 
+# %% ../nbs/20_redshift.ipynb #3707bf1c
 def _best_table(best, m, plans, spectra, settings, ids):
     "Redrock's columns from the exact fits and the order of the minima."
     which, delta = m['which'][:, 0], m['deltachi2'][:, 0]
@@ -271,6 +290,7 @@ def _header(bases):
     for i, b in enumerate(bases): header[f'TEMNAM{i:02d}'], header[f'TEMVER{i:02d}'] = b.name, b.version or 'unknown'
     return header
 
+# %% ../nbs/20_redshift.ipynb #4b12d979
 def redshift_file(
     coadd, # path of a coadd-*.fits
     dst, # path of the redrock-format file to write
