@@ -24,7 +24,7 @@ from tqdm import tqdm
 from . import __version__
 from .autoencoder import Autoencoder, encode
 from .classifier import WrongClassifier, pick_columns, predict
-from .desi import extract, select_targets
+from .desi import extract
 from .features import ArrayStream, build_features
 from .plots import plot_spectrum
 from .spectra import write_atomic
@@ -116,7 +116,7 @@ def make_catalogue(
     for name, (unit, description) in COLUMNS.items():
         if name in out.colnames: out[name].unit, out[name].description = unit, description
     out.meta['SKYSEEK'] = __version__
-    if weights is not None: out.meta |= {'WEIGHTS': weights.name, 'TH_Z': weights.thresholds[0], 'TH_S': weights.thresholds[1], 'TRAINED': weights.about}
+    if weights is not None: out.meta |= {'WEIGHTS': weights.name, 'TH_Z': weights.thresholds[0], 'TH_S': weights.thresholds[1], 'TRAINED': weights.about.encode('ascii', 'replace').decode()}
     return out
 
 # %% ../nbs/40_catalogue.ipynb #04c1a230
@@ -140,15 +140,14 @@ def _fits_table(catalogue):
 
 # %% ../nbs/40_catalogue.ipynb #f8ce1a98
 def score_file(
-    path, # coadd-*.fits (or a compact spectra file)
+    path, # coadd-*.fits
     weights, # `Weights`
     redrock=None, # redrock-*.fits; None looks beside the coadd
     keep_sky=False, # score sky fibres and broken fibres too
     device='cpu', # torch device
 ): # score Table with FILE
     "Score one coadd."
-    spectra = extract(path, redrock)
-    if not keep_sky: spectra = select_targets(spectra)
+    spectra = extract(path, redrock, keep_all=keep_sky)
     if not len(spectra): raise ValueError(f"{path}: only sky fibres and broken fibres; use keep_sky to score them")
     if 'Z' not in spectra.meta.colnames: log.warning("%s: no redrock file beside it, so no probabilities; latents and reconstruction only (give one with --redrock)", path)
     table = score_spectra(spectra, weights, device)

@@ -32,17 +32,16 @@ def _report(failed, n):
 
 # %% ../nbs/50_cli.ipynb #1a6faa61
 def extract(a):
-    "Merge the arms of coadds, join redrock's answers, write compact spectra files."
+    "Merge the arms of coadds, join redrock's answers, write compact spectra files; sky fibres and broken fibres are left out."
     from skyseek.desi import extract_file
     name = lambda p: a.output/('spectra-' + p.name.removeprefix('coadd-').removesuffix('.gz'))
     return _report(_many(a.coadds, lambda p: extract_file(p, name(p), a.redrock, a.overwrite), 'extract'), len(a.coadds))
 
 def features(a):
-    "Build feature shards from compact spectra files; sky fibres and broken fibres are left out."
-    from skyseek.desi import read_spectra, select_targets
+    "Build feature shards from compact spectra files."
+    from skyseek.desi import read_spectra
     from skyseek.features import build_features_file
-    read = lambda p: select_targets(read_spectra(p), a.keep_sky)
-    return _report(_many(a.spectra, lambda p: build_features_file(p, a.output/f'{p.stem.replace("spectra-", "features-")}.npz', read, a.overwrite), 'features'), len(a.spectra))
+    return _report(_many(a.spectra, lambda p: build_features_file(p, a.output/f'{p.stem.replace("spectra-", "features-")}.npz', read_spectra, a.overwrite), 'features'), len(a.spectra))
 
 def redshift(a):
     "Fit redshifts with the built-in chi2 scan; writes redrock-format files beside the coadds."
@@ -123,10 +122,15 @@ def _parser():
     for build in (_file_commands, _training_commands, _scoring_commands, _simulation_commands): build(sub)
     return parser
 
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    "Show defaults, but not those that are nothing."
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False, '') or 'default' in action.help else super()._get_help_string(action)
+
 def _command(sub, function, *arguments):
     "One subcommand: `arguments` are (flags, options) pairs."
     p = sub.add_parser(function.__name__.replace('_', '-'), help=function.__doc__.split(';')[0].rstrip('.'), description=function.__doc__,
-                       formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                       formatter_class=_Defaults)
     for flags, options in arguments: p.add_argument(*flags.split(), **options)
     p.set_defaults(run=function)
 
@@ -143,7 +147,7 @@ def _file_commands(sub):
     coadds, redrock = _path('coadds', 'coadd-*.fits files', nargs='+'), _path('--redrock', 'redrock file, if it is not beside the coadd')
     _command(sub, extract, coadds, _path('-o --output', 'folder for the compact files', required=True), redrock, OVERWRITE)
     _command(sub, features, _path('spectra', 'compact spectra files', nargs='+'), _path('-o --output', 'folder for the shards', required=True),
-             _switch('--keep-sky', 'keep sky fibres'), OVERWRITE)
+             OVERWRITE)
     _command(sub, redshift, coadds, _path('-o --output', 'folder (default: beside each coadd)'), _path('--templates', 'folder of rrtemplate-*.fits (default: built in)'), DEVICE, OVERWRITE)
 
 # %% ../nbs/50_cli.ipynb #48ae9dc4
@@ -155,7 +159,7 @@ def _training_commands(sub):
              _switch('--published', "the first Skyseek's architecture and loss (about 80 times slower)"))
     _command(sub, train_classifier, shards, out, _path('--truth', 'truth tables (EDR VI csv, or truth-*.fits)', nargs='+', required=True), _path('--autoencoder', 'model folder (default: OUTPUT/autoencoder)'),
              ('--columns', dict(default='portable', choices=['portable', 'full', 'published'], help="redrock's columns to use")), _number('--members', 5, 'networks to average'),
-             _number('--tolerance', 0.001, 'largest |z_true - Z|/(1 + Z) that is right', float), _number('--epochs', 40, 'passes at most'), seed,
+             _number('--tolerance', 0.001, 'largest |z_true - Z|/(1 + Z) that is right', float), _number('--epochs', 60, 'passes'), seed,
              ('--about', dict(default='', help='a sentence on the training data, kept with the weights')))
 
 # %% ../nbs/50_cli.ipynb #9f468df8

@@ -16,7 +16,7 @@ import numpy as np
 from .autoencoder import Autoencoder, train_autoencoder_file
 from .catalogue import load_weights, make_catalogue, score_files, write_catalogue, write_report
 from .classifier import CLASSIFIER_TRAINING, WrongClassifier, train_classifier_file
-from .desi import extract_file, read_spectra, read_truth, select_targets
+from .desi import extract_file, read_spectra, read_truth
 from .evaluate import evaluate_catalogue, format_table
 from .features import METADATA, build_features_file
 from .redshift import redshift_file
@@ -56,11 +56,11 @@ def simulate_files(
 def _train(folder, coadds, truth, settings, progress):
     "Extract, build features, train both models; returns their weights and the compact files."
     spectra = [extract_file(c, folder/'spectra'/Path(c).name.replace('coadd-', 'spectra-')) for c in coadds]
-    shards = [build_features_file(s, folder/'features'/f'{s.stem}.npz', lambda p: select_targets(read_spectra(p))) for s in spectra]
+    shards = [build_features_file(s, folder/'features'/f'{s.stem}.npz', read_spectra) for s in spectra]
     where = dict(seed=settings.seed, device=settings.device)
     train_autoencoder_file(shards, folder/'weights/autoencoder', settings=TrainSettings(epochs=settings.epochs, **where), progress=progress)
     autoencoder = load_model(folder/'weights/autoencoder', Autoencoder)
-    about = f'{settings.n} simulated fibres with the answers of the built-in χ² scan (demo)'
+    about = f'{settings.n} simulated fibres with the answers of the built-in chi2 scan (demo)'
     train_classifier_file(shards, truth, autoencoder, folder/'weights/classifier', WrongClassifier(METADATA['full'], members=settings.members),
                           settings=TrainSettings(**CLASSIFIER_TRAINING, **where), about=about, progress=progress)
     return load_weights(folder/'weights'), spectra
@@ -82,7 +82,7 @@ def run_demo(
     catalogue = make_catalogue(tables, weights)
     result = evaluate_catalogue(catalogue, truth)
     test = split_of(catalogue['TARGETID']) == 'test'
-    shown = concatenate([select_targets(read_spectra(s)) for s in spectra])
+    shown = concatenate([read_spectra(s) for s in spectra])
     text = summary(result, catalogue, truth)
     paths = dict(catalogue=write_catalogue(catalogue, folder/'catalogue.fits'), weights=folder/'weights',
                  report=write_report(folder/'report.html', shown[test], catalogue[test], text=text))

@@ -23,7 +23,7 @@ class Night:
 
 @dataclass(frozen=True)
 class Faults:
-    "Sizes and rates of what goes wrong; `Faults.none()` is a perfect pipeline."
+    "Sizes and rates of what goes wrong; `none()` gives a perfect pipeline."
     step: float = 0.015  # rms of the flux calibration of one arm against the others
     tilt: float = 0.03  # rms of the flux calibration's slope across one arm
     sky: float = 0.008  # rms of sky subtraction, as a fraction of the sky

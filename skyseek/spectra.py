@@ -57,6 +57,7 @@ def _check(wave, flux, ivar, meta):
         raise ValueError(f"flux {flux.shape} and ivar {ivar.shape} must both be (N, {len(wave)}), as wave has {len(wave)} pixels; use resample(...) to change the grid")
     if len(meta) != len(flux):
         raise ValueError(f"meta has {len(meta)} rows for {len(flux)} spectra; give one row a spectrum")
+    if not flux.size or (ivar.min() >= 0 and np.isfinite(ivar.max()) and np.isfinite(flux).all()): return  # the usual case, without large temporaries
     bad = ~(ivar >= 0) | ~np.isfinite(ivar)
     if bad.any(): raise ValueError(f"{bad.sum()} pixels in {bad.any(1).sum()} spectra have a negative or non-finite ivar; set ivar=0 there")
     bad = ~np.isfinite(flux) & (ivar > 0)

@@ -31,7 +31,7 @@ class TrainSettings:
     weight_decay: float = 1e-4
     warmup: float = 0.05  # share of the run in which the learning rate rises
     clip: float = 5.0  # largest norm of the gradient
-    patience: int = 5  # stop after so many epochs without a better validation loss; 0 never stops early
+    patience: int = 5  # stop after so many epochs without a better validation loss and keep the best; 0 trains to the end and keeps the last
     seed: int = 0  # of dropout and of everything else random in an epoch
     precision: str = '32-true'  # or 'bf16-mixed', Fabric's names
     device: str = 'auto'  # 'cpu', 'cuda' or 'auto': CUDA if there is one
@@ -79,7 +79,7 @@ def _load_checkpoint(path, model, optimizer, settings):
 def fit(
     model, # a module with `loss(batch) → scalar`; trained in place, left with its best weights, in eval mode
     train, # a stream: `epoch(e, rank, world)` yields batches, `len` counts them
-    validation, # a stream, or None to train for all epochs and keep the last weights
+    validation, # a stream, or None to train for all epochs
     settings=TrainSettings(), # see `TrainSettings`
     checkpoint=None, # file to resume from if it exists, and to write after each epoch
     progress=True, # show a progress bar
@@ -91,10 +91,10 @@ def fit(
     for epoch in range(state['epoch'], settings.epochs):
         if _finished(history, settings): break
         loss = _train_epoch(fabric, model, optimizer, train, epoch, settings, progress)
-        score = _mean_loss(fabric, model, validation) if validation is not None else -epoch
+        score = _mean_loss(fabric, model, validation) if validation is not None else loss
         history['train'].append(loss); history['validation'].append(score); history['lr'].append(optimizer.param_groups[0]['lr'])
         if not math.isfinite(loss): raise ValueError(f"the loss is {loss} in epoch {epoch}; lower the learning rate ({settings.lr}) or look for bad input")
-        if score <= min(history['validation']): best, history['best'] = _weights(model), epoch
+        if settings.patience == 0 or score <= min(history['validation']): best, history['best'] = _weights(model), epoch
         state['epoch'] = epoch + 1
         if checkpoint and fabric.is_global_zero: _save_checkpoint(checkpoint, model.module, best, optimizer, state)
     model.module.load_state_dict(best)

@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score
 
 from skyseek.autoencoder import Autoencoder, EncoderSettings, as_published, encode
 from skyseek.classifier import CLASSIFIER_TRAINING, WrongClassifier, label_features, pick_columns, predict, train_classifier
-from skyseek.desi import extract, read_truth, select_targets
+from skyseek.desi import extract, read_truth
 from skyseek.features import METADATA, ArrayStream, build_features
 from skyseek.train import TrainSettings, learning_rate
 from skyseek.truth import split_of
@@ -29,7 +29,7 @@ PARTS = ('flux', 'weight', 'scale', 'exptime', 'targetid', 'metadata')
 def read(folder, limit=None):
     """Features and truth of the coadds in a folder of the benchmark."""
     coadds = sorted(folder.glob('coadd-*.fits'))[:limit]
-    shards = [build_features(select_targets(extract(c))) for c in coadds]
+    shards = [build_features(extract(c)) for c in coadds]
     truth = read_truth([str(c).replace('coadd-', 'truth-') for c in coadds])
     return {k: np.concatenate([s[k] for s in shards]) for k in PARTS} | {'metadata_names': shards[0]['metadata_names']}, truth
 
