@@ -79,6 +79,7 @@ def _depth_of_gas():
     mean = np.exp(-amplitude[:, None] * np.exp(SCATTER * x)) @ (np.exp(-x**2 / 2) / np.exp(-x**2 / 2).sum())
     return np.append(0, -np.log(np.maximum(mean, 1e-12))), np.append(0, amplitude)
 
+# %% ../nbs/04_quasars.ipynb #45fcd1e0
 def forest_transmission(
     wave,  # (L,) rest-frame wavelength, Å
     z,  # redshift of the quasar
