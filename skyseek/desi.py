@@ -17,7 +17,7 @@ import numpy as np
 from astropy.table import Column, Table, vstack
 
 from .files import ReadError, open_fits, read_spectra, read_table, write_spectra
-from .spectra import N_WAVE, Spectra, _comb_slice, wave_desi
+from .spectra import _all_finite, N_WAVE, Spectra, _comb_slice, wave_desi
 
 # %% ../nbs/02_desi.ipynb #00aed6c4
 _all_ = ['ReadError', 'read_spectra', 'write_spectra']
@@ -107,7 +107,7 @@ def _check_shapes(path, arm, wave, flux, ivar, mask):
 def _clean(flux, ivar, masked=None, *, counts):
     "Flux and ivar of one block, ivar set to 0 where masked, negative or not finite; counts the latter two."
     if masked is not None: np.copyto(ivar, 0, where=masked)
-    if ivar.min() >= 0 and np.isfinite(ivar.max()) and np.isfinite(flux).all(): return flux, ivar
+    if ivar.min() >= 0 and _all_finite(ivar) and _all_finite(flux): return flux, ivar
     broken = ~(np.isfinite(flux) & np.isfinite(ivar))
     negative = (ivar < 0) & ~broken
     counts.update({'non-finite': int((broken & (ivar != 0)).sum()), 'negative': int(negative.sum())})

@@ -32,7 +32,7 @@ class Spectra:
         wave = np.asarray(self.wave, dtype=np.float64)
         meta = Table({'TARGETID': np.arange(len(flux))}) if self.meta is None else self.meta
         _check(wave, flux, ivar, meta)
-        for name, a in (('wave', wave), ('flux', _ignored_to_zero(flux, ivar)), ('ivar', ivar)):
+        for name, a in (('wave', wave), ('flux', _ignored_to_zero(flux)), ('ivar', ivar)):
             a = a.view(); a.flags.writeable = False
             object.__setattr__(self, name, a)
         object.__setattr__(self, 'meta', meta)
@@ -57,16 +57,19 @@ def _check(wave, flux, ivar, meta):
         raise ValueError(f"flux {flux.shape} and ivar {ivar.shape} must both be (N, {len(wave)}), as wave has {len(wave)} pixels; use resample(...) to change the grid")
     if len(meta) != len(flux):
         raise ValueError(f"meta has {len(meta)} rows for {len(flux)} spectra; give one row a spectrum")
-    if not flux.size or (ivar.min() >= 0 and np.isfinite(ivar.max()) and np.isfinite(flux).all()): return  # the usual case, without large temporaries
+    if not flux.size or (ivar.min() >= 0 and _all_finite(ivar) and _all_finite(flux)): return
     bad = ~(ivar >= 0) | ~np.isfinite(ivar)
     if bad.any(): raise ValueError(f"{bad.sum()} pixels in {bad.any(1).sum()} spectra have a negative or non-finite ivar; set ivar=0 there")
     bad = ~np.isfinite(flux) & (ivar > 0)
     if bad.any(): raise ValueError(f"{bad.sum()} pixels in {bad.any(1).sum()} spectra have a non-finite flux with ivar > 0; set ivar=0 there")
 
-def _ignored_to_zero(flux, ivar):
+def _all_finite(a):
+    "True if all are finite (a sum is one pass without a temporary; should it overflow, look closely)."
+    with np.errstate(over='ignore', invalid='ignore'): return bool(np.isfinite(a.sum())) or bool(np.isfinite(a).all())
+
+def _ignored_to_zero(flux):
     "Flux with non-finite values (legal only where ivar is 0) set to zero, so that `ivar*flux` is never nan."
-    bad = ~np.isfinite(flux)
-    return np.where(bad, np.float32(0), flux) if bad.any() else flux
+    return flux if _all_finite(flux) else np.where(np.isfinite(flux), flux, np.float32(0))
 
 # %% ../nbs/00_spectra.ipynb #2ca3c078
 @patch(as_prop=True)
