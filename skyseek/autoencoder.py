@@ -158,7 +158,7 @@ def encode(
     model, # `Autoencoder`
     stream, # stream of batches, not shuffled if the order matters
     device='cpu', # torch device
-): # dict: latent (N, 36), chi2 (N,) reconstruction χ² per good pixel, and targetid if the stream has it
+): # dict: latent (N, 36), chi2 (N,) reconstruction χ² per good pixel, and targetid and metadata if the stream has them
     "Latents and reconstruction quality of many spectra."
     model = model.to(device).eval()
     parts = []

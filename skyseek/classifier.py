@@ -197,7 +197,8 @@ def label_features(
     z, *types = pick_columns(features['metadata'], features['metadata_names'], ['Z', *TYPES]).T
     spectype = np.select([t > 0.5 for t in types], [t[3:] for t in TYPES], '')
     label = label_wrong(Table({'Z': z, 'SPECTYPE': spectype}), match_truth(features['targetid'], truth), tolerance)
-    return np.stack([label['Z_WRONG'], label['S_WRONG']], axis=1).astype(np.float32), np.asarray(label['KNOWN'])
+    answered = spectype != ''  # a target that redrock did not fit has no answer to be wrong
+    return np.stack([label['Z_WRONG'], label['S_WRONG']], axis=1).astype(np.float32), np.asarray(label['KNOWN']) & answered
 
 def encode_file(
     paths, # feature shards, with redrock's columns

@@ -65,7 +65,7 @@ def evaluate(
     resamples=300, # bootstrap resamples of the targets
     level=0.68, # of the interval
     seed=0, # of the bootstrap
-): # dict: metric → (value, low, high); also N and the share of wrong ones
+): # dict: metric → (value, low, high)
     "Metrics with bootstrap intervals."
     wrong, score, rng = np.asarray(wrong, bool), np.asarray(score, float), np.random.default_rng(seed)
     value = measure(wrong, score, threshold, probability)
@@ -149,7 +149,7 @@ def compare_detectors(
         if flag: result |= {k: (np.nan,)*3 for k in ('AP', 'AUC')}
         cells = {f'{k}{end}': result.get(k, (np.nan,)*3)[i] for k in METRICS for i, end in enumerate(('', '_low', '_high'))}
         rows.append(dict(detector=name, threshold=threshold) | cells)
-    return Table(rows)
+    return Table(rows, meta=dict(n=len(wrong), wrong=int(np.sum(wrong))))
 
 # %% ../nbs/13_evaluate.ipynb #d11aa842
 def format_table(
@@ -158,7 +158,8 @@ def format_table(
 ): # str: aligned text
     "The table as text: value and half the width of its interval."
     width = max(map(len, table['detector'])) + 1
-    lines = [' '*width + ''.join(f'{m:>16}' for m in metrics)]
+    lines = [f"{table.meta['n']} targets, {table.meta['wrong']} wrong"] if 'n' in table.meta else []
+    lines.append(' '*width + ''.join(f'{m:>16}' for m in metrics))
     for row in table:
         cells = [f"{row[m]:.3f} ± {(row[m + '_high'] - row[m + '_low'])/2:.3f}" if np.isfinite(row[m]) else '–' for m in metrics]
         lines.append(f"{row['detector']:{width}}" + ''.join(f'{c:>16}' for c in cells))
@@ -172,7 +173,7 @@ def evaluate_groups(
     group, # (N,) name of each target's group
     at_least=5, # wrong objects a group needs
     **options, # of `evaluate`
-): # Table: group, n, wrong, and value, low, high of each metric
+): # Table: detector (the group with wrong/all), group, n, wrong, and value, low, high of each metric
     "Metrics by group, at one threshold."
     rows = []
     for name in np.unique(group):
@@ -180,7 +181,8 @@ def evaluate_groups(
         if np.asarray(wrong)[part].sum() < at_least: continue
         result = evaluate(np.asarray(wrong)[part], np.asarray(score)[part], threshold, **options)
         cells = {f'{k}{end}': v[i] for k, v in result.items() for i, end in enumerate(('', '_low', '_high'))}
-        rows.append(dict(detector=str(name), n=int(part.sum()), wrong=int(np.asarray(wrong)[part].sum())) | cells)
+        n, bad = int(part.sum()), int(np.asarray(wrong)[part].sum())
+        rows.append(dict(detector=f'{name} ({bad}/{n})', group=str(name), n=n, wrong=bad) | cells)
     return Table(rows)
 
 # %% ../nbs/13_evaluate.ipynb #e8fdb96f

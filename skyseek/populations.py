@@ -25,7 +25,7 @@ def main_sequence(
     "Main sequence of a population of one age: temperatures (K), luminosities (solar) and star numbers per solar mass formed."
     turnoff = np.clip((age / 1e10) ** -0.4, 0.7, 80)
     mass = np.geomspace(0.1, turnoff, n)
-    number = np.where(mass < 0.5, 2 * mass**-1.35, mass**-2.35) * np.gradient(mass) / 5.9
+    number = np.where(mass < 0.5, 2 * mass**-1.35, mass**-2.35) * np.gradient(mass) / 4.30
     luminosity = np.where(mass < 20, mass**3.5, 20**1.5 * mass**2)
     return np.clip(5780 * mass**0.53, 2900, 40000), luminosity, number
 
@@ -59,7 +59,7 @@ def calzetti(
     ebv,  # colour excess E(B-V) of the stars, mag
     slope=0.0,  # extra power of λ/5500 Å; negative is steeper, as in the SMC
 ): # (L,) transmission
-    "Transmission of dust after Calzetti et al. (2000, eq. 4), valid 1200–22000 Å, continued below and above by its end slopes."
+    "Transmission of dust after Calzetti et al. (2000, eq. 4), valid 1200–22000 Å; below, the curve keeps its value at 1200 Å."
     x = 1e4 / np.clip(wave, 1200, None)
     k = np.where(wave < 6300, 2.659 * (-2.156 + 1.509 * x - 0.198 * x**2 + 0.011 * x**3), 2.659 * (-1.857 + 1.040 * x)) + 4.05
     return 10 ** (-0.4 * ebv * np.maximum(k, 0) * (wave / 5500.) ** slope)

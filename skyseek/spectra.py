@@ -200,16 +200,17 @@ def to_specutils(self: Spectra): # a `specutils.Spectrum`, mask True where ivar 
 def from_specutils(
     spectrum, # a specutils spectrum; frequencies, other flux units, masks and any kind of uncertainty are converted
     meta=None, # table with one row per spectrum; None numbers the rows
-): # `Spectra`; without an uncertainty ivar is 1 where the mask allows
-    "Take over a specutils spectrum. Wavelengths are used as they are: convert air to vacuum first."
+): # `Spectra`
+    "Take over a specutils spectrum. Wavelengths are used as they are: convert air to vacuum first. Without an uncertainty ivar is 1, in the units of `Spectra`."
     from astropy.nddata import InverseVariance
     axis = spectrum.spectral_axis
     wave = axis.to_value(u.AA, u.spectral())
     flux = np.atleast_2d(spectrum.flux.to_value(FLUX_UNIT, u.spectral_density(axis)))
     ivar = np.ones_like(flux)
     if spectrum.uncertainty is not None:
-        unit = (np.ones(len(wave))*spectrum.flux.unit).to_value(FLUX_UNIT, u.spectral_density(axis))
-        ivar = np.atleast_2d(spectrum.uncertainty.represent_as(InverseVariance).array)/unit**2
+        inverse = spectrum.uncertainty.represent_as(InverseVariance)
+        own = (inverse.array*(inverse.unit or spectrum.flux.unit**-2)).to_value(spectrum.flux.unit**-2)
+        ivar = np.atleast_2d(own)/(np.ones(len(wave))*spectrum.flux.unit).to_value(FLUX_UNIT, u.spectral_density(axis))**2
     bad = ~np.isfinite(flux) | ~np.isfinite(ivar) | (ivar < 0)
     if spectrum.mask is not None: bad |= np.atleast_2d(spectrum.mask)
     order = np.argsort(wave)

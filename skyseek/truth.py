@@ -42,10 +42,11 @@ def _text(column):
 # %% ../nbs/05_truth.ipynb #a683fc4c
 def match_truth(
     targetid, # (N,) int64 TARGETIDs of the pipeline's rows
-    truth, # table with TARGETID, TRUE_Z, TRUE_SPECTYPE (and QUALITY, if there is one), any order
+    truth, # table with TARGETID, TRUE_Z, TRUE_SPECTYPE (and VI_QUALITY, if there is one), any order
 ): # Table of N rows: TRUE_Z (nan if unknown), TRUE_SPECTYPE ('' if unknown)
     "The truth rows of these targets, in their order; negative TARGETIDs (sky, stuck fibres) never match."
-    order = np.argsort(-np.asarray(truth['QUALITY'])) if 'QUALITY' in truth.colnames else np.arange(len(truth))
+    quality = next((truth[c] for c in ('VI_QUALITY', 'QUALITY') if c in truth.colnames), None)
+    order = np.arange(len(truth)) if quality is None else np.argsort(-np.asarray(quality), kind='stable')
     targetid = np.asarray(targetid)
     ids, first = np.unique(np.asarray(truth['TARGETID'])[order], return_index=True)
     if not len(ids): raise ValueError("the truth table is empty; give a table with TARGETID, TRUE_Z and TRUE_SPECTYPE")
