@@ -57,7 +57,8 @@ def load_weights(
     return Weights(autoencoder, classifier, tuple(extra.get('thresholds', (.5, .5))), extra.get('about', 'not recorded'), folder.name)
 
 # %% ../nbs/40_catalogue.ipynb #7783e132
-KEEP = ('TARGETID', 'TARGET_RA', 'TARGET_DEC', 'SURVEY', 'PROGRAM', 'HEALPIX', 'OBJTYPE', 'COADD_FIBERSTATUS', 'DESI_TARGET', 'BGS_TARGET', 'MWS_TARGET', 'COADD_EXPTIME',
+KEEP = ('TARGETID', 'TARGET_RA', 'TARGET_DEC', 'SURVEY', 'PROGRAM', 'HEALPIX', 'OBJTYPE', 'COADD_FIBERSTATUS', 'DESI_TARGET', 'BGS_TARGET', 'MWS_TARGET',
+        *(f'SV{i}_DESI_TARGET' for i in (1, 2, 3)), 'COADD_EXPTIME',
         'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2')  # columns taken over unchanged where they exist
 
 # %% ../nbs/40_catalogue.ipynb #9bd9a51d
@@ -95,12 +96,13 @@ COLUMNS = {  # name: (unit, description)
     'SURVEY': (None, 'survey of the coadd'), 'PROGRAM': (None, 'programme of the coadd'), 'HEALPIX': (None, 'healpix pixel, nside 64, nested; -1 unknown'),
     'OBJTYPE': (None, 'fibre type, TGT for targets'), 'COADD_FIBERSTATUS': (None, 'fibre problems, 0 or 8 is good'),
     'DESI_TARGET': (None, 'target selection bits'), 'BGS_TARGET': (None, 'target selection bits, bright galaxies'), 'MWS_TARGET': (None, 'target selection bits, Milky Way'),
+    **{f'SV{i}_DESI_TARGET': (None, f'target selection bits of SV{i}') for i in (1, 2, 3)},
     'COADD_EXPTIME': ('s', 'summed exposure time'), 'Z': (None, 'redrock redshift'), 'ZERR': (None, 'redrock redshift error'), 'ZWARN': (None, 'redrock warning bits, 0 is good'),
     'CHI2': (None, 'redrock best chi2'), 'NPIXELS': (None, 'pixels in the redrock fit'), 'SPECTYPE': (None, 'redrock type: GALAXY, QSO or STAR'), 'SUBTYPE': (None, 'redrock subtype'),
     'DELTACHI2': (None, 'redrock chi2 of second best minus best'),
-    'P_Z_WRONG': (None, 'probability that |z_true - Z|/(1+Z) > 0.001'), 'FLAG_Z_WRONG': (None, 'P_Z_WRONG at or above the threshold'),
+    'P_Z_WRONG': (None, 'probability that |z_true - Z|/(1+Z) is over the tolerance of the weights (0.001 unless TRAINED says otherwise)'), 'FLAG_Z_WRONG': (None, 'P_Z_WRONG at or above the threshold'),
     'P_S_WRONG': (None, 'probability that SPECTYPE is wrong'), 'FLAG_S_WRONG': (None, 'P_S_WRONG at or above the threshold'),
-    'RECON_CHI2': (None, 'autoencoder reconstruction chi2 per good pixel'), 'SNR': (None, 'median signal-to-noise per 0.8 Angstrom pixel'),
+    'RECON_CHI2': (None, 'autoencoder reconstruction chi2 per good pixel; grows with S/N'), 'SNR': (None, 'median signal-to-noise per 0.8 Angstrom pixel'),
     'LATENT': (None, 'autoencoder latents'), 'FILE': (None, 'name of the coadd file')}
 
 # %% ../nbs/40_catalogue.ipynb #492acd2b
@@ -148,8 +150,7 @@ def score_file(
 ): # score Table with FILE
     "Score one coadd."
     spectra = extract(path, redrock, keep_all=keep_sky)
-    if not len(spectra): raise ValueError(f"{path}: only sky fibres and broken fibres; use keep_sky to score them")
-    if 'Z' not in spectra.meta.colnames: log.warning("%s: no redrock file beside it, so no probabilities; latents and reconstruction only (give one with --redrock)", path)
+    if 'Z' not in spectra.meta.colnames: log.warning("%s: no redrock columns, so no probabilities; latents and reconstruction only", path)
     table = score_spectra(spectra, weights, device)
     table['FILE'] = Path(path).name
     return table

@@ -110,7 +110,7 @@ def demo(a):
     from skyseek.demo import DemoSettings, run_demo
     result = run_demo(a.output, DemoSettings(n=a.n, epochs=a.epochs, seed=a.seed, device=a.device), progress=None)
     print(f"{result['text']}\n\ncatalogue {result['catalogue']}\nweights   {result['weights']}\nreport    {result['report']}\n{result['seconds']:.0f} s")
-    return _report(result['failed'], 1)
+    return _report(result['failed'], max(1, len(result['failed'])))
 
 # %% ../nbs/50_cli.ipynb #7b33e002
 def _parser():
@@ -156,7 +156,7 @@ def _training_commands(sub):
     shards, seed, out = _path('features', 'feature shards', nargs='+'), _number('--seed', 0, 'random seed'), _path('-o --output', 'folder for the weights', required=True)
     _command(sub, train_autoencoder, shards, out, _number('--epochs', 20, 'passes at most'), _number('--batch-size', 32, 'spectra a batch'), _number('--lr', 2e-3, 'peak learning rate', float),
              ('--precision', dict(default='32-true', help='32-true or bf16-mixed')), ('--device', dict(default='auto', help='cpu, cuda or auto')), seed,
-             _switch('--published', "the first Skyseek's architecture and loss (about 80 times slower)"))
+             _switch('--published', "the first Skyseek's architecture and loss (far slower)"))
     _command(sub, train_classifier, shards, out, _path('--truth', 'truth tables (EDR VI csv, or truth-*.fits)', nargs='+', required=True), _path('--autoencoder', 'model folder (default: OUTPUT/autoencoder)'),
              ('--columns', dict(default='portable', choices=['portable', 'full', 'published'], help="redrock's columns to use")), _number('--members', 5, 'networks to average'),
              _number('--tolerance', 0.001, 'largest |z_true - Z|/(1 + Z) that is right', float), _number('--epochs', 60, 'passes'), seed,

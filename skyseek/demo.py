@@ -56,7 +56,7 @@ def simulate_files(
 def _train(folder, coadds, truth, settings, progress):
     "Extract, build features, train both models; returns their weights and the compact files."
     spectra = [extract_file(c, folder/'spectra'/Path(c).name.replace('coadd-', 'spectra-')) for c in coadds]
-    shards = [build_features_file(s, folder/'features'/f'{s.stem}.npz', read_spectra) for s in spectra]
+    shards = [build_features_file(s, folder/'features'/f'{s.stem.replace("spectra-", "features-")}.npz', read_spectra) for s in spectra]
     where = dict(seed=settings.seed, device=settings.device)
     train_autoencoder_file(shards, folder/'weights/autoencoder', settings=TrainSettings(epochs=settings.epochs, **where), progress=progress)
     autoencoder = load_model(folder/'weights/autoencoder', Autoencoder)
@@ -83,7 +83,7 @@ def run_demo(
     result = evaluate_catalogue(catalogue, truth)
     test = split_of(catalogue['TARGETID']) == 'test'
     shown = concatenate([read_spectra(s) for s in spectra])
-    text = summary(result, catalogue, truth)
+    text = summary(result, catalogue)
     paths = dict(catalogue=write_catalogue(catalogue, folder/'catalogue.fits'), weights=folder/'weights',
                  report=write_report(folder/'report.html', shown[test], catalogue[test], text=text))
     return dict(tables=result, text=text, seconds=perf_counter() - start, failed=failed, **paths)
@@ -92,7 +92,6 @@ def run_demo(
 def summary(
     tables, # from `evaluate_catalogue`
     catalogue, # the catalogue
-    truth, # the truth table
 ): # str
     "What the demo prints: our figures beside the baselines, on test targets."
     n = int(np.sum(split_of(catalogue['TARGETID']) == 'test'))

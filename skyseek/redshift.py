@@ -19,8 +19,8 @@ from astropy.utils.exceptions import AstropyWarning
 from fastcore.basics import patch
 
 from . import __version__
-from .bases import Basis, default_bases, pca_bases, read_bases
-from .chi2scan import C_KMS, LYA, OVERSAMPLE, ScanPlan, ScanSettings, forest_transmission, legendre, log_sums, log_templates
+from .bases import LYA, Basis, default_bases, mean_forest, pca_bases, read_bases
+from .chi2scan import C_KMS, OVERSAMPLE, ScanPlan, ScanSettings, legendre, log_sums, log_templates
 from .desi import read_coadd
 from .spectra import Spectra, pixel_edges, wave_desi, write_atomic
 
@@ -81,7 +81,7 @@ class NativeFit:
         i = x.floor().clamp(0, len(self.templates) - 2).long()
         inside = (x >= -.5) & (x <= len(self.templates) - .5)
         t = torch.lerp(self.templates[i], self.templates[i + 1], (x - i).clamp(0, 1)[..., None])
-        if self.basis.forest: t = t*torch.where(self.wave < LYA*10**u[:, None], forest_transmission(self.wave), 1.)[..., None]
+        if self.basis.forest: t = t*torch.where(self.wave < LYA*10**u[:, None], mean_forest(self.wave), 1.)[..., None]
         return torch.cat([t, self.poly.expand(len(u), -1, -1)], -1)*inside[..., None], inside
 
 # %% ../nbs/20_redshift.ipynb #ccbfc824

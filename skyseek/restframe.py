@@ -89,7 +89,7 @@ def _table(rows, wave, low=None, high=None):
 def air_to_vacuum(
     wave,  # wavelength in standard air, Å; below 2000 Å wavelengths are vacuum by convention and stay
 ): # wavelength in vacuum, Å
-    "Vacuum wavelengths after Ciddor (1996), inverted by N. Piskunov for VALD3."
+    "Vacuum wavelengths: the IAU formula of Morton (2000, ApJS 130, 403, eq. 8), inverted by N. Piskunov for VALD3."
     wave = np.asarray(wave, float)
     s = (1e4 / np.maximum(wave, 1000.)) ** 2
     n = 1 + 8.336624212083e-5 + 0.02408926869968 / (130.1065924522 - s) + 1.599740894897e-4 / (38.92568793293 - s)
