@@ -18,7 +18,7 @@ from torch import nn
 
 from .autoencoder import encode
 from .features import METADATA, TYPES, ArrayStream, FeatureStream, read_features
-from .train import TrainSettings, fit, save_model
+from .train import TrainSettings, fingerprint, fit, save_model
 from .truth import choose_threshold, label_wrong, match_truth, split_of
 
 # %% ../nbs/12_classifier.ipynb #184c1fa0
@@ -87,6 +87,7 @@ class WrongClassifier(nn.Module):
         loss='entropy', # 'entropy' (binary cross entropy) or 'focal' (published)
     ):
         super().__init__()
+        if members < 1: raise ValueError(f"members={members}: at least one network is needed")
         if loss not in ('entropy', 'focal'): raise ValueError(f"loss={loss!r}; choose 'entropy' or 'focal'")
         self.config = dict(columns=list(columns), latent=latent, hidden=hidden, dropout=dropout, members=members, scaling=scaling, loss=loss)
         self.columns = list(columns)
@@ -205,8 +206,9 @@ def encode_file(
     autoencoder, # `Autoencoder`
 ): # dict: latent, chi2, targetid, metadata, metadata_names
     "Latents and columns of whole shards, in the order of the files."
-    names = read_features(paths[0]).get('metadata_names')
-    if names is None: raise ValueError(f"{paths[0]}: has no redrock columns; join a redrock file before building features")
+    for path in paths:
+        names = read_features(path).get('metadata_names')
+        if names is None: raise ValueError(f"{path}: has no redrock columns; join a redrock file before building features")
     return encode(autoencoder, FeatureStream(paths, 64, shuffle=False, wave=autoencoder.wave.numpy())) | {'metadata_names': names}
 
 # %% ../nbs/12_classifier.ipynb #5ef15abb
@@ -232,7 +234,7 @@ def train_classifier_file(
     held, p = known & (split == 'validation'), predict(model, code['latent'], metadata)
     thresholds = [choose_threshold(wrong[held, k], p[held, k]) if wrong[held, k].any() else 0.5 for k in range(2)]
     about = about or f"{(known & (split == 'train')).sum()} labelled spectra in {len(paths)} files"
-    save_model(model, dst, card=about, thresholds=thresholds, about=about, history=history, tolerance=str(tolerance))
+    save_model(model, dst, card=about, thresholds=thresholds, about=about, history=history, tolerance=str(tolerance), autoencoder=fingerprint(autoencoder))
     return history
 
 # %% ../nbs/12_classifier.ipynb #9671a55a

@@ -15,14 +15,21 @@ from pathlib import Path
 from . import __version__
 
 # %% ../nbs/50_cli.ipynb #7d546f59
-def _many(paths, work, what):
-    "Call `work` on each path; returns {path: reason} of those that failed."
+def _many(paths, name, work, what):
+    "Call `work(path, name(path))` on each path; returns {path: reason} of those that failed."
     from tqdm import tqdm
-    failed = {}
-    for path in tqdm(paths, desc=what, unit='file', disable=None):
-        try: work(Path(path))
-        except (ValueError, OSError) as e: failed[path] = str(e)
+    targets, failed = [name(p) for p in paths], {}
+    for path, target in zip(paths, targets):
+        if targets.count(target) > 1: raise ValueError(f"{path}: {target} would be written more than once; give files of different names, or run them one by one")
+        if target.resolve() == path.resolve(): raise ValueError(f"{path}: would be overwritten by its own result; give another output folder")
+    for path, target in zip(tqdm(paths, desc=what, unit='file', disable=None), targets):
+        try: work(path, target)
+        except Exception as e: failed[path] = _words(e)
     return failed
+
+def _words(e):
+    "An error in words; one that nobody foresaw says its kind."
+    return str(e) if isinstance(e, (ValueError, OSError)) else f'{type(e).__name__}: {e}'
 
 def _report(failed, n):
     "Log a summary of the failures; returns the exit code."
@@ -35,20 +42,21 @@ def extract(a):
     "Merge the arms of coadds, join redrock's answers, write compact spectra files; sky fibres and broken fibres are left out."
     from skyseek.desi import extract_file
     name = lambda p: a.output/('spectra-' + p.name.removeprefix('coadd-').removesuffix('.gz'))
-    return _report(_many(a.coadds, lambda p: extract_file(p, name(p), a.redrock, a.overwrite), 'extract'), len(a.coadds))
+    return _report(_many(a.coadds, name, lambda p, dst: extract_file(p, dst, a.redrock, a.overwrite), 'extract'), len(a.coadds))
 
 def features(a):
     "Build feature shards from compact spectra files."
     from skyseek.desi import read_spectra
     from skyseek.features import build_features_file
-    return _report(_many(a.spectra, lambda p: build_features_file(p, a.output/f'{p.stem.replace("spectra-", "features-")}.npz', read_spectra, a.overwrite), 'features'), len(a.spectra))
+    name = lambda p: a.output/f"features-{p.stem.removeprefix('spectra-')}.npz"
+    return _report(_many(a.spectra, name, lambda p, dst: build_features_file(p, dst, read_spectra, a.overwrite), 'features'), len(a.spectra))
 
 def redshift(a):
     "Fit redshifts with the built-in chi2 scan; writes redrock-format files beside the coadds."
     from skyseek.redshift import read_bases, redshift_file
     bases = read_bases(a.templates) if a.templates else None
-    name = lambda p: (a.output or p.parent)/p.name.replace('coadd-', 'redrock-')
-    return _report(_many(a.coadds, lambda p: redshift_file(p, name(p), bases, a.device, a.overwrite), 'redshift'), len(a.coadds))
+    name = lambda p: (a.output or p.parent)/('redrock-' + p.name.removeprefix('coadd-').removesuffix('.gz'))
+    return _report(_many(a.coadds, name, lambda p, dst: redshift_file(p, dst, bases, a.device, a.overwrite), 'redshift'), len(a.coadds))
 
 # %% ../nbs/50_cli.ipynb #0471f8ee
 def train_autoencoder(a):
@@ -78,7 +86,8 @@ def train_classifier(a):
 # %% ../nbs/50_cli.ipynb #40417a3f
 def score(a):
     "Score coadds: how probable it is that redshift or type is wrong. The redrock file is found beside each coadd."
-    from skyseek.catalogue import load_weights, make_catalogue, score_files, write_catalogue
+    from skyseek.catalogue import check_destination, load_weights, make_catalogue, score_files, write_catalogue
+    check_destination(a.output)
     weights = load_weights(a.weights, a.device)
     logging.getLogger('skyseek').warning('weights %s: %s', weights.name, weights.about)
     tables, failed = score_files(a.coadds, weights, progress=None, redrock=a.redrock, keep_sky=a.keep_sky, device=a.device)
@@ -89,12 +98,12 @@ def score(a):
 
 def evaluate(a):
     "Compare a catalogue with the truth, beside ZWARN, DELTACHI2, cuts per tracer and boosted trees."
-    from astropy.table import Table
+    from skyseek.catalogue import read_catalogue
     from skyseek.desi import read_truth
     from skyseek.evaluate import evaluate_catalogue, format_table
     truth = read_truth(a.truth)
-    reference = (Table.read(a.reference), read_truth(a.reference_truth or a.truth)) if a.reference else None
-    for name, table in evaluate_catalogue(Table.read(a.catalogue), truth, a.tolerance, reference).items(): print(f'{name}\n{format_table(table)}\n')
+    reference = (read_catalogue(a.reference), read_truth(a.reference_truth or a.truth)) if a.reference else None
+    for name, table in evaluate_catalogue(read_catalogue(a.catalogue), truth, a.tolerance, reference).items(): print(f'{name}\n{format_table(table)}\n')
     return 0
 
 # %% ../nbs/50_cli.ipynb #13a3e30d
@@ -189,12 +198,20 @@ def main(
     logging.getLogger('py.warnings').addFilter(_one_line)
     if a.log not in ('debug', 'info'):
         for noisy in ('lightning_fabric', 'lightning.fabric'): logging.getLogger(noisy).setLevel(logging.ERROR)
-    try: return a.run(a)
-    except KeyboardInterrupt: logging.getLogger('skyseek').error('interrupted; what was finished is kept, nothing is half-written'); return 130
+    try:
+        _check_device(getattr(a, 'device', 'cpu'))
+        return a.run(a)
+    except KeyboardInterrupt: logging.getLogger('skyseek').error('interrupted; whole files are kept, nothing is half-written'); return 130
     except (ValueError, OSError) as e:
         if a.log == 'debug': raise
         logging.getLogger('skyseek').error('%s', e)
         return 1
+
+def _check_device(device):
+    "Raise unless the device can be used."
+    if device in ('cpu', 'auto'): return
+    import torch
+    if not device.startswith('cuda') or not torch.cuda.is_available(): raise ValueError(f"--device {device}: not to be had here; say cpu" + (" or cuda" if torch.cuda.is_available() else ""))
 
 def _one_line(record):
     "Keep the message of a warning, drop file name and source line."

@@ -17,7 +17,7 @@ import numpy as np
 from astropy.table import Column, Table, vstack
 
 from .files import ReadError, open_fits, read_spectra, read_table, write_spectra
-from .spectra import _all_finite, N_WAVE, Spectra, _comb_slice, wave_desi
+from .spectra import _all_finite, N_WAVE, Spectra, _comb_slice, is_fresh, wave_desi
 
 # %% ../nbs/02_desi.ipynb #00aed6c4
 _all_ = ['ReadError', 'read_spectra', 'write_spectra']
@@ -279,12 +279,11 @@ def extract(
     keep_all=False, # keep sky fibres and broken fibres too
 ): # `Spectra` of the science targets with redrock's columns in meta, if there is a redrock file
     "Read a coadd, keep science targets on good fibres, join redrock's answers."
-    spectra = read_coadd(coadd_path)
+    spectra, redrock_path = read_coadd(coadd_path), redrock_path or find_redrock(coadd_path)
+    if redrock_path: spectra = join_redrock(spectra, read_redrock(redrock_path))
+    else: warnings.warn(f"{coadd_path}: no redrock file beside it, so there are no redshifts to check", stacklevel=2)
     if not keep_all: spectra = select_targets(spectra)
-    if not len(spectra): raise ReadError(f"{coadd_path}: no science target on a good fibre; use keep_all=True to see the others")
-    redrock_path = redrock_path or find_redrock(coadd_path)
-    if redrock_path: return join_redrock(spectra, read_redrock(redrock_path))
-    warnings.warn(f"{coadd_path}: no redrock file beside it, so there are no redshifts to check", stacklevel=2)
+    if not len(spectra): raise ReadError(f"{coadd_path}: no science target on a good fibre; keep sky fibres to see the others (keep_all=True, --keep-sky)")
     return spectra
 
 # %% ../nbs/02_desi.ipynb #a6ddc1fd
@@ -306,5 +305,5 @@ def extract_file(
     src, dst, redrock = Path(src), Path(dst), redrock or find_redrock(src)
     if dst.is_dir(): dst = dst/f"spectra-{src.name.removeprefix('coadd-').removesuffix('.gz')}"
     inputs = dict(COADD=src.name, REDROCK=Path(redrock).name if redrock else None)
-    if not overwrite and dst.exists() and _is_done(dst, inputs): return dst
+    if not overwrite and is_fresh(dst, src, redrock) and _is_done(dst, inputs): return dst
     return write_spectra(extract(src, redrock), dst)

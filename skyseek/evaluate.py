@@ -217,6 +217,8 @@ def evaluate_catalogue(
         test = np.ones(len(rows), bool)
     else: known, labels = rows, wrong
     fit, held, shown = known[side == 'train'], known[side == 'validation'], rows[test]
+    for name, part in (('training', fit), ('validation', held), ('test', shown)):
+        if len(part) < 10: raise ValueError(f"only {len(part)} targets with known truth on the {name} side, at least 10 are needed; give more labelled targets")
     out = {}
     for k, name in enumerate(('Z_WRONG', 'S_WRONG')):
         flags = {'ZWARN ≠ 0': lambda t: np.asarray(t['ZWARN']) != 0, 'cuts per tracer': lambda t: tracer_cuts(t, tracer_of(t))}

@@ -17,7 +17,7 @@ from astropy.table import Table
 from fastcore.basics import patch
 
 from . import __version__
-from .spectra import Spectra, wave_desi, write_atomic
+from .spectra import Spectra, is_fresh, write_atomic
 
 # %% ../nbs/06_features.ipynb #4c86411e
 def normalise(
@@ -141,16 +141,24 @@ def write_features(
     with write_atomic(path) as tmp, open(tmp, 'wb') as f: np.savez(f, **features)
     return Path(path)
 
+def _load(path, names=None):
+    "Arrays of an .npz file (all, or those named); `ValueError` if it is not a whole one."
+    if not Path(path).exists(): raise ValueError(f"{path}: no such file; check the name")
+    try:
+        with np.load(path, allow_pickle=False) as z: return {k: z[k] for k in names or z.files}
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, BadZipFile) as e:
+        raise ValueError(f"{path}: not a whole feature shard ({type(e).__name__}); build it again with `skyseek features`") from e
+
 def read_features(
     path, # a shard written by `write_features`
     wave=None, # (L,) grid the model was built for; checked if given
 ): # dict of arrays
     "Read a shard; raise `ValueError` if it is damaged or on another grid than the model's."
-    try:
-        with np.load(path, allow_pickle=False) as z: features = {k: z[k] for k in z.files}
-        features['flux'], features['weight'], features['wave'], features['targetid']
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as e:
-        raise ValueError(f"{path}: not a whole feature shard ({type(e).__name__}: {e}); build it again with `skyseek features`") from e
+    features = _load(path)
+    lacking = [k for k in ('targetid', 'flux', 'weight', 'scale', 'exptime', 'wave') if k not in features]
+    if lacking: raise ValueError(f"{path}: not a feature shard, it lacks {', '.join(lacking)}; build it again with `skyseek features`")
+    rows = {k: len(features[k]) for k in PER_SPECTRUM if k in features}
+    if len(set(rows.values())) > 1: raise ValueError(f"{path}: its arrays have different numbers of rows, {rows}; build it again with `skyseek features`")
     have = features['wave']
     if wave is not None and (have.shape != wave.shape or not np.allclose(have, wave, rtol=0, atol=1e-3)):
         raise ValueError(f"{path}: its {len(have)} pixels, {have[0]:.0f}–{have[-1]:.0f} Å, are not the {len(wave)} pixels, {wave[0]:.0f}–{wave[-1]:.0f} Å, "
@@ -174,6 +182,7 @@ class FeatureStream:
     ):
         self.paths, self.batch_size, self.seed, self.shuffle = [Path(p) for p in paths], batch_size, seed, shuffle
         self.held, self.keep, self.wave, self._n = held, keep, wave, None
+        if batch_size < 1: raise ValueError(f"batch_size={batch_size}: must be at least 1")
         if not self.paths: raise ValueError("no feature shard given; build some with `skyseek features`")
 
     def __len__(self):
@@ -182,7 +191,7 @@ class FeatureStream:
         return -(-self._n//self.batch_size)
 
     def _count(self, path):
-        with np.load(path, allow_pickle=False) as z: ids = z['targetid']
+        ids = _load(path, ['targetid'])['targetid']
         return len(ids) if self.keep is None else int(np.sum(self.keep(ids)))
 
 # %% ../nbs/06_features.ipynb #520ae227
@@ -208,6 +217,7 @@ def _pooled_batches(stream, paths, rng):
     "Batches of the pooled, shuffled rows of a few shards."
     parts = [_kept(read_features(p, stream.wave), stream.keep) for p in paths]
     shared = [k for k in PER_SPECTRUM if all(k in p for p in parts)]
+    if len({p['metadata'].shape[1] for p in parts if 'metadata' in p}) > 1: raise ValueError(f"{paths[0]} … {paths[-1]}: their metadata have different columns; build all features with the same version")
     pool = {k: np.concatenate([p[k] for p in parts]) for k in shared}
     n = len(pool['targetid'])
     rows = rng.permutation(n) if stream.shuffle else np.arange(n)
@@ -259,7 +269,7 @@ def build_features_file(
     overwrite=False, # write again even if a whole shard is there
 ): # the path of the shard
     "Features of one file of spectra."
-    if not overwrite and Path(dst).exists():
+    if not overwrite and is_fresh(dst, src):
         try: return read_features(dst) and Path(dst)
         except ValueError: pass
     return write_features(build_features(read(src)), dst)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAVE_START', 'WAVE_STEP', 'N_WAVE', 'FLUX_UNIT', 'Spectra', 'concatenate', 'wave_desi', 'merge_arms', 'pixel_edges',
-           'resample', 'from_specutils', 'write_atomic']
+           'resample', 'from_specutils', 'write_atomic', 'is_fresh']
 
 # %% ../nbs/00_spectra.ipynb #bdedf896
 import os
@@ -222,12 +222,25 @@ def write_atomic(
     path, # final path of a file
 ): # yields a temporary `Path` in the same folder, with the same suffixes
     "Write a file completely or not at all: `with write_atomic(path) as tmp: table.write(tmp)`."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file(): raise OSError(f"{path}: is not a file; choose another name")
     tmp = path.with_name(f'.tmp{os.getpid()}-{path.name}')
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
+    except OSError as e:
+        if str(path) in str(e) and str(tmp) not in str(e): raise
+        raise OSError(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another place") from e
     finally:
-        tmp.unlink(missing_ok=True)
+        if path.parent.is_dir(): tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_spectra.ipynb #cec899cd
+def is_fresh(
+    dst, # a file that may have been made already
+    *sources, # files it is made from; those that do not exist (or are None) are passed over
+): # bool
+    "Whether `dst` exists and is at least as young as its sources."
+    if not Path(dst).is_file(): return False
+    return all(Path(s).stat().st_mtime <= Path(dst).stat().st_mtime for s in sources if s is not None and Path(s).exists())

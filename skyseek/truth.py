@@ -29,6 +29,8 @@ def label_wrong(
 ): # Table with Z_WRONG, S_WRONG (bool), KNOWN (bool: a label exists) and DELTA_Z (δ)
     "Label each pipeline answer: is its redshift wrong, is its type wrong, and is the truth known at all."
     if len(pipeline) != len(truth): raise ValueError(f"{len(pipeline)} pipeline rows for {len(truth)} truth rows; match them on TARGETID first (match_truth)")
+    limits = list(tolerance.values()) if isinstance(tolerance, dict) else [tolerance]
+    if not all(t > 0 for t in limits): raise ValueError(f"tolerance={tolerance}: must be positive, e.g. 0.001")
     true_type, spectype = (_text(t[c]) for t, c in ((truth, 'TRUE_SPECTYPE'), (pipeline, 'SPECTYPE')))
     delta = redshift_error(pipeline['Z'], truth['TRUE_Z'])
     known = np.isin(true_type, ['GALAXY', 'QSO', 'STAR']) & np.isfinite(delta)
