@@ -144,6 +144,7 @@ def check_destination(
     if dst.suffix not in CATALOGUE_SUFFIXES or dst.is_dir(): raise ValueError(f"{dst}: a catalogue is a file named {', '.join('*' + s for s in CATALOGUE_SUFFIXES)}; choose such a name")
     return dst
 
+# %% ../nbs/40_catalogue.ipynb #4abc0a36
 def read_catalogue(
     path, # a catalogue written by `write_catalogue`
 ): # Table

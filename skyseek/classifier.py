@@ -87,8 +87,7 @@ class WrongClassifier(nn.Module):
         loss='entropy', # 'entropy' (binary cross entropy) or 'focal' (published)
     ):
         super().__init__()
-        if members < 1: raise ValueError(f"members={members}: at least one network is needed")
-        if loss not in ('entropy', 'focal'): raise ValueError(f"loss={loss!r}; choose 'entropy' or 'focal'")
+        if members < 1 or loss not in ('entropy', 'focal'): raise ValueError(f"members={members}, loss={loss!r}: give at least one network, and 'entropy' or 'focal'")
         self.config = dict(columns=list(columns), latent=latent, hidden=hidden, dropout=dropout, members=members, scaling=scaling, loss=loss)
         self.columns = list(columns)
         self.members = nn.ModuleList(_Member(latent, self.columns, hidden, dropout, scaling) for _ in range(members))

@@ -207,6 +207,7 @@ def main(
         logging.getLogger('skyseek').error('%s', e)
         return 1
 
+# %% ../nbs/50_cli.ipynb #7d145c89
 def _check_device(device):
     "Raise unless the device can be used."
     if device in ('cpu', 'auto'): return

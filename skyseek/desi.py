@@ -305,5 +305,5 @@ def extract_file(
     src, dst, redrock = Path(src), Path(dst), redrock or find_redrock(src)
     if dst.is_dir(): dst = dst/f"spectra-{src.name.removeprefix('coadd-').removesuffix('.gz')}"
     inputs = dict(COADD=src.name, REDROCK=Path(redrock).name if redrock else None)
-    if not overwrite and is_fresh(dst, src, redrock) and _is_done(dst, inputs): return dst
+    if not overwrite and dst.exists() and _is_done(dst, inputs) and is_fresh(dst, src, redrock): return dst
     return write_spectra(extract(src, redrock), dst)

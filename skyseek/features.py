@@ -141,6 +141,7 @@ def write_features(
     with write_atomic(path) as tmp, open(tmp, 'wb') as f: np.savez(f, **features)
     return Path(path)
 
+# %% ../nbs/06_features.ipynb #a194232c
 def _load(path, names=None):
     "Arrays of an .npz file (all, or those named); `ValueError` if it is not a whole one."
     if not Path(path).exists(): raise ValueError(f"{path}: no such file; check the name")

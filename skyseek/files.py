@@ -80,7 +80,7 @@ NOISE_ADDED, MANTISSA_BITS = 0.01, 5 # rms of the flux quantisation in units of 
 def _steps(flux, ivar):
     "Quantisation step of each spectrum, (N,): √12 × 1 % of σ in its best pixel (uniform rounding has the rms Δ/√12)."
     best = ivar.max(1).astype(float)
-    return np.maximum(NOISE_ADDED*np.sqrt(12/np.where(best > 0, best, 1)), np.abs(flux).max(1)/2**30)
+    return NOISE_ADDED*np.sqrt(12/np.where(best > 0, best, 1))
 
 def _rice_hdu(flux, step, name):
     "A tile-compressed float image, one Rice tile a row; values are integers × ZSCALE, and ZSCALE is `step`."
@@ -115,12 +115,21 @@ def _header(spectra):
     header.update({k: v for k, v in spectra.meta.meta.items() if len(k) <= 8 and isinstance(v, (str, int, float))})
     return header
 
+def _without_wild_pixels(spectra, dst):
+    "Pixels so far off that their integer code would not fit in 30 bits (10^7 σ of the best pixel) get ivar 0, with a warning."
+    flux = np.where(spectra.good, spectra.flux, 0)
+    wild = np.abs(flux) > 2**30*_steps(flux, spectra.ivar)[:, None]
+    if not wild.any(): return spectra
+    warnings.warn(f"{dst}: {wild.sum()} pixels in {wild.any(1).sum()} spectra are beyond 10^7 σ and get ivar 0", stacklevel=3)
+    return spectra.replace(flux=np.where(wild, 0, spectra.flux), ivar=np.where(wild, 0, spectra.ivar))
+
 def write_spectra(
     spectra, # `Spectra`; meta.meta (COADD, REDROCK, RRVER, NDROP) goes into the header
     dst, # path of the compact file, spectra-*.fits
 ): # `Path`
     "Write the compact file: WAVELENGTH, FLUX, IVAR (tile-compressed), TARGETS; about 15 kB per spectrum."
     if not len(spectra): raise ValueError(f"{dst}: no spectra to write; check what was selected")
+    spectra = _without_wild_pixels(spectra, dst)
     flux = np.where(spectra.good, spectra.flux, 0)
     ivar = fits.CompImageHDU(_round_mantissa(spectra.ivar, MANTISSA_BITS), compression_type='GZIP_2', tile_shape=(1, len(spectra.wave)), quantize_level=0, name='IVAR')
     hdus = fits.HDUList([fits.PrimaryHDU(header=_header(spectra)), fits.ImageHDU(spectra.wave, name='WAVELENGTH'), _rice_hdu(flux, _steps(flux, spectra.ivar), 'FLUX'),

@@ -21,8 +21,8 @@ from fastcore.basics import patch
 from . import __version__
 from .bases import LYA, Basis, default_bases, mean_forest, pca_bases, read_bases
 from .chi2scan import C_KMS, OVERSAMPLE, ScanPlan, ScanSettings, legendre, log_sums, log_templates
-from .desi import read_coadd
-from .spectra import Spectra, pixel_edges, wave_desi, write_atomic
+from .desi import ReadError, read_coadd, read_redrock
+from .spectra import Spectra, is_fresh, pixel_edges, wave_desi, write_atomic
 
 # %% ../nbs/20_redshift.ipynb #db31e03d
 _all_ = ['Basis', 'default_bases', 'pca_bases', 'read_bases', 'ScanSettings']
@@ -291,16 +291,21 @@ def _header(bases):
     return header
 
 # %% ../nbs/20_redshift.ipynb #4b12d979
+def _is_whole(path):
+    "Whether a redrock-format file can be read."
+    try: return len(read_redrock(path)) > 0
+    except ReadError: return False
+
 def redshift_file(
     coadd, # path of a coadd-*.fits
     dst, # path of the redrock-format file to write
     bases=None, # list of `Basis`; None takes `default_bases()`
     device='cpu', # torch device
-    overwrite=False, # False keeps a file that is already there
+    overwrite=False, # False keeps a whole file that is younger than the coadd
 ): # `Path` of the file
     "Redshifts of a coadd as a redrock-format file, row-matched to it; written under a temporary name and renamed."
     dst, bases = Path(dst), list(default_bases() if bases is None else bases)
-    if dst.exists() and not overwrite: return dst
+    if not overwrite and is_fresh(dst, coadd) and _is_whole(dst): return dst
     spectra, header = read_coadd(coadd), _header(bases)
     header['COADD'], targets = Path(coadd).name, spectra.meta.copy(copy_data=False)
     targets.meta.clear()

@@ -62,6 +62,7 @@ def _save_checkpoint(path, model, best, optimizer, progress):
     tensors |= {f'optimizer.{i}.{k}': torch.as_tensor(v) for i, s in state.items() for k, v in s.items()}
     with write_atomic(path) as tmp: tmp.write_bytes(_packed(tensors, {'progress': json.dumps(progress)}))
 
+# %% ../nbs/10_train.ipynb #610894fb
 def _load_checkpoint(path, model, optimizer, settings, task):
     "Put a checkpoint into model and optimiser; returns best weights and progress."
     try:
@@ -195,6 +196,7 @@ def read_config(
                          f"this is skyseek {__version__}, which reads format {FORMAT}: train it again or install that version")
     return config
 
+# %% ../nbs/10_train.ipynb #244e181b
 def fingerprint(
     model, # a module
 ): # str, 16 hexadecimal digits

@@ -164,7 +164,7 @@ def weights():
     return Path(skyseek.__file__).parent / 'weights/default'
 
 
-@pytest.mark.parametrize('damage, word', [('{"format": 99}', 'format 99'), ('{', 'not a skyseek model folder')])
+@pytest.mark.parametrize('damage, word', [('{"format": 99, "skyseek": "9"}', 'format 99'), ('{', 'not a skyseek model folder')])
 def test_weights_of_another_version(survey, tmp_path, damage, word):
     shutil.copytree(weights(), tmp_path / 'weights')
     (tmp_path / 'weights/classifier/config.json').write_text(damage)
