@@ -123,6 +123,7 @@ def _without_wild_pixels(spectra, dst):
     warnings.warn(f"{dst}: {wild.sum()} pixels in {wild.any(1).sum()} spectra are beyond 10^7 σ and get ivar 0", stacklevel=3)
     return spectra.replace(flux=np.where(wild, 0, spectra.flux), ivar=np.where(wild, 0, spectra.ivar))
 
+# %% ../nbs/01a_files.ipynb #24b4dc12
 def write_spectra(
     spectra, # `Spectra`; meta.meta (COADD, REDROCK, RRVER, NDROP) goes into the header
     dst, # path of the compact file, spectra-*.fits

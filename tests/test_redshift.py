@@ -1,4 +1,6 @@
 """The chi² scan on whole files, on bad input, and against template files in redrock's format."""
+import os
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -27,11 +29,16 @@ def test_file_is_row_matched_and_redrock_like(coadd, galaxy):
         assert (hdus['FIBERMAP'].data['TARGETID'] == hdus['REDSHIFTS'].data['TARGETID']).all()
 
 
-def test_existing_file_is_kept_unless_asked(coadd, galaxy):
+def test_whole_file_is_kept_and_broken_or_stale_one_redone(coadd, galaxy):
     path = coadd.with_name('kept.fits')
-    path.write_text('done')
-    assert redshift_file(coadd, path, galaxy).read_text() == 'done'
-    assert len(read_redrock(redshift_file(coadd, path, galaxy, overwrite=True))) == 12
+    path.write_text('half a file')
+    assert len(read_redrock(redshift_file(coadd, path, galaxy))) == 12
+    made = path.stat().st_mtime_ns
+    assert redshift_file(coadd, path, galaxy).stat().st_mtime_ns == made
+    os.utime(coadd)
+    assert redshift_file(coadd, path, galaxy).stat().st_mtime_ns > made
+    made = path.stat().st_mtime_ns
+    assert redshift_file(coadd, path, galaxy, overwrite=True).stat().st_mtime_ns > made
 
 
 def test_bad_coadd_leaves_nothing_behind(tmp_path, galaxy):
