@@ -1,6 +1,6 @@
 """The default encoder beside the published one: spectra per second, and what each learns in the same processor time.
 
-    python tests/benchmarks/bench_encoder.py --data ../shared/data [--minutes 8] [--device cuda]
+    python tests/benchmarks/bench_encoder.py --data ../shared/data [--minutes 8] [--files 5] [--device cuda]
 
 Run by hand. Both autoencoders train on the same spectra with the same optimiser for the same number of minutes on one thread (or one GPU);
 then χ² of the reconstruction, and the average precision of the same classifier on the latents of each, on spectra that neither saw.
@@ -84,10 +84,11 @@ def main():
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--minutes', type=float, default=8)
     parser.add_argument('--device', default='cpu')
+    parser.add_argument('--files', type=int, help='training files to use (default: all)')
     a = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter('ignore')
-    train, truth = read(a.data/'redrock_bench/train')
+    train, truth = read(a.data/'redrock_bench/train', a.files)
     test, truth_test = read(a.data/'redrock_bench/validation')
     clock = process_time if a.device == 'cpu' else perf_counter
     stream = lambda part, size, shuffle=True: ArrayStream({k: part[k] for k in PARTS[:4]}, size, shuffle=shuffle)
@@ -102,7 +103,7 @@ def main():
         z, s = precision(train, test, (truth, truth_test), [c['latent'] for c in codes])
         rows.append((name, 1e3/rates[name], rates[name]/rates['published'], seen, np.median(codes[1]['chi2']), np.mean(np.log1p(codes[1]['chi2'])), z, s))
         print(f'{name} done', flush=True)
-    print(f'\n{a.minutes:g} minutes of training each on one {"thread" if a.device == "cpu" else "GPU"}; {len(test["flux"])} unseen spectra')
+    print(f'\n{a.minutes:g} minutes of training each on one {"thread" if a.device == "cpu" else "GPU"}, {len(train["flux"])} spectra; {len(test["flux"])} unseen ones')
     print(f'{"encoder":10}{"ms/spectrum":>12}{"speed":>8}{"seen":>9}{"median χ²/n":>13}{"mean ln(1+χ²/n)":>17}{"AP Z_WRONG":>12}{"AP S_WRONG":>12}')
     for name, ms, speed, seen, median, mean, z, s in rows: print(f'{name:10}{ms:12.2f}{speed:7.0f}×{seen:9}{median:13.3f}{mean:17.3f}{z:12.3f}{s:12.3f}')
 
