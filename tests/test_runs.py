@@ -122,7 +122,8 @@ def undisturbed(survey, tmp_path_factory):
 
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGKILL])
 def test_stopped_training_resumes_to_the_same_weights(survey, undisturbed, tmp_path, how):
-    process = subprocess.Popen([*SKYSEEK, *map(str, train(survey, tmp_path))], env=ENV, stderr=subprocess.PIPE, text=True)
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit a deaf ear
+    process = subprocess.Popen([*SKYSEEK, *map(str, train(survey, tmp_path))], env=ENV, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     checkpoint = tmp_path / 'autoencoder-checkpoint.safetensors'
     while not checkpoint.exists() and process.poll() is None: time.sleep(0.01)
     process.send_signal(how)
