@@ -135,9 +135,7 @@ def write_spectra(
     ivar = fits.CompImageHDU(_round_mantissa(spectra.ivar, MANTISSA_BITS), compression_type='GZIP_2', tile_shape=(1, len(spectra.wave)), quantize_level=0, name='IVAR')
     hdus = fits.HDUList([fits.PrimaryHDU(header=_header(spectra)), fits.ImageHDU(spectra.wave, name='WAVELENGTH'), _rice_hdu(flux, _steps(flux, spectra.ivar), 'FLUX'),
                          ivar, _table_hdu(spectra.meta, 'TARGETS')])
-    try:
-        with write_atomic(dst) as tmp: hdus.writeto(tmp, checksum=True)
-    except OSError as e: raise OSError(e.errno, f"{dst}: cannot be written ({e.strerror or e}); free some space or choose another folder") from e
+    with write_atomic(dst) as tmp: hdus.writeto(tmp, checksum=True)
     return Path(dst)
 
 # %% ../nbs/01a_files.ipynb #1c793348

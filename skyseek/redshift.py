@@ -313,7 +313,5 @@ def redshift_file(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', AstropyWarning)  # nanomaggies are no FITS unit
         hdus = fits.HDUList([fits.PrimaryHDU(header=header)] + [fits.BinTableHDU(t, name=name) for name, t in tables.items()])
-    try:
-        with write_atomic(dst) as tmp: hdus.writeto(tmp, checksum=True)
-    except OSError as e: raise OSError(e.errno, f"{dst}: cannot be written ({e.strerror or e}); free some space or choose another folder") from e
+    with write_atomic(dst) as tmp: hdus.writeto(tmp, checksum=True)
     return dst
