@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TARGET_BITS', 'METRICS', 'reliability', 'calibration_error', 'measure', 'evaluate', 'compare', 'tracer_of',
-           'tracer_cuts', 'boosting_score', 'compare_detectors', 'format_table', 'evaluate_groups',
-           'evaluate_catalogue']
+           'tracer_cuts', 'boosting_score', 'compare_detectors', 'format_table', 'evaluate_groups', 'redshift_metrics',
+           'format_redshifts', 'evaluate_catalogue']
 
 # %% ../nbs/13_evaluate.ipynb #fd834eb7
 import numpy as np
@@ -184,6 +184,53 @@ def evaluate_groups(
         n, bad = int(part.sum()), int(np.asarray(wrong)[part].sum())
         rows.append(dict(detector=f'{name} ({bad}/{n})', group=str(name), n=n, wrong=bad) | cells)
     return Table(rows)
+
+# %% ../nbs/13_evaluate.ipynb #4eb67d9f
+def _rate(hits):
+    "Share of True, and the ends of its 68 % Wilson interval."
+    k, n = int(np.sum(hits)), len(hits)
+    return (k/n, *map(float, binom_conf_interval(k, n))) if n else (np.nan,)*3
+
+def _nmad(x): return float(1.4826*np.median(np.abs(x - np.median(x)))) if len(x) else np.nan
+
+# %% ../nbs/13_evaluate.ipynb #10e660b8
+def redshift_metrics(
+    z, # (N,) redshifts
+    z_true, # (N,) true redshifts; nan or masked where not known
+    zerr=None, # (N,) quoted 1σ errors; rows with 0 quote none and are left out of coverage and pulls
+    good=0.0033, # largest |dz| that counts as good
+): # dict: N MEAN_DZ MEDIAN_DZ MAD MAE NMAD GF CATASTROPHIC, with zerr also COVER68 COVER95 PULL; rates also as …_low, …_high
+    "Summaries of dz = (z − z_true)/(1 + z_true): MEAN_DZ and MEDIAN_DZ of |dz|, MAD as GaSNet-III defines it, CATASTROPHIC beyond 1000 km/s."
+    z, z_true = (np.ma.filled(np.ma.asarray(x, float), np.nan) for x in (z, z_true))
+    known = np.isfinite(z_true)
+    lost = int(np.sum(~np.isfinite(z[known])))
+    if lost or not known.any(): raise ValueError(f"{lost} of {known.sum()} redshifts with known truth are not finite; give a finite number for each, and at least one truth")
+    error = (z - z_true)[known]
+    dz = error/(1 + z_true[known])
+    a = np.abs(dz)
+    out = dict(N=len(a), MEAN_DZ=float(a.mean()), MEDIAN_DZ=float(np.median(a)), MAD=float(np.median(np.abs(a - np.median(a)))),
+               MAE=float(np.abs(error).mean()), NMAD=_nmad(dz))
+    rates = dict(GF=a <= good, CATASTROPHIC=a > 1000/299792.458)
+    if zerr is not None:
+        quoted = np.ma.filled(np.ma.asarray(zerr, float), 0)[known]
+        pull = error[quoted > 0]/quoted[quoted > 0]
+        rates |= dict(COVER68=np.abs(pull) <= 1, COVER95=np.abs(pull) <= 1.96)
+        out['PULL'] = _nmad(pull)
+    for name, hits in rates.items(): out |= dict(zip((name, f'{name}_low', f'{name}_high'), _rate(hits)))
+    return out
+
+# %% ../nbs/13_evaluate.ipynb #2d83da63
+def format_redshifts(
+    results, # dict: name → dict from `redshift_metrics`
+): # str: aligned text
+    "Redshift metrics as text, one row each; rates in per cent with half the width of their interval, the rest as numbers."
+    first, width = next(iter(results.values())), max(map(len, results)) + 1
+    names = [k for k in first if not k.endswith(('_low', '_high'))]
+    lines = [' '*width + ''.join(f'{k:>14}' for k in names)]
+    for name, r in results.items():
+        show = lambda k: f"{100*r[k]:.2f} ± {50*(r[k + '_high'] - r[k + '_low']):.2f}" if k + '_low' in r else f'{r[k]:.3g}' if k != 'N' else str(r[k])
+        lines.append(f'{name:{width}}' + ''.join(f'{show(k):>14}' for k in names))
+    return '\n'.join(lines)
 
 # %% ../nbs/13_evaluate.ipynb #e8fdb96f
 def _columns(catalogue):
