@@ -189,7 +189,7 @@ def evaluate_groups(
 def _rate(hits):
     "Share of True, and the ends of its 68 % Wilson interval."
     k, n = int(np.sum(hits)), len(hits)
-    return (k/n, *map(float, binom_conf_interval(k, n))) if n else (np.nan,)*3
+    return (k/n, *np.clip(binom_conf_interval(k, n), [0, k/n], [k/n, 1]).tolist()) if n else (np.nan,)*3
 
 def _nmad(x): return float(1.4826*np.median(np.abs(x - np.median(x)))) if len(x) else np.nan
 
