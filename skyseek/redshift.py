@@ -137,12 +137,12 @@ def _scan_all(spectra, plans, settings, device, curves):
         sums = log_sums(spectra[start:start + block], settings.pixel, device, dtype).sums
         for ib, plan in enumerate(plans):
             size = max(1, chunk//plan.nz)
-            reach = velocity_limit(plan.basis.spectype)/C_KMS/np.log(10)/settings.pixel
+            reach = velocity_limit(plan.basis.spectype)/C_KMS/np.log(10)/settings.pixel/plan.stride
             for k in range(0, sums.shape[1], size):
                 chi2 = plan.chi2(sums[:, k:k + size])
                 rows = slice(start + k, start + k + len(chi2))
                 u, y, a = find_minima(chi2, settings.nminima, reach)
-                found[:, rows, ib] = torch.stack([(u + plan.low)*settings.pixel, y, a/settings.pixel**2]).cpu()
+                found[:, rows, ib] = torch.stack([(u*plan.stride + plan.low)*settings.pixel, y, a/(settings.pixel*plan.stride)**2]).cpu()
                 if curves is not None: curves[ib][rows] = chi2.cpu().numpy()
     return found
 
@@ -157,7 +157,7 @@ def _refine_best(spectra, plans, settings, device, u, which):
         rows = torch.where((which == ib) & has_data)[0]
         if not len(rows): continue
         fit = NativeFit(plan.basis, spectra.wave, settings, device)
-        limits = plan.low*settings.pixel, (plan.low + plan.nz - 1)*settings.pixel
+        limits = plan.low*settings.pixel, (plan.low + (plan.nz - 1)*plan.stride)*settings.pixel
         for part in rows.split(max(1, _batch(settings, device)[0]//2048)):
             w, f = (torch.tensor(x[part.numpy()], dtype=torch.float64, device=device) for x in (spectra.ivar, spectra.flux))
             found = [x.cpu() for x in fit.refine(w, f, u[part].to(device), settings.pixel, limits)]
@@ -252,7 +252,7 @@ def _best_table(best, m, plans, spectra, settings, ids):
     which, delta = m['which'][:, 0], m['deltachi2'][:, 0]
     bases, pick = [p.basis for p in plans], lambda values: np.array(values)[which]
     ncoeff = pick([len(b.flux) for b in bases])
-    ends = pick([(p.low*settings.pixel, (p.low + p.nz - 1)*settings.pixel) for p in plans])
+    ends = pick([(p.low*settings.pixel, (p.low + (p.nz - 1)*p.stride)*settings.pixel) for p in plans])
     warn = _zwarn(best, delta, ncoeff, ends, settings.pixel, spectra)
     return Table(dict(TARGETID=ids, Z=10**best['u'] - 1, ZERR=_zerr(best['u'], best['a']), ZWARN=warn.astype(np.int64), CHI2=best['CHI2'],
                       COEFF=best['COEFF'][:, :10], NPIXELS=best['NPIXELS'], SPECTYPE=pick([b.spectype for b in bases]).astype('U6'),
