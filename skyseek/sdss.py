@@ -121,8 +121,10 @@ def _sdss_row(hdus, path):
     _check_vacuum(hdus[0].header, path)
     coadd = _table_with(hdus, 'FLUX', 'LOGLAM', 'IVAR')
     if coadd is None: raise ReadError(f"{path}: no table with flux, loglam and ivar, this is {_what(hdus)}; give spec-PLATE-MJD-FIBER.fits files")
-    data, mask = coadd.data, {c.upper() for c in coadd.columns.names} >= {'AND_MASK', 'OR_MASK'}
-    return _row(path, data['loglam'], data['flux'], data['ivar'], _sky_dominated(data['and_mask'], data['or_mask']) if mask else False, _sdss_meta(hdus, path))
+    data, masked = coadd.data, {c.upper() for c in coadd.columns.names} >= {'AND_MASK', 'OR_MASK'}
+    order = np.argsort(data['loglam'])
+    loglam, flux, ivar, *masks = (np.asarray(data[name])[order] for name in ('loglam', 'flux', 'ivar') + ('and_mask', 'or_mask')*masked)
+    return _row(path, loglam, flux, ivar, _sky_dominated(*masks) if masked else False, _sdss_meta(hdus, path))
 
 # %% ../nbs/03_sdss.ipynb #258bf0ec
 def _file_kind(hdus):
