@@ -230,8 +230,8 @@ def simulate_failures(
         parts.append(scan_wrong(broken, t, bases, cause, None if cause == 'BLEND' else wave, limit=size))
     for a, b in SWAPS: parts.append(scan_wrong(s[kind == a], t[kind == a], of(b), f'{a}_AS_{b}', keep=lambda r: r['Z'] < 1.55 if b == 'GALAXY' else True, limit=limit//2))
     parts.append(scan_wrong(s[kind != 'GALAXY'], t[kind != 'GALAXY'], of('GALAXY'), 'TEMPLATE_LIMIT', keep=lambda r: r['Z'] > 1.58, limit=limit))
-    qso, tq = right_spectra(n, seed + 1, bases, shares=dict(QSO=1.), blend=0.)
-    far = (tq['TRUE_SPECTYPE'] == 'QSO') & (tq['TRUE_Z'] > 1.5)
+    qso, tq = right_spectra(2*n, seed + 1, bases, shares=dict(QSO=1.), blend=0.)
+    far = (tq['TRUE_SPECTYPE'] == 'QSO') & (tq['TRUE_Z'] > 1.5) & (qso.snr > 1)  # fainter troughs cannot be seen
     broken, wave = inject_troughs(qso[far], rng, tq['TRUE_Z'][far])
     parts += [scan_wrong(broken, tq[far], bases, 'BROAD_ABSORPTION', wave, limit=limit), _renamed(s, t, rng, limit)]
     return concatenate([p for p in parts if len(p)])
