@@ -34,6 +34,7 @@ def least_squares(
     c = s*np.linalg.lstsq(a*s*s[:, None], s*(x.T @ (w*f)), rcond=1e-10)[0]
     return (w*(f - x @ c)**2).sum() + (prior*c*c).sum(), x @ c
 
+# %% ../nbs/24_answers.ipynb #c7e7059c
 class AnswerFits:
     "Least-squares fits of given answers: any redshift, any type."
     def __init__(self,

@@ -74,6 +74,7 @@ def arm_steps(
         steps[:, :, j] = np.where(np.isfinite(error), ((right - left)/mean, np.abs(right - left)/mean/np.sqrt(error**2 + .04**2)), 0)
     return steps[0], steps[1]
 
+# %% ../nbs/24_causes.ipynb #7d618afc
 def join_arms(
     spectra, # `Spectra`
     steps, # (N, 2) from `arm_steps`
@@ -233,6 +234,7 @@ def find_troughs(
         if not mask.any(): break
     return mask, model
 
+# %% ../nbs/24_causes.ipynb #ba52d01b
 def clue_broad_absorption(case): # `Case` → `Clue`
     "Absorbed flux in troughs: its S/N squared, if the quasar with troughs is no worse a fit than the pipeline's answer."
     best, zs = Clue(), [row['Z'] for row in case.minima if row['SPECTYPE'] == 'QSO'] + [case.z]*(case.spectype == 'QSO')
@@ -334,6 +336,7 @@ def weigh_clues(
         if ratio[cause] > 1: return cause, ratio[cause]**2/(1 + ratio[cause]**2), clues[cause]
     return 'UNKNOWN', 1 - max(ratio.values())**2/(1 + max(ratio.values())**2), Clue()
 
+# %% ../nbs/24_causes.ipynb #bf115915
 def name_causes(
     spectra, # `Spectra`; meta has the pipeline's Z and SPECTYPE
     fit, # `RedshiftFit` of the same spectra
@@ -378,7 +381,7 @@ def plot_confusion(
     table = confusion_table(injected, named)
     columns = [c for c in CAUSES if c in table.colnames]
     counts = np.array([[row[c] for c in columns] for row in table])
-    ax = ax or plt.subplots(figsize=(9, .36*len(table) + 1.9), layout='constrained')[1]
+    ax = ax or plt.subplots(figsize=(7.5, .26*len(table) + 1.6), layout='constrained')[1]
     ax.imshow(counts/counts.sum(1, keepdims=True), cmap='Blues', vmin=0, vmax=1, aspect='auto')
     for i, j in np.argwhere(counts): ax.text(j, i, counts[i, j], ha='center', va='center', fontsize=8, color='w' if counts[i, j] > .6*counts[i].sum() else 'k')
     ax.set_xticks(range(len(columns)), columns, rotation=40, ha='right', fontsize=7); ax.set_yticks(range(len(table)), table['INJECTED'], fontsize=7)
