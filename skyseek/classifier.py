@@ -17,14 +17,14 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from .autoencoder import encode
-from .features import METADATA, TYPES, ArrayStream, FeatureStream, read_features
+from .features import EVIDENCE, METADATA, TYPES, ArrayStream, FeatureStream, read_features
 from .train import TrainSettings, fingerprint, fit, save_model
 from .truth import choose_threshold, label_wrong, match_truth, split_of
 
 # %% ../nbs/12_classifier.ipynb #184c1fa0
 PHYSICAL = {  # column → its usual scale
     'Z': lambda x: torch.log1p(x.clamp(-0.5, 20)), 'ZERR': lambda x: x.clamp(1e-7, 1).log10(), 'DELTACHI2': lambda x: x.clamp(1e-2, 1e6).log10(),
-    'CHI2_PIXEL': lambda x: 3*(x - 1).clamp(-1, 2), **{f'SN_{arm}': lambda x: torch.asinh(3*x) for arm in 'BRZ'}}
+    'CHI2_PIXEL': lambda x: 3*(x - 1).clamp(-1, 2), **{f'SN_{arm}': lambda x: torch.asinh(3*x) for arm in 'BRZ'}, **{name: lambda x: x.clamp(-10, 10)/3 for name in EVIDENCE}}
 
 class MetadataEncoder(nn.Module):
     "Scale redrock's columns and distil them into a few numbers."
