@@ -123,6 +123,7 @@ def line_snr(
     scale = [1.4826*np.median(np.abs(s[ok])) if ok.sum() > 100 else 1 for s, ok in zip(snr, spectra.good)]
     return snr/np.maximum(scale, 1)[:, None]
 
+# %% ../nbs/24_answers.ipynb #3bc4cd8a
 def find_peaks(snr, threshold=5., separation=8): # (L,) signal-to-noise; pixels
     "Pixels of the local extrema above a threshold, strongest first."
     size = np.abs(snr)

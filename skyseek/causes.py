@@ -151,6 +151,7 @@ def clue_sky_line(case): # `Case` → `Clue`
     text = f"{what} at {wave:.1f} Å ({snr:+.0f}σ) taken for a feature: without it the pipeline's z = {case.z:.4f} loses Δχ² = {lost:.0f}"
     return Clue(max(float(np.nan_to_num(lost, posinf=0, neginf=0)), 0), tuple(s[0] for s in strongest), text)
 
+# %% ../nbs/24_causes.ipynb #bb1ba18f
 def clue_arm(case): # `Case` → `Clue`
     "An arm without data, or a step whose removal improves the best fit and weakens the pipeline's answer."
     for arm, (low, high) in ARM_EDGES.items():
