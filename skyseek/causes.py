@@ -254,10 +254,16 @@ def clue_broad_absorption(case): # `Case` → `Clue`
     return best
 
 # %% ../nbs/24_causes.ipynb #33fea90e
+def _noise_variance(case):
+    "True variance of the noise in units of 1/ivar, from the differences of neighbouring pixels."
+    ok = (case.ivar[1:] > 0) & (case.ivar[:-1] > 0)
+    pull = np.diff(case.flux)[ok]/np.sqrt(1/case.ivar[1:][ok] + 1/case.ivar[:-1][ok])
+    return (1.4826*np.median(np.abs(pull)))**2 if len(pull) else 1.
+
 def _second_object(case, rows):
-    "The best of some second answers beside our first: (Δχ² over a smooth correction, row, Å)."
+    "The best of some second answers beside our first: (Δχ² over a smooth correction, its share of the misfit, row, Å)."
     w, f, u = case.ivar, np.asarray(case.flux, float), np.log(case.wave/case.wave[0])/np.log(case.wave[-1]/case.wave[0])*2 - 1
-    (first, prior), best = case.fits.columns(case.which, case.ours['Z'], f, w), (0., None, ())
+    (first, prior), best = case.fits.columns(case.which, case.ours['Z'], f, w), (0., 0., None, ())
     alone, nulls = least_squares(first, w, f, prior)[1], {}
     for row in rows:
         for k in case.fits.candidates(row['SPECTYPE'], row['Z']):
@@ -267,24 +273,25 @@ def _second_object(case, rows):
             if n not in nulls: nulls[n] = least_squares(np.hstack([first, alone[:, None]*legendre(u, n + 1)[1:].T]), w, f, np.r_[prior, np.zeros(n)])
             chi2, model = least_squares(np.hstack([first, second]), w, f, np.r_[prior, prior2])
             if (gain := nulls[n][0] - chi2) <= best[0]: continue
-            best = gain, row, telling_wavelengths(case.wave, w*((f - nulls[n][1])**2 - (f - model)**2))
+            excess = max(nulls[n][0] - (w > 0).sum()*_noise_variance(case), gain)
+            best = gain, gain/excess, row, telling_wavelengths(case.wave, w*((f - nulls[n][1])**2 - (f - model)**2))
     return best
 
 # %% ../nbs/24_causes.ipynb #10ac152c
 def clue_blend(case): # `Case` → `Clue`
     "Δχ² of a second object at another redshift over a smooth correction with as many coefficients."
     far = [m[np.abs(np.log((1 + m['Z'])/(1 + case.ours['Z'])))*C_KMS > 3000] for m in (case.rest, case.minima)]
-    gain, row, where = _second_object(case, vstack([m[np.argsort(cost_of(m))][:n] for m, n in zip(far, (4, 2))], metadata_conflicts='silent'))
+    gain, share, row, where = _second_object(case, vstack([m[np.argsort(cost_of(m))][:n] for m, n in zip(far, (4, 2))], metadata_conflicts='silent'))
     if row is None: return Clue()
     text = f"{row['SPECTYPE']} at z = {row['Z']:.4f} besides the {case.ours['SPECTYPE']} at z = {case.ours['Z']:.4f}: together Δχ² = {gain:.0f}"
-    return Clue(gain, where, text + _places(where))
+    return Clue(gain*min(share/.3, 1), where, text + _places(where))  # much misfit that it leaves: the templates, not a second object
 
 def clue_composite(case): # `Case` → `Clue`
     "Δχ² of another type at the same redshift, where ours is the pipeline's: a quasar in its galaxy, or narrow lines called a quasar's."
     kinds = [k for k in ('GALAXY', 'QSO') if k != case.spectype]
     if not case.agree or case.spectype == 'STAR' or case.z < .05: return Clue()
     rows = Table([dict(SPECTYPE=b.spectype, SUBTYPE=b.subtype, Z=case.ours['Z']) for b in case.fits.bases if b.spectype in kinds])
-    gain, row, where = _second_object(case, rows)
+    gain, share, row, where = _second_object(case, rows)
     if row is None: return Clue()
     return Clue(gain, where, f"{row['SPECTYPE']} light beside the {case.spectype}'s at the same z = {case.z:.4f} wins Δχ² = {gain:.0f}{_places(where)}", f"{row['SPECTYPE']}_AS_{case.spectype}")
 

@@ -88,8 +88,9 @@ def shade_sky(ax): # matplotlib axes with observed wavelengths in Å
 
 def _models(self, ax, width):
     "Both models, smoothed as the data are; what is beyond the templates is left out."
-    for colour, (z, spectype, model) in self.answers.items():
-        ax.plot(self.wave, np.where(model != 0, uniform_filter1d(model, width), np.nan), color=colour, lw=1.1, alpha=.9, label=f"{'ours' if colour == OURS else 'pipeline'}: {spectype} z = {z:.4f}")
+    for colour, (z, spectype, model) in reversed(self.answers.items()):
+        style = dict(lw=1) if colour == OURS else dict(lw=2.2, alpha=.55)  # ours stays visible where both are the same
+        ax.plot(self.wave, np.where(model != 0, uniform_filter1d(model, width), np.nan), color=colour, **style, label=f"{'ours' if colour == OURS else 'pipeline'}: {spectype} z = {z:.4f}")
 
 @patch
 def draw_spectrum(self: Evidence,
@@ -106,13 +107,14 @@ def draw_spectrum(self: Evidence,
     ax.plot(where, np.full(len(where), .045), '^', color='C2', ms=8, transform=ax.get_xaxis_transform(), zorder=5, label='cause' if len(where) else None)
     ax.legend(loc='upper right', fontsize=7, frameon=False)
 
+# %% ../nbs/25_inspect.ipynb #6f8c8d52
 @patch
 def draw_residuals(self: Evidence, ax, width=25): # matplotlib axes; pixels to average over
     "Flux minus model over the error of the mean of `width` pixels."
-    for colour, (_, _, model) in self.answers.items():
+    for colour, (_, _, model) in reversed(self.answers.items()):
         w = np.where(model != 0, self.ivar, 0).astype(float)
         top, bottom = (uniform_filter1d(a, width)*width for a in (w*(self.flux - model), w))
-        ax.plot(self.wave, np.where(bottom > 0, top/np.sqrt(np.where(bottom > 0, bottom, 1)), np.nan), color=colour, lw=.7)
+        ax.plot(self.wave, np.where(bottom > 0, top/np.sqrt(np.where(bottom > 0, bottom, 1)), np.nan), color=colour, lw=.7 if colour == OURS else 1.2, alpha=1 if colour == OURS else .6)
     shade_sky(ax)
     for y in (-3, 3): ax.axhline(y, color='k', lw=.4, ls=':')
     ax.set(ylim=(-9, 9), xlabel='vacuum wavelength [Å]', ylabel=f'residual [σ]\n{width} pixels')
@@ -169,7 +171,7 @@ def draw_cutout(self: Evidence, ax, centre, half=None): # matplotlib axes; Å, a
     ax.fill_between(self.wave[k], (self.flux - error)[k], (self.flux + error)[k], step='mid', color='0.85', lw=0)
     ax.step(self.wave[k], np.where(self.ivar > 0, self.flux, np.nan)[k], where='mid', color='0.3', lw=.7)
     ax.set_xlim(centre - half, centre + half)
-    for colour, (_, _, model) in self.answers.items(): ax.plot(self.wave[k], np.where(model != 0, model, np.nan)[k], color=colour, lw=1)
+    for colour, (_, _, model) in reversed(self.answers.items()): ax.plot(self.wave[k], np.where(model != 0, model, np.nan)[k], color=colour, lw=1 if colour == OURS else 2.2, alpha=1 if colour == OURS else .55)
     shade_sky(ax); ax.set_xlabel('vacuum wavelength [Å]')
     good = self.flux[k & (self.ivar > 0)]
     if len(good): ax.set_ylim(*(np.percentile(good, [.5, 99.8]) + np.array([-.15, .3])*max(np.ptp(good), 1e-3)*.6))
