@@ -1,0 +1,108 @@
+"""The evidence on one object, and the causes of wrong redshifts, on files and on spoilt spectra."""
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from skyseek.accidents import inject_hot_pixel, scan_wrong
+from skyseek.causes import CAUSES, name_causes
+from skyseek.cli import main
+from skyseek.desi import find_redrock, read_redrock, write_spectra
+from skyseek.inspect import Evidence, inspect_file, pick_target, plot_evidence
+from skyseek.redshift import pca_bases, redshift_file, scan_redshift
+from skyseek.restframe import builtin_library
+from skyseek.simulate import simulate_spectra, simulate_survey
+from surveys import write_coadd, write_pair
+
+
+@pytest.fixture(scope='module')
+def bases(): return pca_bases(builtin_library(n_galaxy=60, n_qso=40, n_star=60, seed=3))
+
+
+@pytest.fixture(scope='module')
+def coadd(tmp_path_factory, bases):
+    path = simulate_survey(tmp_path_factory.mktemp('survey'), n=4, seed=4)
+    redshift_file(path, path.with_name(path.name.replace('coadd', 'redrock')), bases)
+    return path
+
+
+def target(coadd): return read_redrock(find_redrock(coadd))['TARGETID'][1]
+
+
+@pytest.mark.parametrize('suffix, start', [('.png', b'\x89PNG'), ('.pdf', b'%PDF'), ('.svg', b'<?xml')])
+def test_page_of_every_kind(coadd, bases, tmp_path, suffix, start):
+    page, text = inspect_file(coadd, target(coadd), tmp_path/f'page{suffix}', bases=bases)
+    assert page.read_bytes().startswith(start) and str(target(coadd)) in text
+    assert [p.name for p in tmp_path.iterdir()] == [page.name]
+
+
+def test_command_writes_page_and_words(coadd, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(['inspect', str(target(coadd)), str(coadd)]) == 0
+    assert (tmp_path/f'evidence-{target(coadd)}.png').stat().st_size > 20_000
+    words = capsys.readouterr().out
+    assert 'P(redshift wrong)' in words and 'likely cause' in words and 'runner-up' in words
+
+
+def test_compact_file_gives_the_same_words(coadd, bases, tmp_path):
+    spectra = pick_target(coadd, target(coadd))
+    compact = write_spectra(spectra, tmp_path/'spectra.fits')
+    words = [inspect_file(p, target(coadd), tmp_path/'page.png', bases=bases)[1].splitlines()[1] for p in (coadd, compact)]
+    assert words[0].split('ZWARN')[0] == words[1].split('ZWARN')[0]
+
+
+def test_missing_target_is_told_with_examples(coadd, bases, tmp_path):
+    with pytest.raises(ValueError, match='no TARGETID 12 among its 4 targets; there are for example'): inspect_file(coadd, 12, tmp_path/'page.png', bases=bases)
+    assert not any(tmp_path.iterdir())
+
+
+def test_coadd_without_redrock_shows_ours(tmp_path, bases):
+    with pytest.warns(UserWarning, match='no redrock file'): _, text = inspect_file(write_coadd(tmp_path/'coadd-a.fits'), 39628000000000000, tmp_path/'page.png', bases=bases)
+    assert 'pipeline  no answer' in text and 'likely cause' not in text
+
+
+def test_bad_redrock_answers_do_not_stop_it(tmp_path, bases):
+    path = write_pair(tmp_path)
+    for row in range(3): inspect_file(path, 39628000000000000 + row, tmp_path/'page.png', bases=bases)
+
+
+def spoilt():
+    "Spectra that have broken other programs: all masked, one arm, negative, one huge spike, few pixels."
+    spectra, _ = simulate_spectra(5, seed=2, blend=0.)
+    flux, ivar = spectra.flux.copy(), spectra.ivar.copy()
+    ivar[0], flux[2], flux[3, 4000] = 0, -flux[2] - 5, 1e7
+    ivar[1, spectra.wave < 7600] = 0
+    ivar[4, 20:] = 0
+    meta = spectra.meta.copy()
+    meta['Z'], meta['SPECTYPE'] = [.5, 1.65, 0., 5.9, .9], ['GALAXY', 'GALAXY', 'STAR', 'QSO', 'QSO']
+    return spectra.replace(flux=flux, ivar=ivar, meta=meta)
+
+
+def test_spoilt_spectra_get_a_cause_and_a_page(bases):
+    spectra = spoilt()
+    causes = name_causes(spectra, scan_redshift(spectra, bases))
+    assert set(causes['CAUSE']) <= set(CAUSES) and np.isfinite(causes['CAUSE_P']).all() and (causes['CAUSE_P'] <= 1).all()
+    assert causes['CAUSE_TEXT'][0] == 'no valid pixel' and causes['CAUSE'][1] == 'ARM'
+    for i in range(5): plot_evidence(Evidence(spectra[[i]], scan_redshift(spectra[[i]], bases, keep_chi2=True), causes[i])).canvas.draw()
+
+
+def test_causes_do_not_depend_on_the_company(bases):
+    spectra = spoilt()
+    together = name_causes(spectra, scan_redshift(spectra, bases))
+    for i in (1, 3): assert name_causes(spectra[[i]], scan_redshift(spectra[[i]], bases))['CAUSE_TEXT'][0] == together['CAUSE_TEXT'][i]
+
+
+def test_hot_pixels_are_named(bases):
+    spectra, truth = simulate_spectra(40, seed=9, shares=dict(ELG=.5, LRG=.5), blend=0.)
+    broken, where = inject_hot_pixel(spectra, np.random.default_rng(0), snr=(30, 60))
+    wrong = scan_wrong(broken, truth, bases, 'SKY_LINE', where, limit=8)
+    causes = name_causes(wrong, scan_redshift(wrong, bases))
+    named = causes['CAUSE'] == 'SKY_LINE'
+    assert named.mean() > .5
+    assert np.nanmin(np.abs(causes['CAUSE_WAVE'][named] - np.asarray(wrong.meta['INJECTED_WAVE'])[named, None]), axis=1).max() < 5
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    done = subprocess.run([sys.executable, '-c', "import sys; from skyseek.cli import main\ntry: main(['inspect', '--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"], capture_output=True, text=True)
+    assert done.returncode == 0 and 'TARGETID' in done.stdout
