@@ -183,10 +183,12 @@ def _known(row, name, form): # → str
     value = row[name] if name in row.colnames else np.ma.masked
     return '–' if np.ma.is_masked(value) or not np.isfinite(value) else format(value, form)
 
+def _subtype(row): return '' if 'SUBTYPE' not in row.colnames or np.ma.is_masked(row['SUBTYPE']) else str(row['SUBTYPE']).strip()
+
 def _answer_line(who, row):
     "One answer with its errors and warnings."
     zerr = f" ± {_known(row, 'ZERR', '.5f')}"
-    return f"{who:10s}{str(row['SPECTYPE']).strip():7s}{str(row['SUBTYPE']).strip() if 'SUBTYPE' in row.colnames else '':4s} z = {row['Z']:.5f}{zerr}   ZWARN {_known(row, 'ZWARN', 'd')}   DELTACHI2 {_known(row, 'DELTACHI2', '.1f')}"
+    return f"{who:10s}{str(row['SPECTYPE']).strip():7s}{_subtype(row):4s} z = {row['Z']:.5f}{zerr}   ZWARN {_known(row, 'ZWARN', 'd')}   DELTACHI2 {_known(row, 'DELTACHI2', '.1f')}"
 
 @patch
 def text(self: Evidence): # → str, a few lines
@@ -196,7 +198,7 @@ def text(self: Evidence): # → str, a few lines
     if not self.answers: return '\n'.join(lines + ['no valid pixel: nothing can be said'])
     lines.append(_answer_line('pipeline', row) + f"   χ² − ours {self.chi2[THEIRS] - self.chi2[OURS]:.1f}" if self.theirs else 'pipeline  no answer')
     lines.append(_answer_line('ours', self.fit.table[0]))
-    if self.runner_up is not None: lines.append(_answer_line('runner-up', self.runner_up).split('   ZWARN')[0] + f"   χ² − ours {self.runner_up['CHI2'] - self.fit.table['CHI2'][0]:.1f}")
+    if self.runner_up is not None: lines.append(_answer_line('runner-up', self.runner_up).split('   ZWARN')[0] + f"   χ² − ours {self.fit.table['DELTACHI2'][0]:.1f}")
     if self.cause is not None: lines += textwrap.wrap(f"if the pipeline is wrong, likely cause: {self.cause['CAUSE']} ({self.cause['CAUSE_P']:.2f}): {self.cause['CAUSE_TEXT']}", 140, subsequent_indent='    ')
     return '\n'.join(lines)
 
