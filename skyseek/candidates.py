@@ -107,7 +107,7 @@ def line_snr(
 
 # %% ../nbs/23_candidates.ipynb #af8d560b
 CANDIDATE_FEATURES = ('IS_GALAXY', 'IS_QSO', 'IS_STAR', 'LOG_1PZ', 'DCOST', 'DCOST_LIN', 'DEVIDENCE', 'DEVIDENCE_LIN', 'LOG_ZERR', 'PENALTY', 'LOGDET', 'CHI2_PIXEL', 'GAP', 'GAP_LIN', 'IS_PIPELINE', 'SAME_Z',
-                      'PIPE_DELTACHI2', 'PIPE_ZWARN', 'OTHER_DELTACHI2', 'OTHER_ZWARN', 'DEPTH', *(f'SN_{name}' for name in LINES))
+                      'PIPE_DELTACHI2', 'PIPE_ZWARN', 'OTHER_DELTACHI2', 'OTHER_ZWARN', 'DEPTH', 'SPEED', *(f'SN_{name}' for name in LINES))
 
 def _pipeline_sureness(spectra):
     "The pipeline's DELTACHI2 (log) and ZWARN as (N,) numbers; 0 where there is none."
@@ -140,6 +140,6 @@ def features(self: Candidates,
     columns = [self.kind == k for k in range(3)] + [np.log1p(np.maximum(self.z, -.5))]
     for x in over: columns += [np.log1p(x.clip(0)), x.clip(0, 60)/20]
     columns += [np.log10(self.zerr.clip(1e-6, 1)) + 4, np.log1p((self.cost - self.chi2).clip(0) if known.all() else np.where(known, self.cost, 0) - np.where(known, self.chi2, 0)), self.logdet/30]
-    columns += [5*(np.where(known, self.chi2, 0)/n - 1).clip(-1, 3), np.log1p(gap.clip(0, 1e6)), gap.clip(-60, 60)/20, self.pipeline, same, *pipe, *rest, depth]
+    columns += [5*(np.where(known, self.chi2, 0)/n - 1).clip(-1, 3), np.log1p(gap.clip(0, 1e6)), gap.clip(-60, 60)/20, self.pipeline, same, *pipe, *rest, depth, np.where(self.kind == 2, np.abs(self.z)/.001, 0)]
     lines = np.arcsinh(line_snr(spectra, np.where(known, self.z, 0))/3)
     return np.nan_to_num(np.where(known[..., None], np.concatenate([np.stack(np.broadcast_arrays(*columns), -1), lines], -1), 0)).astype(np.float32)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUALITY_COLUMNS', 'JUDGE_TRAINING', 'right_answers', 'judge_inputs', 'Judge', 'judge_candidates', 'train_judge',
-           'second_opinion', 'correction_rates', 'choose_acceptance', 'evidence_columns']
+           'second_opinion', 'correction_rates', 'choose_acceptance', 'evidence_columns', 'second_look']
 
 # %% ../nbs/23_evidence.ipynb #c37e76f8
 import numpy as np
@@ -13,9 +13,9 @@ from astropy.table import Table
 from fastcore.basics import patch
 from torch import nn
 
-from .candidates import CANDIDATE_FEATURES, KINDS, LINES, SAME, Candidates, candidates, text
+from .candidates import CANDIDATE_FEATURES, KINDS, LINES, SAME, candidates, text
 from .features import EVIDENCE, ArrayStream, arm_quality
-from .redshift import RedshiftFit
+from .redshift import scan_redshift
 from .train import TrainSettings, fit as train
 from .truth import split_of
 
@@ -90,6 +90,7 @@ def judge_candidates(
     "How probable is each candidate?"
     judge.eval()
     device, inputs = judge.mean.device, judge_inputs(spectra, cand)
+    inputs['x'] = inputs['x'][..., [CANDIDATE_FEATURES.index(name) for name in judge.config['features']]]
     tensors = {k: torch.as_tensor(v, device=device) for k, v in inputs.items()}
     parts = [judge.log_p({k: v[i:i + 2048] for k, v in tensors.items()}).exp().mean(0)[:, :-1] for i in range(0, len(spectra), 2048)]
     return torch.cat(parts).cpu().numpy().astype(float)*cand.known if parts else np.zeros(cand.known.shape)
@@ -193,3 +194,17 @@ def evidence_columns(
                EV_DZ=log_dz(cand.z[rows, best]), EV_OFFSET=log_dz(z0), EV_ZERR=column('LOG_ZERR'), EV_COST=column('DCOST'), EV_EVIDENCE=column('DEVIDENCE'), EV_GAP=column('GAP_LIN'), EV_PENALTY=column('PENALTY'),
                EV_CHI2=column('CHI2_PIXEL'), **{f'EV_SN_{name}': column(f'SN_{name}') for name in LINES})
     return Table({name: np.where(has, np.nan_to_num(out[name]), 0).astype(np.float32) for name in EVIDENCE})
+
+# %% ../nbs/23_evidence.ipynb #2c53f6d3
+def second_look(
+    spectra, # `Spectra` with the pipeline's columns in meta
+    judge=None, # `Judge`; None takes the posterior of the scan at its word
+    bases=None, # list of `Basis`; None takes `default_bases()`
+    device='cpu', # torch device
+): # `Spectra` with the columns EVIDENCE in meta, the Table of `second_opinion`, the `RedshiftFit`
+    "Scan, list the candidates, judge them."
+    fit = scan_redshift(spectra, bases, device)
+    cand = candidates(spectra, fit, device)
+    meta = spectra.meta.copy(copy_data=False)
+    for name, column in evidence_columns(spectra, cand, judge).items(): meta[name] = column
+    return spectra.replace(meta=meta), second_opinion(spectra, fit, judge, device, cand), fit

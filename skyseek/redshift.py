@@ -194,6 +194,15 @@ class RedshiftFit:
 
     def __len__(self): return len(self.table)
 
+    def __getitem__(self, rows): # slice, bool or integer array → `RedshiftFit` of these rows
+        rows = np.arange(len(self))[rows]
+        first = np.searchsorted(self.minima['ROW'], np.arange(len(self) + 1))
+        at = np.concatenate([np.arange(first[r], first[r + 1]) for r in rows] + [np.zeros(0, int)]).astype(int)
+        minima = self.minima[at]
+        minima['ROW'] = np.repeat(np.arange(len(rows)), np.diff(first)[rows])
+        curves = {name: (z, chi2[rows]) for name, (z, chi2) in self.curves.items()}
+        return RedshiftFit(self.table[rows], minima, self.wave, self.bases, self.settings, self.which[rows], self.poly[rows], curves)
+
     def __repr__(self):
         kinds, n = np.unique(self.table['SPECTYPE'], return_counts=True)
         return f"RedshiftFit[{len(self)}] {', '.join(f'{k} {s}' for s, k in zip(kinds, n))}; {(self.table['ZWARN'] == 0).sum()} without warning"
