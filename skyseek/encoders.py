@@ -275,7 +275,7 @@ def gasnet_arrays(
         part = prepare(flux, ivar, settings)
         parts.append([part[k].numpy() for k in ('flux', 'weight')])
     out = {k: np.concatenate(p) for k, p in zip(('flux', 'weight'), zip(*parts))} | {'shift': shift_of(z, settings, offset).astype(np.float32)}
-    use = (out['weight'] > 0).any(1) & (out['shift'] >= 0) & (out['shift'] <= settings.nz - 1)
+    use = (out['weight'] > 0).any(1) & (np.abs(out['shift'] - (settings.nz - 1)/2) <= settings.nz/2)
     return {k: a if use.all() else a[use] for k, a in out.items()}
 
 # %% ../nbs/21_encoders.ipynb #74b24eb1

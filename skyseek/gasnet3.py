@@ -167,7 +167,7 @@ def calibrate_errors(
     if ok.sum() < 20: raise ValueError(f"{ok.sum()} of {len(table)} spectra have a redshift with an error; give at least 20 to calibrate errors")
     u = np.log10((1 + np.asarray(table['Z']))/(1 + np.asarray(z)))[ok]
     sigma = (np.asarray(table['ZERR'])/(1 + np.asarray(table['Z']))/np.log(10))[ok]
-    factor, floor = np.meshgrid(np.geomspace(.3, 10, 50), np.r_[0, np.geomspace(1e-7, 1e-2, 60)], indexing='ij')
+    factor, floor = np.meshgrid(np.geomspace(.3, 30, 60), np.r_[0, np.geomspace(1e-7, 1e-2, 60)], indexing='ij')
     likelihood = np.zeros(factor.shape)
     for d, s in zip(u, sigma):
         total = np.hypot(factor*s, floor)
