@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from scipy.fft import next_fast_len
 from torch import nn
 
@@ -95,7 +96,9 @@ def noise_input(
     good = ivar > 0
     unit = flux.abs().amax(1, keepdim=True).clamp(min=1e-30)
     flux, ivar = flux/unit, ivar*unit**2
-    scale = ((ivar*flux**2).sum(1, keepdim=True)/ivar.sum(1, keepdim=True).clamp(min=1e-30)).sqrt()
+    weight = ivar/ivar.sum(1, keepdim=True).clamp(min=1e-30)
+    scale = flux.abs().amax(1, keepdim=True)
+    for _ in range(5): scale = (weight*torch.minimum(flux.abs(), 5*scale)).sum(1, keepdim=True)  # a spike must not set the scale
     scale = torch.where(scale > 0, scale, 1)
     f, w = flux/scale, ivar*scale**2
     noise = torch.where(good, -.5*torch.log(w.clamp(min=1e-12)), 4.).clamp(-4, 4)
@@ -125,19 +128,37 @@ class RestFilters(nn.Module):
         self.filters = nn.Parameter(torch.randn(outputs, s.features, length)*.01)
         self.n_fft = next_fast_len(length, real=True)
 
-    def trunk(self, flux, ivar): # (B, width, L/stride)
-        x = F.relu(self.norm(self.stem(noise_input(flux, ivar))))
-        for conv, norm in zip(self.convs, self.norms): x = x + F.relu(norm(conv(x)))
-        return x
+# %% ../nbs/22_filters.ipynb #01f1969e
+@patch
+def trunk(
+    self: RestFilters,
+    flux, # (B, 3600)
+    ivar, # (B, 3600)
+): # (B, width, 3600/stride)
+    "What the filters, and the classifier's residual blocks, look at."
+    x = F.relu(self.norm(self.stem(noise_input(flux, ivar))))
+    for conv, norm in zip(self.convs, self.norms): x = x + F.relu(norm(conv(x)))
+    return x
 
-    def scores(self, x): # (B, outputs, shifts); shift k is log10(1 + z) = (first + k)*step
-        seen = F.avg_pool1d(self.features(x), self.settings.pool)
-        seen, known = torch.fft.rfft(seen, self.n_fft), torch.fft.rfft(self.filters, self.n_fft)
-        out = torch.einsum('bcf,ocf->bof', seen.conj(), known)
-        return torch.fft.irfft(out, self.n_fft)[..., :self.shifts].flip(-1)
+@patch
+def scores(
+    self: RestFilters,
+    x, # (B, width, 3600/stride) from `trunk`
+): # (B, outputs, shifts); shift k is log10(1 + z) = (first + k)·step
+    "Correlation of the features with every filter at every shift."
+    seen = F.avg_pool1d(self.features(x), self.settings.pool)
+    seen, known = torch.fft.rfft(seen, self.n_fft), torch.fft.rfft(self.filters, self.n_fft)
+    out = torch.einsum('bcf,ocf->bof', seen.conj(), known)
+    return torch.fft.irfft(out, self.n_fft)[..., :self.shifts].flip(-1)
 
-    def position(self, z): # (B,) where a redshift lies, in steps
-        return (torch.log10(1 + z)/self.step - self.first).clamp(0, self.shifts - 1.001)
+# %% ../nbs/22_filters.ipynb #9b34e9a1
+@patch
+def position(
+    self: RestFilters,
+    z, # (B,) redshifts
+): # (B,)
+    "Where redshifts lie, in steps."
+    return (torch.log10(1 + z)/self.step - self.first).clamp(0, self.shifts - 1.001)
 
 # %% ../nbs/22_filters.ipynb #b6e89e47
 def peak_position(

@@ -55,9 +55,6 @@ class GaSNet2Classifier(nn.Module):
         if self.settings.form == 'published': return self.net(unit_rms(batch['flux']))
         return self.joint(batch).logsumexp(-1)
 
-    def error(self, batch): # scalar: share of wrong subclasses
-        return (self(batch).argmax(1) != batch['label']).float().mean()
-
 # %% ../nbs/22_gasnet2.ipynb #8992952b
 @patch
 def loss(
@@ -112,13 +109,20 @@ class GaSNet2Redshift(nn.Module):
     def members(self, batch): # published: (B, members) redshifts times ten
         return torch.cat([net(unit_rms(batch['flux'])) for net in self.nets], dim=1)
 
-    def log_size(self, log_p, at, flux, ivar): # (B,) log of the error's size in steps
-        "From seven scores around the peak, the two widths and the S/N."
-        p = log_p.exp()
-        k = (at.round().long()[:, None] + torch.arange(-3, 4, device=at.device)).clamp(0, p.shape[1] - 1)
-        widths = torch.stack([half_width(p, at, s) for s in (.6827, .9545)], dim=1).log()
-        snr = (flux*ivar.sqrt()).abs().mean(1, keepdim=True).clamp(min=1e-3).log()
-        return self.size(torch.cat([log_p.gather(1, k).clamp(min=-15)/5, widths, snr], dim=1))[:, 0]
+# %% ../nbs/22_gasnet2.ipynb #69438b79
+@patch
+def log_size(
+    self: GaSNet2Redshift,
+    log_p, # (B, S) log probability of each shift
+    at, # (B,) position of the peak in steps
+    flux, # (B, 3600)
+    ivar, # (B, 3600)
+): # (B,)
+    "Log of the error's size in steps, from seven scores around the peak, the two widths and the S/N."
+    k = (at.round().long()[:, None] + torch.arange(-3, 4, device=at.device)).clamp(0, log_p.shape[1] - 1)
+    widths = torch.stack([half_width(log_p.exp(), at, s) for s in (.6827, .9545)], dim=1).log()
+    snr = (flux*ivar.sqrt()).abs().mean(1, keepdim=True).clamp(min=1e-3).log()
+    return self.size(torch.cat([log_p.gather(1, k).clamp(min=-15)/5, widths, snr], dim=1))[:, 0]
 
 # %% ../nbs/22_gasnet2.ipynb #dc5c970b
 @patch
@@ -212,6 +216,7 @@ def to_compact(
     if not wild.any(): return spectra
     return spectra.replace(flux=np.where(wild, 0, spectra.flux), ivar=np.where(wild, 0, spectra.ivar))
 
+# %% ../nbs/22_gasnet2.ipynb #b1143d79
 @dataclass(frozen=True)
 class GaSNet2:
     "A classifier and the redshift regressors that go with it."
@@ -280,12 +285,21 @@ def predict(
 # %% ../nbs/22_gasnet2.ipynb #bdad66d2
 @patch
 def error(
+    self: GaSNet2Classifier,
+    batch, # dict of flux, ivar, label
+): # scalar: share of wrong subclasses
+    "What the authors select the best epoch of the classifier by."
+    return (self(batch).argmax(1) != batch['label']).float().mean()
+
+@patch
+def error(
     self: GaSNet2Redshift,
     batch, # dict of flux, ivar, z
 ): # scalar: mean absolute error of z
-    "What the authors select the best epoch by."
+    "What the authors select the best epoch of a regressor by."
     return (self.measure(batch['flux'], batch['ivar'])[:, 0] - batch['z']).abs().mean()
 
+# %% ../nbs/22_gasnet2.ipynb #a52d9f8d
 def fit_published(
     model, # `GaSNet2Classifier` or `GaSNet2Redshift`, trained in place
     train, # stream of batches
