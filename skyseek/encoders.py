@@ -213,8 +213,9 @@ class Eigenspectra(Reconstruction):
 
     def forward(self, batch): # (B, n_rest)
         "Reconstruction at rest."
-        c, amplitude = self.mixture(batch)
-        return amplitude*(c @ self.vectors)
+        return self.mix(*self.mixture(batch))
+
+    def mix(self, coeff, amplitude): return amplitude*(coeff @ self.vectors)
 
 # %% ../nbs/21_encoders.ipynb #13f714fa
 def shift_of(

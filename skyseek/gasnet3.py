@@ -85,13 +85,13 @@ def scan_class(
 ): # dict of tensors: u = log10(1 + z), chi2, sigma of u (B, nminima); R (B,), COEFF (B, 10)
     "Reconstruct, scan, and find the minima of one class."
     s = model.settings
-    rest = model(batch)
+    coeff, amplitude = model.mixture(batch) if hasattr(model, 'mixture') else (batch['flux'][:, :0], None)
+    rest = model(batch) if amplitude is None else model.mix(coeff, amplitude)
     curves, low = scan_curves(rest, batch, s)
     at, chi2, curvature = find_minima(curves, nminima, velocity_limit(s.spectype)/C_KMS/np.log(10)/PIXEL).unbind(0)
     excess = (chi2/(batch['weight'] > 0).sum(-1, keepdim=True).clamp(min=1)).clamp(min=1)
     sigma = torch.where((curvature > 0) & chi2.isfinite(), torch.hypot(model.error[0]*PIXEL*(excess/curvature).sqrt(), model.error[1]), 0.)
     if s.scan == 'published': at, sigma = torch.where(at.isfinite(), at.round(), at), torch.zeros_like(sigma)
-    coeff = model.mixture(batch)[0] if hasattr(model, 'mixture') else rest.new_zeros(len(rest), 0)
     return dict(u=(at + low + offset)*PIXEL, chi2=chi2, sigma=sigma, R=robustness(curves), COEFF=F.pad(coeff, (0, max(0, 10 - coeff.shape[1])))[:, :10])
 
 # %% ../nbs/21_gasnet3.ipynb #d9817293
