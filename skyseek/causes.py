@@ -153,14 +153,15 @@ def clue_sky_line(case): # `Case` → `Clue`
 
 # %% ../nbs/24_causes.ipynb #bb1ba18f
 def clue_arm(case): # `Case` → `Clue`
-    "An arm without data, or a step whose removal improves the best fit and weakens the pipeline's answer."
+    "An arm without data, or a step whose removal improves the best fit and weakens the pipeline's answer or leads to another."
     for arm, (low, high) in ARM_EDGES.items():
         inside = (case.wave > low) & (case.wave < high)
         if (case.ivar[inside] == 0).mean() > .8: return Clue(1e4, (max(low, case.wave[0]), high), f"arm {arm} is lost: no data from {low:.0f} to {high:.0f} Å")
     flux, ivar, minima = case.joined
     drop = case.advantage - advantage((flux, ivar), case.z, case.spectype, minima, case.fits)
     j = int(np.argmax(case.steps[1]))
-    if case.steps[1, j] < 2 or not drop > 0: return Clue()
+    best = minima[np.argmin(cost_of(minima))] if len(minima) else case.ours
+    if case.steps[1, j] < 2 or not (drop > 0 or not same_answer(case.z, case.spectype, best['Z'], best['SPECTYPE'])): return Clue()
     text = f"step of {100*case.steps[0, j]:+.0f} % between arms {'B and R' if j == 0 else 'R and Z'} at {JUNCTIONS[j]:.0f} Å: joined, the best χ² is lower by {_best(case.minima) - _best(minima):.0f}"
     return Clue(max(_best(case.minima) - _best(minima), 0), (JUNCTIONS[j],), text)
 
@@ -313,10 +314,10 @@ class CauseSettings:
     arm: float = 25.
     sky_line: float = 25.
     template_limit: float = 20.
-    line_confusion: float = 36.
+    line_confusion: float = 45.
     broad_absorption: float = 50.
-    swap: float = 15.
-    blend: float = 60.
+    swap: float = 25.
+    blend: float = 40.
     low_snr: float = 40.  # below this
 
 SPECIFIC = {'ARM': clue_arm, 'SKY_LINE': clue_sky_line, 'TEMPLATE_LIMIT': clue_template_limit, 'LINE_CONFUSION': clue_line_confusion, 'BROAD_ABSORPTION': clue_broad_absorption}  # in order
