@@ -10,21 +10,23 @@ About five minutes on one core.
 
 import argparse
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from astropy.table import Table, vstack
 from scipy.ndimage import gaussian_filter1d
 from scipy.stats import binomtest
 
 from skyseek import __version__
 from skyseek.atmospheres import bin_average, make_star, wave_rest
-from skyseek.bases import default_bases, save_bases
-from skyseek.desi import join_redrock, read_coadd, read_redrock, read_truth
+from skyseek.bases import default_bases, load_bases, save_bases
+from skyseek.desi import find_redrock, join_redrock, read_coadd, read_redrock, read_truth
 from skyseek.eigenspectra import LYMAN_LIMIT, LearnSettings, learn_basis
 from skyseek.populations import make_galaxy
 from skyseek.quasars import make_quasar
 from skyseek.redshift import scan_redshift
+from skyseek.sdss import read_sdss
 from skyseek.spectra import Spectra, concatenate, pixel_edges
 from skyseek.truth import match_truth, split_of
 
@@ -98,6 +100,9 @@ def learn(spectra, recipes):
     return bases
 
 
+def text(column): return np.char.strip(np.asarray(np.ma.filled(np.ma.asarray(column).astype(str), '')))
+
+
 def rate(bad):
     """Share in per cent with its 68 % Wilson interval."""
     if not len(bad): return '–'
@@ -105,51 +110,94 @@ def rate(bad):
     return f'{100*bad.mean():.1f} % ({100*interval.low:.1f} to {100*interval.high:.1f})'
 
 
-def figures(spectra, bases):
-    """Markdown table: ours beside redrock's, on the same spectra."""
+def scan(spectra, bases):
+    """What the scan answers, what redrock (or another pipeline) answered, and the truth: one table."""
     fit, meta = scan_redshift(spectra, bases).table, spectra.meta
-    z, ztrue, kind = np.asarray(fit['Z']), np.asarray(meta['TRUE_Z'], float), np.asarray(meta['TRUE_SPECTYPE']).astype(str)
-    off, off_rr = (abs(x - ztrue)/(1 + ztrue) for x in (z, np.asarray(meta['Z'], float)))
-    types = [np.char.strip(np.asarray(t['SPECTYPE']).astype(str)) != kind for t in (fit, meta)]
+    out = Table(dict(Z=fit['Z'], SPECTYPE=text(fit['SPECTYPE']), ZWARN=fit['ZWARN'], Z_PIPE=np.asarray(meta['Z'], float), SPECTYPE_PIPE=text(meta['SPECTYPE']), SNR=spectra.snr))
+    out['TRUE_Z'], out['TRUE_SPECTYPE'] = (np.asarray(meta['TRUE_Z'], float), text(meta['TRUE_SPECTYPE'])) if 'TRUE_Z' in meta.colnames else (out['Z_PIPE'], out['SPECTYPE_PIPE'])
+    for name, z in (('OFF', out['Z']), ('OFF_PIPE', out['Z_PIPE'])): out[name] = abs(z - out['TRUE_Z'])/(1 + out['TRUE_Z'])
+    return out
+
+
+def figures(t):
+    """Markdown table: ours beside redrock's, on the same spectra."""
     lines = ['| S/N per pixel | class | spectra | > 1000 km/s | redrock | beyond 0.01 | redrock | type wrong | redrock |', '|---'*9 + '|']
     for cut in (0, 1, 2):
         for c in CLASSES:
-            m = (kind == c) & (spectra.snr > cut)
-            cells = [f(m) for limit in (.0033, .01) for f in (lambda m: rate(off[m] > limit), lambda m: rate(off_rr[m] > limit))]
-            lines.append(' | '.join([f'| > {cut}', c, str(m.sum())] + cells + [rate(t[m]) for t in types]) + ' |')
-    bad = off_rr > .0033
-    lines += ['', f"Of redrock's {bad.sum()} errors beyond 0.0033 the right redshift is found for {rate(off[bad] <= .0033)}; of its {(~bad).sum()} right ones {rate(off[~bad] > .0033)} are lost."]
+            r = t[(t['TRUE_SPECTYPE'] == c) & (t['SNR'] > cut)]
+            cells = [rate(r[name] > limit) for limit in (.0033, .01) for name in ('OFF', 'OFF_PIPE')] + [rate(r[name] != c) for name in ('SPECTYPE', 'SPECTYPE_PIPE')]
+            lines.append(' | '.join([f'| > {cut}', c, str(len(r))] + cells) + ' |')
+    bad = t['OFF_PIPE'] > .0033
+    lines += ['', f"All classes, > 1000 km/s: {rate(t['OFF'] > .0033)}, redrock {rate(bad)}. Of redrock's {bad.sum()} errors the scan finds the right redshift for "
+                  f"{rate(t['OFF'][bad] <= .0033)}; of its {(~bad).sum()} right ones the scan has another redshift for {rate(t['OFF'][~bad] > .0033)}."]
+    return '\n'.join(lines)
+
+
+def real_spectra(folder, bases):
+    """Lines on real SDSS and DESI spectra, none of which took part in the training: agreement with the pipelines' answers."""
+    spectra, lines = read_sdss(folder/'sdss'), []
+    t, sky = scan(spectra, bases), np.asarray(spectra.meta['OBJTYPE'] == 'SKY')
+    for c in CLASSES:
+        for cut in (0, 2, 5):
+            r = t[~sky & (spectra.meta['ZWARN'] == 0) & (t['TRUE_SPECTYPE'] == c) & (t['SNR'] > cut)]
+            lines.append(f"- SDSS {c}, ZWARN 0, S/N > {cut}: {len(r)} spectra; {(r['OFF'] > (.01 if c == 'QSO' else .0033)).sum()} redshifts and {(r['SPECTYPE'] != c).sum()} types differ.")
+    lines.append(f"- SDSS sky fibres: {((t['ZWARN'] & ~1 == 0) & sky).sum()} of {sky.sum()} without a warning (that they are sky not counted).")
+    for path in sorted((folder/'desi'/'coadd_redrock').glob('coadd-*.fits')):
+        one = scan(join_redrock(read_coadd(path), read_redrock(find_redrock(path))), bases)[0]
+        lines.append(f"- DESI {path.name}: {one['SPECTYPE']} {one['Z']:.5f}, redrock {one['SPECTYPE_PIPE']} {one['Z_PIPE']:.5f}.")
     return '\n'.join(lines)
 
 
 def cross_validate(spectra, recipes):
     """Learn on one half of the training targets, scan the other, and the other way round: one table."""
     half = split_of(spectra.meta['TARGETID'], (.5, .5, 0)) == 'train'
-    for a, b in ((half, ~half), (~half, half)): print(figures(spectra[np.flatnonzero(b)], learn(spectra[np.flatnonzero(a)], recipes)), flush=True)
+    return vstack([scan(spectra[np.flatnonzero(b)], learn(spectra[np.flatnonzero(a)], recipes)) for a, b in ((half, ~half), (~half, half))])
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--output', type=Path, help='folder to write; without it the bases of the package are measured')
-    parser.add_argument('--cross', action='store_true', help='cross-validate on the training files instead')
+    parser.add_argument('--cross', action='store_true', help='cross-validate on the training files, and do nothing else')
+    parser.add_argument('--templates', default='8,7,9', help='numbers of templates of GALAXY, QSO, STAR')
     a = parser.parse_args()
     warnings.simplefilter('ignore')
-    if a.cross: return cross_validate(benchmark(a.data, 'train'), RECIPES)
-    bases = learn(benchmark(a.data, 'train'), RECIPES) if a.output else default_bases()
-    text = figures(benchmark(a.data, 'validation'), bases)
+    recipes = {c: replace(RECIPES[c], n=int(n)) for c, n in zip(CLASSES, a.templates.split(','), strict=True)}
+    if a.cross: return print(figures(cross_validate(benchmark(a.data, 'train'), recipes)))
+    if a.output: save_bases(a.output/'bases.safetensors', learn(benchmark(a.data, 'train'), recipes))
+    bases = load_bases(a.output/'bases.safetensors') if a.output else default_bases()
+    text, real = figures(scan(benchmark(a.data, 'validation'), bases)), real_spectra(a.data, bases)
     if a.output:
-        save_bases(a.output/'bases.safetensors', bases)
-        numbers = ', '.join(f'{b.spectype} {len(b.flux)} (z {b.zmin:g} to {b.zmax:g})' for b in bases)
-        (a.output/'card.md').write_text(CARD.format(version=__version__, numbers=numbers, figures=text))
-    print(text)
+        numbers = ', '.join(f'{b.spectype} {len(b.flux)} (z {b.zmin:g} to {b.zmax:g}, {b.wave[0]:.0f} to {b.wave[-1]:.0f} Å)' for b in bases)
+        (a.output/'card.md').write_text(CARD.format(version=__version__, numbers=numbers, figures=text, real=real, recipes=recipes))
+    print(text, real, sep='\n\n')
 
 
 CARD = """# Learned bases
 
-Templates of galaxies, quasars and stars, learned with skyseek {version} by `tests/benchmarks/learn_bases.py`: {numbers}.
+Templates whose mixtures are fitted by `scan_redshift`, learned with skyseek {version} by `tests/benchmarks/learn_bases.py` (heteroscedastic matrix
+factorisation, Tsalmantza & Hogg 2012): {numbers}.
+
+- **Data.** The 14 training files of the redrock benchmark (DESI spectra simulated at main-survey depth from redrock's archetypes, Kinney-Calzetti galaxies and Pickles
+  stars) at their true redshifts, blends and lost arms left out; and, with S/N 3 per pixel, noiseless spectra of the package's own simulator, which reaches further:
+  galaxies to z 1.7 and 10450 Å, quasars to z 6.5 with broad absorption in every tenth, stars from O to L with white dwarfs, carbon stars and cataclysmic variables. No real spectrum.
+- **Choices** (numbers of templates, weight of the simulator, smoothness, S/N cap, iterations) by two-fold cross-validation on the training files
+  (2,712 spectra, scanned with bases learned on the other half). Catastrophic rates there, all S/N: 6.2 % for 8, 7, 9 templates; 7.0 % for 10, 8, 10; 6.6 % for 7, 6, 8; 6.9 % for 6, 5, 7
+  (one standard error 0.5 %); redrock 13.2 %. Above S/N 1.5, eight of its nine galaxies with a wrong redshift are blends; the wrong quasars are off by 0.2 to 0.8 % of 1 + z.
+  The validation files were only used for the table below. Recipe: {recipes}
+- **Figures** on the benchmark's validation files (sky fibres left out, blends and lost arms kept), redrock 0.21 on the same spectra beside them; 68 % Wilson intervals; rates relative
+  to true redshift and type; the answer is the minimum of chi2 with the penalty on outlandish mixtures:
 
 {figures}
+
+- **Real spectra**, none of which took part in the training, against the pipelines' answers (which are not all right: SDSS 3655-55240-0110, z 3.388 in the catalogue,
+  is a broad-absorption quasar at 2.465; the other two quasars that differ at S/N > 2 have only 700 Å of data):
+
+{real}
+
+- **Limits.** Error rates are those of a simulation from whose templates the training spectra come too; on the real sky expect more. Quasars are dark bluewards of 912 Å, the
+  forest is the mean one. Redwards of 9824 Å/(1 + z) and for quasars beyond z 4 the templates rest on the simulator. Broad-line nuclei in bright hosts may be called galaxies, at the right redshift.
+- **Licence.** BSD-3-Clause, as the package; the templates behind the training spectra are public (redrock, Kinney-Calzetti and Pickles atlases).
 """
 
 if __name__ == '__main__': main()
