@@ -23,7 +23,7 @@ from . import __version__
 from .bases import Basis, default_bases, library_bases, pca_bases, read_bases
 from .chi2scan import C_KMS, LogSums, ScanPlan, ScanSettings, log_sums
 from .desi import ReadError, read_redrock
-from .fits import FitsAt, LocalFit, fit_at, model_at, parabola
+from .fits import FitsAt, LocalFit, fit_at, model_at, parabola, totals
 from .sdss import read_any
 from .spectra import Spectra, is_fresh, wave_desi, write_atomic
 
@@ -92,17 +92,17 @@ def _store(c, at, f):
     for name in ('chi2', 'penalty', 'logdet', 'npixels'): c[name][at] = getattr(f, name).cpu().numpy()
     c['cost'][at], c['coeff'][at[0], at[1], :f.coeff.shape[1]] = f.cost.cpu().numpy(), f.coeff.cpu().numpy()
 
-def _exact(c, places, fits, sums, batch, refine):
+def _exact(c, places, fits, sums, known, batch, refine):
     "Fit candidates at `places` (B, C) exactly, after finding the bottom of their minima if `refine`."
     for ib, fit in enumerate(fits):
         found = np.nonzero(places & (c['which'] == ib))
         for k in range(0, len(found[0]), batch):
             at = tuple(x[k:k + batch] for x in found)
-            mine, u = sums[:, at[0]], torch.as_tensor(c['u'][at], device=sums.device)
+            mine, u, total = sums[:, at[0]], torch.as_tensor(c['u'][at], device=sums.device), known[at[0]]
             if refine:
-                u, a, bad = fit.refine(mine, u)
+                u, a, bad = fit.refine(mine, u, total)
                 c['u'][at], c['a'][at], c['bad'][at] = u.cpu(), a.cpu(), bad.cpu()
-            _store(c, at, fit.solve(mine, u))
+            _store(c, at, fit.solve(mine, u, total))
 
 def _best_of_kind(c, near):
     "Where the best candidate of each class is, if it is near the best of all: (B, C)."
@@ -118,10 +118,11 @@ def _candidates(c, fits, sums, batch, width):
     "Exact fits of the candidates `c` of a block, in order of cost."
     n = c['cost'].shape
     c |= dict(chi2=c['cost'].copy(), penalty=np.zeros(n), logdet=np.zeros(n), npixels=np.zeros(n, int), coeff=np.zeros(n + (width,)), bad=np.zeros(n, bool))
-    window = WINDOW + 3e-6*sums[2].sum(-1, keepdim=True).cpu().numpy()
+    known = totals(sums)
+    window = WINDOW + 3e-6*known.wff[:, None].cpu().numpy()
     near = lambda: np.isfinite(c['cost']) & (c['cost'] <= c['cost'].min(1, keepdims=True) + window)
-    _exact(c, near(), fits, sums, batch, False)
-    _exact(c, _best_of_kind(c, near()), fits, sums, batch, True)
+    _exact(c, near(), fits, sums, known, batch, False)
+    _exact(c, _best_of_kind(c, near()), fits, sums, known, batch, True)
     order = np.argsort(c['cost'], axis=1, kind='stable')
     return {k: np.take_along_axis(v, order if v.ndim == 2 else order[..., None], 1) for k, v in c.items()}
 
