@@ -16,7 +16,7 @@ from .features import build_features
 
 # %% ../nbs/24_attribution.ipynb #9c3c16e0
 def attribution(
-    spectra, # `Spectra` with redrock's columns in meta
+    spectra, # `Spectra` with redrock's columns in meta, and those of `second_look` if the classifier uses them
     autoencoder, # `Autoencoder`
     classifier, # `WrongClassifier`
     head=0, # 0: redshift wrong, 1: type wrong

@@ -8,12 +8,12 @@ __all__ = ['OURS', 'THEIRS', 'RUNNER', 'CLASS_COLOURS', 'mark_answer', 'Evidence
 
 # %% ../nbs/25_inspect.ipynb #2824d1c4
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from astropy.table import Row, Table
+from astropy.table import Row
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from scipy.ndimage import uniform_filter1d
@@ -57,7 +57,7 @@ class Evidence:
     spectrum: Spectra  # one row; redrock's columns in meta, if there are any
     fit: object  # `RedshiftFit` of it, made with keep_chi2=True
     cause: Row = None  # row of `name_causes`
-    p_wrong: tuple = ()  # P(redshift wrong), P(type wrong), if known
+    scores: Row = None  # row of the catalogue's scores: P_Z_WRONG, P_S_WRONG and, if there are any, Z_ALT SPECTYPE_ALT P_ALT
 
     def __post_init__(self):
         if len(self.spectrum) != 1 or len(self.fit) != 1: raise ValueError(f"{len(self.spectrum)} spectra and {len(self.fit)} fits; evidence is on one object, give one row of each")
@@ -190,11 +190,19 @@ def _answer_line(who, row):
     zerr = f" ± {_known(row, 'ZERR', '.5f')}"
     return f"{who:10s}{str(row['SPECTYPE']).strip():7s}{_subtype(row):4s} z = {row['Z']:.5f}{zerr}   ZWARN {_known(row, 'ZWARN', 'd')}   DELTACHI2 {_known(row, 'DELTACHI2', '.1f')}"
 
+# %% ../nbs/25_inspect.ipynb #42779569
+def _score_words(scores): # row or None → str
+    "Probabilities and the proposed answer of the catalogue."
+    if scores is None or not np.isfinite(scores['P_Z_WRONG']): return ''
+    words = f"     P(redshift wrong) {scores['P_Z_WRONG']:.2f}   P(type wrong) {scores['P_S_WRONG']:.2f}"
+    if 'P_ALT' not in scores.colnames or not np.isfinite(scores['Z_ALT']): return words
+    return words + f"     best guess {str(scores['SPECTYPE_ALT']).strip()} z = {scores['Z_ALT']:.4f}, P = {scores['P_ALT']:.2f}"
+
 @patch
 def text(self: Evidence): # → str, a few lines
     "Answers, probabilities and cause in words."
     row = self.spectrum.meta[0]
-    lines = [f"TARGETID {row['TARGETID'] if 'TARGETID' in row.colnames else 'unknown'}     S/N {self.spectrum.snr[0]:.2f} per pixel" + (f"     P(redshift wrong) {self.p_wrong[0]:.2f}   P(type wrong) {self.p_wrong[1]:.2f}" if len(self.p_wrong) else '')]
+    lines = [f"TARGETID {row['TARGETID'] if 'TARGETID' in row.colnames else 'unknown'}     S/N {self.spectrum.snr[0]:.2f} per pixel{_score_words(self.scores)}"]
     if not self.answers: return '\n'.join(lines + ['no valid pixel: nothing can be said'])
     lines.append(_answer_line('pipeline', row) + f"   χ² − ours {self.chi2[THEIRS] - self.chi2[OURS]:.1f}" if self.theirs else 'pipeline  no answer')
     lines.append(_answer_line('ours', self.fit.table[0]))
@@ -239,14 +247,12 @@ def inspect_target(
     targetid, # TARGETID
     redrock=None, # redrock-*.fits; None takes the one beside the coadd
     bases=None, # list of `Basis`; None takes the default ones
-    score=None, # function Spectra → Table with P_Z_WRONG and P_S_WRONG, e.g. `score_spectra` with weights
+    score=None, # function Spectra → Table with P_Z_WRONG, P_S_WRONG and perhaps the second opinion, e.g. `score_spectra` with weights
 ): # `Evidence`
     "Everything about one target of a file."
     spectrum = pick_target(path, targetid, redrock)
     fit = scan_redshift(spectrum, bases, keep_chi2=True)
-    table = score(spectrum) if score else None
-    p = tuple(float(table[c][0]) for c in ('P_Z_WRONG', 'P_S_WRONG')) if score else ()
-    evidence = Evidence(spectrum, fit, p_wrong=p if np.isfinite(p).all() else ())
+    evidence = Evidence(spectrum, fit, scores=score(spectrum)[0] if score else None)
     if evidence.theirs: evidence.cause = name_causes(spectrum, fit)[0]
     return evidence
 
