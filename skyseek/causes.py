@@ -338,7 +338,7 @@ def weigh_clues(
     "The verdict on one object."
     limits = asdict(settings)
     swap = next((c for c in clues if '_AS_' in c), None)
-    least = {'BROAD_ABSORPTION': .1, 'BLEND': .1} if swap else {}  # of what another type gains: a shallow trough is not why a star was called a galaxy
+    least = {'SKY_LINE': .1, 'BROAD_ABSORPTION': .1, 'BLEND': .1} if swap else {}  # of what another type gains: a shallow trough is not why a star was called a galaxy
     enough = {'BLEND': .02*clues['LOW_SNR'].gain}  # of all there is to explain: in a bright spectrum any second template finds something
     limit = lambda cause: max(limits['swap' if cause == swap else cause.lower()], least.get(cause, 0)*clues[swap].gain if swap else 0, enough.get(cause, 0))
     ratio = {cause: c.gain/limit(cause) for cause, c in clues.items() if cause != 'LOW_SNR'} | {'LOW_SNR': settings.low_snr/clues['LOW_SNR'].gain}
