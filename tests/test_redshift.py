@@ -7,8 +7,10 @@ from astropy.io import fits
 from astropy.table import Table
 
 from skyseek.desi import read_coadd, read_redrock
-from skyseek.redshift import Basis, default_bases, read_bases, redshift_file, scan_redshift
-from skyseek.simulate import simulate_survey
+from skyseek.bases import LYA, load_bases, mean_forest
+from skyseek.redshift import Basis, ScanSettings, default_bases, fit_at, library_bases, read_bases, redshift_file, scan_redshift
+from skyseek.simulate import simulate_spectra, simulate_survey
+from skyseek.spectra import Spectra, wave_desi
 
 
 @pytest.fixture(scope='module')
@@ -79,3 +81,115 @@ def test_template_file_with_either_wavelength_scale(tmp_path, loglam):
 def test_not_a_template_file_is_named(tmp_path):
     Table({'a': [1]}).write(tmp_path/'rrtemplate-x.fits')
     with pytest.raises(ValueError, match='rrtemplate-x.fits'): read_bases(tmp_path)
+
+
+def test_template_file_with_nan_or_without_wavelengths_is_named(tmp_path):
+    header = fits.Header(dict(CRVAL1=3000., CDELT1=.5, LOGLAM=0, RRTYPE='STAR', RRSUBTYP='A'))
+    fits.PrimaryHDU(np.full((2, 100), np.nan), header).writeto(tmp_path/'rrtemplate-STAR-A.fits')
+    with pytest.raises(ValueError, match='rrtemplate-STAR-A.fits.*200 of|rrtemplate-STAR-A.fits.*100 of 100'): read_bases(tmp_path)
+    del header['CDELT1']
+    fits.PrimaryHDU(np.ones((2, 100)), header).writeto(tmp_path/'rrtemplate-STAR-A.fits', overwrite=True)
+    with pytest.raises(ValueError, match='rrtemplate-STAR-A.fits.*CDELT1'): read_bases(tmp_path)
+    (tmp_path/'bases.safetensors').write_bytes(b'half')
+    with pytest.raises(ValueError, match='bases.safetensors'): load_bases(tmp_path/'bases.safetensors')
+
+
+@pytest.fixture(scope='module')
+def sky(): return simulate_spectra(24, seed=8)
+
+
+SPOILT = {
+    'masked': lambda f, w: (f, 0*w), 'one arm': lambda f, w: (f, np.where(np.arange(len(f)) < 2700, w, 0)), 'negative': lambda f, w: (-abs(f) - 5, w),
+    'spike': lambda f, w: (np.where(np.arange(len(f)) == 4000, 1e8, f), w), 'three pixels': lambda f, w: (f, np.where(np.isin(np.arange(len(f)), (500, 3000, 6000)), w + 1e-3, 0)),
+    'zero': lambda f, w: (0*f, w), 'huge': lambda f, w: (1e12*f, w*1e-24), 'tiny errors': lambda f, w: (f, w*1e12)}
+
+
+@pytest.mark.parametrize('what', SPOILT)
+def test_a_spoilt_spectrum_is_flagged_or_fitted_and_leaves_the_others_alone(sky, what):
+    spectra, _ = sky
+    spectra = spectra[:5]
+    flux, ivar = spectra.flux.copy(), spectra.ivar.copy()
+    flux[2], ivar[2] = SPOILT[what](flux[2], ivar[2])
+    clean, spoilt = scan_redshift(spectra), scan_redshift(spectra.replace(flux=flux, ivar=ivar))
+    others = [0, 1, 3, 4]
+    np.testing.assert_allclose(spoilt.table['Z'][others], clean.table['Z'][others], atol=1e-6)
+    np.testing.assert_allclose(spoilt.table['CHI2'][others], clean.table['CHI2'][others], rtol=1e-5)
+    row = spoilt.table[2]
+    for name in ('Z', 'ZERR', 'CHI2', 'DELTACHI2', 'R', 'P'): assert np.isfinite(row[name]), name
+    assert np.isfinite(row['COEFF']).all() and 0 <= row['P'] <= 1 + 1e-9
+    if what in ('masked', 'zero', 'three pixels'): assert row['ZWARN'] != 0
+    if what == 'masked': assert row['ZWARN'] & (1 << 9)
+    if what == 'three pixels': assert row['ZWARN'] & (1 << 1)
+
+
+def test_wavelengths_outside_the_templates_are_flagged_or_refused(sky):
+    spectra, wide = sky[0][:3], default_bases()[2]
+    keep = wide.wave > 9200
+    table = scan_redshift(spectra, [Basis(wide.wave[keep], wide.flux[:, keep], 'STAR', zmin=-.002, zmax=.002, variance=wide.variance)]).table
+    assert (table['ZWARN'] & (1 << 1) > 0).all() and np.isfinite(table['CHI2']).all()
+    far = Basis(np.linspace(100, 200, 50), np.ones((1, 50)), 'STAR', zmin=-.002, zmax=.002)
+    with pytest.raises(ValueError, match='never meet the spectra'): scan_redshift(spectra, [far])
+
+
+def direct(spectrum, basis, z, sigma=30.):
+    """chi² at redshift z by an independent float64 least squares on the original pixels; templates smoothed and interpolated."""
+    from scipy.ndimage import gaussian_filter1d
+    step = 2e-5
+    grid = 10**np.arange(np.log10(basis.wave[0]), np.log10(basis.wave[-1]), step)
+    t = gaussian_filter1d(np.stack([np.interp(grid, basis.wave, f) for f in basis.flux]), sigma/299792.458/np.log(10)/step, axis=1, mode='nearest')
+    x = np.stack([np.interp(spectrum.wave/(1 + z), grid, f) for f in t])
+    if basis.forest: x = x*np.where(spectrum.wave < LYA*(1 + z), mean_forest(spectrum.wave), 1)
+    root = np.sqrt(spectrum.ivar[0].astype(float))
+    a, b = (root*x).T, root*spectrum.flux[0]
+    if basis.variance is not None:
+        used = root > 0
+        power = max((b**2).sum() - used.sum(), 0) + 2*np.sqrt(used.sum())
+        a = np.vstack([a, np.diag(np.sqrt((root**2).sum()/(power*basis.variance)))])
+        b = np.append(b, np.zeros(len(basis.flux)))
+    return ((b - a @ np.linalg.lstsq(a, b, rcond=None)[0])**2).sum()
+
+
+@pytest.mark.parametrize('bases', [default_bases, lambda: library_bases()[:3]], ids=['learned', 'library'])
+def test_minima_agree_with_independent_float64_fits(sky, bases):
+    spectra, fit = sky[0], scan_redshift(sky[0], bases())
+    cost = np.asarray(fit.minima['CHI2'] + fit.minima['PENALTY'])
+    by_name = {b.name: b for b in bases()}
+    for i in range(0, 24, 3):
+        rows = np.flatnonzero((fit.minima['ROW'] == i) & (cost < cost[fit.minima['ROW'] == i].min() + 30))[:2]
+        names = [m['SPECTYPE'] + (':::' + m['SUBTYPE'] if m['SUBTYPE'] else '') for m in fit.minima[rows]]
+        exact = np.array([direct(spectra[i:i + 1], by_name[n], m['Z']) for n, m in zip(names, fit.minima[rows])])
+        gain = (spectra.ivar[i]*spectra.flux[i].astype(float)**2).sum() - exact.min()  # what a narrow line has inside a pixel of 69 km/s counts as misfit
+        assert (cost[rows] - exact > -5).all() and (cost[rows] - exact < 5 + .05*gain).all()
+        assert abs((cost[rows] - cost[rows[0]]) - (exact - exact[0])).max() < 3 + .01*gain
+
+
+def test_injected_redshifts_come_back_within_their_errors():
+    """Mixtures of the templates themselves, with noise: z must come back, and the pulls must be those of a unit Gaussian."""
+    rng, basis, wave, pulls = np.random.default_rng(5), default_bases()[0], wave_desi(), []
+    z, spectra = rng.uniform(.05, 1.3, 60), []
+    for zi in z:
+        c = rng.normal(size=len(basis.flux))*np.sqrt(basis.variance)
+        c[0] = abs(c[0])
+        f = np.interp(wave/(1 + zi), basis.wave, c @ basis.flux)
+        spectra.append(2*f/np.sqrt((f**2).mean()) + rng.normal(size=len(wave)))
+    spectra = Spectra(wave, np.array(spectra, np.float32), np.ones((60, len(wave)), np.float32))
+    table = scan_redshift(spectra, [basis], settings=ScanSettings(sigma_v=0)).table
+    ok = abs(table['Z'] - z) < .0033*(1 + z)
+    assert ok.mean() > .95
+    pulls = ((table['Z'] - z)/table['ZERR'])[ok]
+    assert .6 < 1.4826*np.median(abs(pulls)) < 1.5 and (abs(pulls) < 5).mean() > .9
+
+
+def test_float32_and_float64_scans_give_the_same_answers(sky):
+    a, b = (scan_redshift(sky[0], settings=ScanSettings(dtype=d)).table for d in ('float32', 'float64'))
+    np.testing.assert_allclose(a['Z'], b['Z'], atol=1e-5)
+    np.testing.assert_allclose(a['CHI2'], b['CHI2'], rtol=1e-6)
+
+
+def test_any_answer_can_be_tested(sky):
+    spectra, fit = sky[0], scan_redshift(sky[0])
+    at = fit_at(spectra, fit.table['Z'], fit.table['SPECTYPE'])
+    np.testing.assert_allclose(at.chi2, fit.table['CHI2'], rtol=1e-3)
+    np.testing.assert_allclose(at.model[3], fit.model(3), rtol=.05, atol=.05*abs(fit.model(3)).max())
+    wrong = fit_at(spectra, np.full(24, .3333), np.full(24, 'GALAXY'))
+    assert (wrong.cost + 1 > np.asarray(fit.table['CHI2'])).mean() > .9

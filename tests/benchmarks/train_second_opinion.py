@@ -79,7 +79,7 @@ def simulated(n, start):
     for seed in range(start, start + n//500):
         spectra, truth = simulate_spectra(500, seed=seed, program='dark' if seed % 3 < 2 else 'bright')
         answer = scan_redshift(spectra, library_bases()).to_table()
-        meta = answer['Z', 'ZERR', 'ZWARN', 'CHI2', 'COEFF', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2']
+        meta = answer['Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2']
         meta['TARGETID'], meta['TRUE_Z'], meta['TRUE_SPECTYPE'], meta['FLAGS'] = np.asarray(spectra.meta['TARGETID']) + seed*10**6, truth['TRUE_Z'], np.asarray(truth['TRUE_SPECTYPE']).astype(str), ''
         parts.append(spectra.replace(meta=meta))
     return concatenate(parts)
@@ -157,7 +157,7 @@ def main():
     a = parser.parse_args()
     warnings.simplefilter('ignore')
     spectra, held = read_part(a.data, 'train'), read_part(a.data, 'validation')
-    keep = ['TARGETID', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'COEFF', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2', 'TRUE_Z', 'TRUE_SPECTYPE', 'FLAGS']
+    keep = ['TARGETID', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2', 'TRUE_Z', 'TRUE_SPECTYPE', 'FLAGS']
     both, real = spectra.replace(meta=spectra.meta[keep]), np.ones(len(spectra), bool)
     if a.simulated: both, real = concatenate([both, simulated(a.simulated, 5000)]), np.arange(len(spectra) + a.simulated) < len(spectra)
     halves, judges = cross_fit(both, real)
