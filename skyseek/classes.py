@@ -159,13 +159,16 @@ def _noise_shapes():
     return tuple((np.median(a)/a).astype(np.float32) for a in (inverse, counts))
 
 def _faults(flux, ivar, sigma, rng):
-    "Masked pixels, a missing blue end and cosmic rays, in place."
-    n = len(flux)
+    "Lost stretches, masked pixels, a missing blue end and cosmic rays, in place."
+    n, pixel = len(flux), np.arange(N_PIXEL)
+    length = np.where(rng.random((n, 1)) < .08, rng.integers(300, 2200, (n, 1)), 0)
+    lost = np.where(rng.random((n, 1)) < .5, pixel < length, pixel >= N_PIXEL - length)
+    sigma[lost] *= 1e6  # no line is detected there
     bad = rng.random(flux.shape, dtype=np.float32) < .004
-    bad |= np.arange(N_PIXEL) < np.where(rng.random((n, 1)) < .2, rng.integers(0, 60, (n, 1)), 0)
+    bad |= lost | (pixel < np.where(rng.random((n, 1)) < .2, rng.integers(0, 60, (n, 1)), 0))
     for i in np.flatnonzero(rng.random(n) < .15):
         k = rng.integers(0, N_PIXEL - 3)
-        flux[i, k:k + rng.integers(1, 4)] += rng.exponential(15)*sigma[i, k]
+        flux[i, k:k + rng.integers(1, 4)] += rng.exponential(15)*10**(4*rng.random()**4)*sigma[i, k]
     flux[bad] = ivar[bad] = 0
 
 # %% ../nbs/22_classes.ipynb #dfabfe50
@@ -173,7 +176,7 @@ def spoil(
     clean, # (N, 3600) flux without noise
     snr, # (N,) median S/N per pixel wanted
     rng, # numpy Generator
-): # flux, ivar, sigma, each (N, 3600) float32; sigma is the noise also where ivar is 0
+): # flux, ivar, sigma, each (N, 3600) float32; sigma is the noise also where single pixels are masked
     "Observe: calibration errors, noise, sky residuals, masks and cosmic rays."
     n, x, (sky, photons) = len(clean), np.linspace(-1, 1, N_PIXEL, dtype=np.float32), _noise_shapes()
     tilt, bend, step, residual = rng.normal(0, [[.03], [.02], [.015], [.01]], (4, n)).astype(np.float32)[:, :, None]

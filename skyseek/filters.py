@@ -102,7 +102,7 @@ def noise_input(
     scale = torch.where(scale > 0, scale, 1)
     f, w = flux/scale, ivar*scale**2
     noise = torch.where(good, -.5*torch.log(w.clamp(min=1e-12)), 4.).clamp(-4, 4)
-    x = torch.asinh(torch.stack([f*w.sqrt(), f.clamp(-5, 50)], dim=1))
+    x = torch.asinh(torch.stack([(f*w.sqrt()).clamp(-200, 200), f.clamp(-5, 50)], dim=1))
     x = fill_masked(x, good[:, None].expand(-1, 2, -1))
     slow = _slow(x)
     return torch.cat([x - slow, slow[:, 1:], noise[:, None]/4], dim=1)

@@ -121,7 +121,7 @@ def log_size(
     "Log of the error's size in steps, from seven scores around the peak, the two widths and the S/N."
     k = (at.round().long()[:, None] + torch.arange(-3, 4, device=at.device)).clamp(0, log_p.shape[1] - 1)
     widths = torch.stack([half_width(log_p.exp(), at, s) for s in (.6827, .9545)], dim=1).log()
-    snr = (flux*ivar.sqrt()).abs().mean(1, keepdim=True).clamp(min=1e-3).log()
+    snr = (flux*ivar.sqrt()).abs().clamp(max=200).mean(1, keepdim=True).clamp(min=1e-3).log()
     return self.size(torch.cat([log_p.gather(1, k).clamp(min=-15)/5, widths, snr], dim=1))[:, 0]
 
 # %% ../nbs/22_gasnet2.ipynb #dc5c970b
@@ -255,7 +255,7 @@ def _zwarn(spectra, out, has_model):
     "Bits of ZWARN from coverage, S/N and the answer (N, 4)."
     share = spectra.good.mean(axis=1)
     with np.errstate(invalid='ignore'):
-        bits = {'NODATA': share == 0, 'LITTLE_COVERAGE': share < .5, 'SMALL_DELTA_CHI2': ~(out[:, 2] <= WIDEST*(1 + out[:, 0])),
+        bits = {'NODATA': share == 0, 'LITTLE_COVERAGE': share < .45, 'SMALL_DELTA_CHI2': ~(out[:, 2] <= WIDEST*(1 + out[:, 0])),
                 'Z_FITLIMIT': out[:, 3] < .5*out[:, 1], 'POORDATA': (spectra.snr < FAINTEST) | ~has_model}
     return sum(np.where(hit, 1 << FLAGS[name], 0) for name, hit in bits.items())
 
