@@ -156,7 +156,7 @@ def clue_arm(case): # `Case` → `Clue`
     "An arm without data, or a step whose removal improves the best fit and weakens the pipeline's answer or leads to another."
     for arm, (low, high) in ARM_EDGES.items():
         inside = (case.wave > low) & (case.wave < high)
-        if (case.ivar[inside] == 0).mean() > .8: return Clue(1e4, (max(low, case.wave[0]), high), f"arm {arm} is lost: no data from {low:.0f} to {high:.0f} Å")
+        if inside.any() and (case.ivar[inside] == 0).mean() > .8: return Clue(1e4, (max(low, case.wave[0]), high), f"arm {arm} is lost: no data from {low:.0f} to {high:.0f} Å")
     flux, ivar, minima = case.joined
     drop = case.advantage - advantage((flux, ivar), case.z, case.spectype, minima, case.fits)
     j = int(np.argmax(case.steps[1]))
@@ -188,8 +188,8 @@ def clue_template_limit(case): # `Case` → `Clue`
     return Clue(max(case.chi2 - case.chi2_ours, 25.), (wave,), f"z = {case.z:.4f} in the pile-up below the {case.spectype} templates' limit {max(ends):.2f}; no {line} at {wave:.0f} Å ({seen:.1f}σ)")
 
 # %% ../nbs/24_causes.ipynb #936d1d52
-LINES = EMISSION | {'[Ne III]': 3869.86, '[O III] 4960': 4960.3, 'He I': 5877.2, '[N II]': 6585.3}  # vacuum Å
-BROAD_LINES = 'Lyα', 'N V', 'Si IV', 'C IV', 'C III]', 'Mg II', 'Hγ', 'Hβ', 'Hα'
+LINES = {name: EMISSION[name] for name in ('Lyα', 'C IV', 'C III]', 'Mg II', '[O II]', 'Hβ', '[O III]', 'Hα')}  # vacuum Å: strong enough to carry a redshift alone
+BROAD_LINES = 'Lyα', 'C IV', 'C III]', 'Mg II', 'Hβ', 'Hα'
 
 def line_name(
     wave, # observed Å
@@ -209,7 +209,7 @@ def clue_line_confusion(case): # `Case` → `Clue`
     found = []
     for broad, snr in zip((False, True), case.snr):
         if broad and 'QSO' not in types: continue
-        for p in find_peaks(np.maximum(snr, 0), 5., 60 if broad else 8)[:6]:
+        for p in find_peaks(np.maximum(snr, 0), 5., 60 if broad else 8)[:4]:
             names = [line_name(case.wave[p], zi, broad and kind == 'QSO') for zi, kind in ((case.z, case.spectype), (z, ours))]
             if None not in names and names[0] != names[1]: found.append((float(snr[p]), float(case.wave[p]), *names))
     if not found: return Clue()

@@ -23,10 +23,10 @@ from .answers import AnswerFits, same_answer, telling_wavelengths
 from .causes import name_causes
 from .chi2scan import C_KMS
 from .desi import extract
-from .files import open_fits, read_spectra
 from .plots import ABSORPTION, EMISSION, plot_spectrum
 from .redshift import scan_redshift
-from .spectra import Spectra, write_atomic
+from .sdss import read_any
+from .spectra import N_WAVE, Spectra, write_atomic
 
 # %% ../nbs/25_inspect.ipynb #c76389af
 OURS, THEIRS, RUNNER = 'C0', 'C3', '0.5'  # colours: our answer, the pipeline's, our runner-up
@@ -230,20 +230,19 @@ def plot_evidence(
 
 # %% ../nbs/25_inspect.ipynb #9ce559cb
 def pick_target(
-    path, # coadd-*.fits, or compact file from `skyseek extract`
+    path, # coadd-*.fits, compact file from `skyseek extract`, SDSS or LAMOST spectrum
     targetid, # TARGETID
     redrock=None, # redrock-*.fits; None takes the one beside the coadd
 ): # `Spectra` of one row
     "One target of a file, sky fibres and broken fibres too."
-    with open_fits(path) as hdus: compact = 'TARGETS' in hdus
-    spectra = read_spectra(path) if compact else extract(path, redrock, keep_all=True)
+    spectra = extract(path, redrock, keep_all=True) if redrock else read_any(path, strict=True)
     ids = np.asarray(spectra.meta['TARGETID'])
     rows = np.flatnonzero(ids == int(targetid))
     if not len(rows): raise ValueError(f"{path}: no TARGETID {targetid} among its {len(ids)} targets; there are for example {', '.join(map(str, ids[:3]))}")
     return spectra[rows[:1]]
 
 def inspect_target(
-    path, # coadd-*.fits, or compact file
+    path, # coadd-*.fits, compact file, SDSS or LAMOST spectrum
     targetid, # TARGETID
     redrock=None, # redrock-*.fits; None takes the one beside the coadd
     bases=None, # list of `Basis`; None takes the default ones
@@ -252,13 +251,13 @@ def inspect_target(
     "Everything about one target of a file."
     spectrum = pick_target(path, targetid, redrock)
     fit = scan_redshift(spectrum, bases, keep_chi2=True)
-    evidence = Evidence(spectrum, fit, scores=score(spectrum)[0] if score else None)
+    evidence = Evidence(spectrum, fit, scores=score(spectrum)[0] if score and len(spectrum.wave) == N_WAVE else None)
     if evidence.theirs: evidence.cause = name_causes(spectrum, fit)[0]
     return evidence
 
 # %% ../nbs/25_inspect.ipynb #f279a87e
 def inspect_file(
-    path, # coadd-*.fits, or compact file
+    path, # coadd-*.fits, compact file, SDSS or LAMOST spectrum
     targetid, # TARGETID
     dst=None, # .png, .pdf or .svg to write; None takes evidence-TARGETID.png
     **options, # of `inspect_target`

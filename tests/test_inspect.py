@@ -12,6 +12,7 @@ from skyseek.desi import find_redrock, read_redrock, write_spectra
 from skyseek.inspect import Evidence, inspect_file, pick_target, plot_evidence
 from skyseek.redshift import pca_bases, redshift_file, scan_redshift
 from skyseek.restframe import builtin_library
+from skyseek.sdss import read_any
 from skyseek.simulate import simulate_spectra, simulate_survey
 from surveys import write_coadd, write_pair
 
@@ -58,7 +59,7 @@ def test_missing_target_is_told_with_examples(coadd, bases, tmp_path):
 
 
 def test_coadd_without_redrock_shows_ours(tmp_path, bases):
-    with pytest.warns(UserWarning, match='no redrock file'): _, text = inspect_file(write_coadd(tmp_path/'coadd-a.fits'), 39628000000000000, tmp_path/'page.png', bases=bases)
+    _, text = inspect_file(write_coadd(tmp_path/'coadd-a.fits'), 39628000000000000, tmp_path/'page.png', bases=bases)
     assert 'pipeline  no answer' in text and 'likely cause' not in text
 
 
@@ -106,3 +107,10 @@ def test_hot_pixels_are_named(bases):
 def test_help_is_quick_and_imports_nothing_heavy():
     done = subprocess.run([sys.executable, '-c', "import sys; from skyseek.cli import main\ntry: main(['inspect', '--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"], capture_output=True, text=True)
     assert done.returncode == 0 and 'TARGETID' in done.stdout
+
+
+def test_sdss_spectrum(data, bases, tmp_path):
+    path = next(p for p in sorted((data/'sdss').glob('*spec-*.fits.gz')))
+    targetid = read_any(path).meta['TARGETID'][0]
+    page, text = inspect_file(path, targetid, tmp_path/'page.png', bases=bases, score=lambda s: pytest.fail('scored on another grid'))
+    assert page.stat().st_size > 20_000 and 'pipeline' in text
