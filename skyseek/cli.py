@@ -186,7 +186,7 @@ def _scoring_commands(sub):
     "score, inspect, evaluate."
     _command(sub, score, _path('coadds', 'coadd-*.fits files', nargs='+'), _path('-o --output', 'catalogue, .fits or .parquet', required=True), _path('--redrock', 'redrock file, if it is not beside the coadd'),
              _path('--weights', 'folder of weights (default: those in the package)'), _switch('--keep-sky', 'score sky fibres and broken fibres too'), DEVICE)
-    _command(sub, inspect, ('targetid', dict(type=int, help='TARGETID')), _path('file', 'coadd-*.fits, or a compact spectra file'), _path('--redrock', 'redrock file, if it is not beside the coadd'),
+    _command(sub, inspect, ('targetid', dict(type=int, help='TARGETID')), _path('file', 'coadd-*.fits, compact spectra file, SDSS or LAMOST spectrum'), _path('--redrock', 'redrock file, if it is not beside the coadd'),
              _path('-o --output', 'page to write: .png, .pdf or .svg (default: evidence-TARGETID.png)'), _path('--templates', 'folder of rrtemplate-*.fits (default: built in)'),
              _path('--weights', 'folder of weights (default: those in the package)'))
     _command(sub, evaluate, _path('catalogue', 'catalogue from skyseek score'), _path('--truth', 'truth tables', nargs='+', required=True), _number('--tolerance', 0.001, 'largest redshift error that is right', float),
