@@ -96,6 +96,7 @@ def score(a):
         print(f"{write_catalogue(catalogue, a.output)}: {len(catalogue)} targets, {catalogue['FLAG_Z_WRONG'].sum()} redshifts and {catalogue['FLAG_S_WRONG'].sum()} types flagged")
     return _report(failed, len(a.coadds))
 
+# %% ../nbs/50_cli.ipynb #4a4dd8e3
 def inspect(a):
     "Draw the evidence on one target on one page: spectrum, pipeline's and our answer, lines, chi2 against redshift, likely cause."
     from skyseek.catalogue import load_weights, score_spectra
@@ -106,6 +107,7 @@ def inspect(a):
     print(f'{text}\n{page}')
     return 0
 
+# %% ../nbs/50_cli.ipynb #5f1fb94a
 def evaluate(a):
     "Compare a catalogue with the truth, beside ZWARN, DELTACHI2, cuts per tracer and boosted trees."
     from skyseek.catalogue import read_catalogue
