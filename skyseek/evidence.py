@@ -70,7 +70,7 @@ class Judge(nn.Module):
 
     def log_p(self, batch): # dict as from `judge_inputs`, tensors → (members, B, C + 1)
         "Log probabilities of each member; the last column is for none of them."
-        x, quality = (batch['x'] - self.mean)/self.std, (batch['quality'] - self.quality_mean)/self.quality_std
+        x, quality = ((batch['x'] - self.mean)/self.std).clamp(-4, 4), ((batch['quality'] - self.quality_mean)/self.quality_std).clamp(-4, 4)
         known = torch.nn.functional.pad(batch['known'], (0, 1), value=1.) > .5
         return torch.stack([m(x, quality).masked_fill(~known, -1e9).log_softmax(1) for m in self.members])
 
@@ -113,7 +113,7 @@ def train_judge(
     extra['x'][..., pipeline] = 0
     inputs = {k: np.concatenate([v, extra[k]]) for k, v in inputs.items()}
     flat = inputs['x'][inputs['known'] > 0]
-    for name, values in (('mean', flat.mean(0)), ('std', flat.std(0) + 1e-3), ('quality_mean', inputs['quality'].mean(0)), ('quality_std', inputs['quality'].std(0) + 1e-3)):
+    for name, values in (('mean', flat.mean(0)), ('std', flat.std(0) + 1e-3), ('quality_mean', inputs['quality'].mean(0)), ('quality_std', inputs['quality'].std(0) + .1)):
         getattr(judge, name).copy_(torch.as_tensor(values))
     return train(judge, ArrayStream(inputs, 128, settings.seed), None, settings, progress=progress)
 

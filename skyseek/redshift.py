@@ -87,10 +87,10 @@ def _shortlist(found, kinds, nminima):
 # %% ../nbs/20_redshift.ipynb #ccbfc824
 WINDOW = 40.  # candidates within this Δχ² of the best are fitted exactly
 
-def _store(c, at, f):
-    "Put the fits `f` at the places `at` (rows, columns) of the candidates."
-    for name in ('chi2', 'penalty', 'logdet', 'npixels'): c[name][at] = getattr(f, name).cpu().numpy()
-    c['cost'][at], c['coeff'][at[0], at[1], :f.coeff.shape[1]] = f.cost.cpu().numpy(), f.coeff.cpu().numpy()
+def _store(c, at, f, k):
+    "Put the fits `f` with `k` templates at the places `at` (rows, columns) of the candidates; polynomials stand from column 10 on."
+    for name in ('chi2', 'penalty', 'logdet', 'npixels', 'cost'): c[name][at] = getattr(f, name).cpu().numpy()
+    c['coeff'][at[0], at[1], :k], c['coeff'][at[0], at[1], 10:] = f.coeff[:, :k].cpu().numpy(), f.coeff[:, k:].cpu().numpy()
 
 def _exact(c, places, fits, sums, known, batch, refine):
     "Fit candidates at `places` (B, C) exactly, after finding the bottom of their minima if `refine`."
@@ -102,7 +102,7 @@ def _exact(c, places, fits, sums, known, batch, refine):
             if refine:
                 u, a, bad = fit.refine(mine, u, total)
                 c['u'][at], c['a'][at], c['bad'][at] = u.cpu(), a.cpu(), bad.cpu()
-            _store(c, at, fit.solve(mine, u, total))
+            _store(c, at, fit.solve(mine, u, total), len(fit.basis.flux))
 
 def _best_of_kind(c, near):
     "Where the best candidate of each class is, if it is near the best of all: (B, C)."
@@ -114,6 +114,20 @@ def _best_of_kind(c, near):
     return out
 
 # %% ../nbs/20_redshift.ipynb #9b0dc0c8
+def _below_zero(c, fits, sums, batch):
+    "Share of Σ ivar·model² of the best candidates that comes from pixels where the model is negative: (B,)."
+    share = np.zeros(len(c['u']))
+    for ib, fit in enumerate(fits):
+        found = np.flatnonzero((c['which'][:, 0] == ib) & (c['npixels'][:, 0] > 0))
+        for rows in np.split(found, range(batch, len(found), batch)):
+            x, _ = fit.columns(torch.as_tensor(c['u'][rows, 0], device=sums.device))
+            k = len(fit.basis.flux)
+            coeff = np.concatenate([c['coeff'][rows, 0, :k], c['coeff'][rows, 0, 10:]], 1)
+            model = torch.einsum('rkm,rk->rm', x, torch.as_tensor(coeff, device=sums.device))
+            power = sums[0, rows]*model**2
+            share[rows] = ((power*(model < 0)).sum(-1)/power.sum(-1).clamp(min=1e-300)).cpu().numpy()
+    return share
+
 def _candidates(c, fits, sums, batch, width):
     "Exact fits of the candidates `c` of a block, in order of cost."
     n = c['cost'].shape
@@ -124,7 +138,8 @@ def _candidates(c, fits, sums, batch, width):
     _exact(c, near(), fits, sums, known, batch, False)
     _exact(c, _best_of_kind(c, near()), fits, sums, known, batch, True)
     order = np.argsort(c['cost'], axis=1, kind='stable')
-    return {k: np.take_along_axis(v, order if v.ndim == 2 else order[..., None], 1) for k, v in c.items()}
+    c = {k: np.take_along_axis(v, order if v.ndim == 2 else order[..., None], 1) for k, v in c.items()}
+    return c | dict(negative=np.broadcast_to(_below_zero(c, fits, sums, batch)[:, None], n))
 
 def _scan_all(spectra, bases, settings, device, keep_chi2):
     "Candidates (dict of (N, C) arrays) of all spectra, and the curves {name: (z, chi2 (N, nz))} if they are kept."
@@ -142,7 +157,7 @@ def _scan_all(spectra, bases, settings, device, keep_chi2):
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}, named
 
 # %% ../nbs/20_redshift.ipynb #5433f71d
-ZWARN_BITS = {'SKY': 0, 'LITTLE_COVERAGE': 1, 'SMALL_DELTA_CHI2': 2, 'Z_FITLIMIT': 5, 'NODATA': 9, 'BAD_MINFIT': 10}  # those this scan can set, of redrock's
+ZWARN_BITS = {'SKY': 0, 'LITTLE_COVERAGE': 1, 'SMALL_DELTA_CHI2': 2, 'NEGATIVE_MODEL': 3, 'Z_FITLIMIT': 5, 'NODATA': 9, 'BAD_MINFIT': 10}  # those this scan can set, of redrock's
 
 def delta_chi2(
     u, # (N, C) log10(1+z) of all minima of a spectrum, in order of chi²
@@ -161,7 +176,7 @@ def _zwarn(c, ncoeff, ends, pixel, spectra):
     sky = np.asarray(spectra.meta['OBJTYPE'] == 'SKY') if 'OBJTYPE' in spectra.meta.colnames else np.zeros(len(spectra), bool)
     n, u, data = c['npixels'], c['u'], spectra.good.any(1)
     at_limit = (u < ends[:, 0] + pixel) | (u > ends[:, 1] - pixel)
-    flags = dict(SKY=sky, LITTLE_COVERAGE=n < 10*ncoeff, SMALL_DELTA_CHI2=c['deltachi2'] < 9, NODATA=~data, BAD_MINFIT=(c['bad'] | ~np.isfinite(c['cost'])) & data, Z_FITLIMIT=at_limit & data)
+    flags = dict(SKY=sky, LITTLE_COVERAGE=n < 10*ncoeff, SMALL_DELTA_CHI2=c['deltachi2'] < 9, NEGATIVE_MODEL=c['negative'] > .5, NODATA=~data, BAD_MINFIT=(c['bad'] | ~np.isfinite(c['cost'])) & data, Z_FITLIMIT=at_limit & data)
     return sum(np.where(flag, 1 << ZWARN_BITS[name], 0) for name, flag in flags.items())
 
 # %% ../nbs/20_redshift.ipynb #12a72448
