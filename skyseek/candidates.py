@@ -20,6 +20,7 @@ KINDS = ('GALAXY', 'QSO', 'STAR')
 SAME = 0.0033  # |Δz|/(1+z) within which two answers are the same redshift: 1000 km/s
 
 def text(column): # array of str without padding
+    "Strings as FITS tables give them, as plain text."
     return np.char.strip(np.asarray(column).astype(str))
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +54,13 @@ def _pad(fit, width):
         out[name][at] = values
     return out
 
+# %% ../nbs/23_candidates.ipynb #39209f42
 def _has_answer(spectra):
     "Whether each spectrum has a pipeline's answer that can be tested."
     if not {'Z', 'SPECTYPE'} <= set(spectra.meta.colnames): return np.zeros(len(spectra), bool)
     return np.isfinite(np.asarray(spectra.meta['Z'], float)) & np.isin(text(spectra.meta['SPECTYPE']), KINDS) & spectra.good.any(1)
 
+# %% ../nbs/23_candidates.ipynb #248aede4
 def candidates(
     spectra, # `Spectra`; the pipeline's Z and SPECTYPE in meta, if there is one
     fit, # `RedshiftFit` of the same spectra
@@ -115,6 +118,7 @@ def _pipeline_sureness(spectra):
     delta = np.log10(np.clip(np.nan_to_num(np.asarray(t['DELTACHI2'], float)), .1, 1e5)) + 1 if 'DELTACHI2' in t.colnames else np.zeros(len(t))
     return delta, np.asarray(t['ZWARN'] != 0, float) if 'ZWARN' in t.colnames else np.zeros(len(t))
 
+# %% ../nbs/23_candidates.ipynb #51e226c8
 @patch
 def gap(self: Candidates): # (N, C) cost of the best candidate at another redshift minus own cost; 100 where there is none
     "How much better is a candidate than all that say something else?"
@@ -123,6 +127,7 @@ def gap(self: Candidates): # (N, C) cost of the best candidate at another redshi
     own = np.where(self.known, self.cost, 0)
     return np.where(np.isfinite(rival), rival - own, 100.)
 
+# %% ../nbs/23_candidates.ipynb #89d964e0
 @patch
 def features(self: Candidates,
     spectra, # the same `Spectra`

@@ -92,6 +92,7 @@ def score_spectra(
     out['RECON_CHI2'], out['SNR'], out['LATENT'] = code['chi2'], spectra.snr, code['latent']
     return out
 
+# %% ../nbs/40_catalogue.ipynb #ba28d683
 PLAIN = str.maketrans({'Å': 'Angstrom', 'χ': 'chi', '²': '2', 'Δ': 'delta ', 'α': 'alpha', 'β': 'beta', 'γ': 'gamma', 'δ': 'delta', 'σ': 'sigma', 'λ': 'lambda', '–': '-', '−': '-', '≈': '~', '±': '+-', '×': 'x', '…': '...'})
 
 def _ascii(words): return words.translate(PLAIN).encode('ascii', 'replace').decode()  # FITS tables hold no other letters
@@ -105,6 +106,7 @@ def _add_opinion(out, opinion, spectra, fit):
         out[name] = np.full((len(out),) + np.shape(nothing), nothing, kind)
         out[name][flagged] = [_ascii(t) for t in causes[name]] if name == 'CAUSE_TEXT' else causes[name]
 
+# %% ../nbs/40_catalogue.ipynb #8b476ea4
 def _probabilities(spectra, features, code, weights):
     "(N, 2) probabilities; nan for spectra without a redrock answer or without a good pixel."
     unknown = np.full((len(spectra), 2), np.nan, np.float32)

@@ -41,6 +41,7 @@ def judge_inputs(
     quality = np.stack([np.arcsinh(3*q[c]) if c.startswith('SN') else q[c] for c in QUALITY_COLUMNS], 1)
     return dict(x=cand.features(spectra), quality=np.nan_to_num(quality).astype(np.float32), known=cand.known.astype(np.float32))
 
+# %% ../nbs/23_evidence.ipynb #0b0ab487
 class _Scores(nn.Module):
     "One member: scores of candidates and of none of them."
     def __init__(self, n, hidden, dropout):
@@ -52,6 +53,7 @@ class _Scores(nn.Module):
         both = torch.cat([x, quality[:, None].expand(-1, x.shape[1], -1)], -1)
         return torch.cat([self.candidate(both)[..., 0], self.none(both[:, 0])], 1)
 
+# %% ../nbs/23_evidence.ipynb #bd675dfb
 class Judge(nn.Module):
     "Probabilities of candidates."
     def __init__(
@@ -80,7 +82,7 @@ class Judge(nn.Module):
         right = torch.cat([right, (right.sum(1, keepdim=True) == 0).float()], 1) > .5
         return -torch.logsumexp(self.log_p(batch).masked_fill(~right, -1e9), -1).mean()
 
-# %% ../nbs/23_evidence.ipynb #0b0ab487
+# %% ../nbs/23_evidence.ipynb #6654591f
 @torch.no_grad()
 def judge_candidates(
     judge, # `Judge`
@@ -95,6 +97,7 @@ def judge_candidates(
     parts = [judge.log_p({k: v[i:i + 2048] for k, v in tensors.items()}).exp().mean(0)[:, :-1] for i in range(0, len(spectra), 2048)]
     return torch.cat(parts).cpu().numpy().astype(float)*cand.known if parts else np.zeros(cand.known.shape)
 
+# %% ../nbs/23_evidence.ipynb #22468767
 JUDGE_TRAINING = dict(epochs=50, lr=3e-3, weight_decay=1e-2, warmup=.1, patience=0)
 
 def train_judge(
@@ -123,6 +126,7 @@ def _same_answer(cand):
     same_z = abs(cand.z[:, None] - cand.z[:, :, None]) <= SAME*(1 + cand.z[:, :, None])
     return same_z & (cand.kind[:, None] == cand.kind[:, :, None]) & cand.known[:, None] & cand.known[:, :, None]
 
+# %% ../nbs/23_evidence.ipynb #4c5a1843
 def second_opinion(
     spectra, # `Spectra`; the pipeline's columns in meta, if there is one
     fit, # `RedshiftFit` of the same spectra

@@ -83,6 +83,7 @@ def totals(sums): # (4, R, M) → `Totals`
     "Sums over wavelength that are needed again and again."
     return Totals(typical_power(sums), sums[2].sum(-1), sums[3].sum(-1))
 
+# %% ../nbs/20_fits.ipynb #4d3fa595
 @patch
 def solve(self: LocalFit,
     sums, # (4, R, M) float64, as in `LogSums`: one row of sums for each fit
@@ -177,6 +178,7 @@ class FitsAt:
     coeff: np.ndarray  # (N, C) of the best basis
     model: np.ndarray | None  # (N, L) on the spectra's pixels, same unit as the flux; None unless asked for
 
+# %% ../nbs/20_fits.ipynb #689e594d
 def _try_basis(out, i, basis, sums, settings, z, rows, batch):
     "Fit the rows with one basis, and keep what beats the others."
     fit = LocalFit(basis, sums, settings)
@@ -186,6 +188,7 @@ def _try_basis(out, i, basis, sums, settings, z, rows, batch):
         for name in ('chi2', 'cost', 'logdet'): out[name][part[better]] = getattr(f, name).cpu().numpy()[better]
         out['coeff'][part[better], :f.coeff.shape[1]], out['which'][part[better]] = f.coeff.cpu().numpy()[better], i
 
+# %% ../nbs/20_fits.ipynb #ea534c69
 def fit_at(
     spectra, # `Spectra`
     z, # (N,) redshifts, of a pipeline for example

@@ -255,7 +255,7 @@ def _zwarn(spectra, out, has_model):
     "Bits of ZWARN from coverage, S/N and the answer (N, 4)."
     share = spectra.good.mean(axis=1)
     with np.errstate(invalid='ignore'):
-        bits = {'NODATA': share == 0, 'LITTLE_COVERAGE': share < .45, 'SMALL_DELTA_CHI2': ~(out[:, 2] <= WIDEST*(1 + out[:, 0])),
+        bits = {'NODATA': share == 0, 'LITTLE_COVERAGE': share < .6, 'SMALL_DELTA_CHI2': ~(out[:, 2] <= WIDEST*(1 + out[:, 0])),
                 'Z_FITLIMIT': out[:, 3] < .5*out[:, 1], 'POORDATA': (spectra.snr < FAINTEST) | ~has_model}
     return sum(np.where(hit, 1 << FLAGS[name], 0) for name, hit in bits.items())
 

@@ -128,6 +128,7 @@ def _below_zero(c, fits, sums, batch):
             share[rows] = ((power*(model < 0)).sum(-1)/power.sum(-1).clamp(min=1e-300)).cpu().numpy()
     return share
 
+# %% ../nbs/20_redshift.ipynb #fa32326a
 def _candidates(c, fits, sums, batch, width):
     "Exact fits of the candidates `c` of a block, in order of cost."
     n = c['cost'].shape
@@ -211,18 +212,20 @@ class RedshiftFit:
 
     def __len__(self): return len(self.table)
 
-    def __getitem__(self, rows): # slice, bool or integer array → `RedshiftFit` of these rows
-        rows = np.arange(len(self))[rows]
-        first = np.searchsorted(self.minima['ROW'], np.arange(len(self) + 1))
-        at = np.concatenate([np.arange(first[r], first[r + 1]) for r in rows] + [np.zeros(0, int)]).astype(int)
-        minima = self.minima[at]
-        minima['ROW'] = np.repeat(np.arange(len(rows)), np.diff(first)[rows])
-        curves = {name: (z, chi2[rows]) for name, (z, chi2) in self.curves.items()}
-        return RedshiftFit(self.table[rows], minima, self.wave, self.bases, self.settings, self.which[rows], self.poly[rows], curves)
-
     def __repr__(self):
         kinds, n = np.unique(self.table['SPECTYPE'], return_counts=True)
         return f"RedshiftFit[{len(self)}] {', '.join(f'{k} {s}' for s, k in zip(kinds, n))}; {(self.table['ZWARN'] == 0).sum()} without warning"
+
+# %% ../nbs/20_redshift.ipynb #e32edab6
+@patch
+def __getitem__(self: RedshiftFit, rows): # slice, bool or integer array → `RedshiftFit` of these rows
+    rows = np.arange(len(self))[rows]
+    first = np.searchsorted(self.minima['ROW'], np.arange(len(self) + 1))
+    at = np.concatenate([np.arange(first[r], first[r + 1]) for r in rows] + [np.zeros(0, int)]).astype(int)
+    minima = self.minima[at]
+    minima['ROW'] = np.repeat(np.arange(len(rows)), np.diff(first)[rows])
+    curves = {name: (z, chi2[rows]) for name, (z, chi2) in self.curves.items()}
+    return RedshiftFit(self.table[rows], minima, self.wave, self.bases, self.settings, self.which[rows], self.poly[rows], curves)
 
 # %% ../nbs/20_redshift.ipynb #bf4369d9
 @patch
