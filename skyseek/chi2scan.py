@@ -131,7 +131,7 @@ class ScanSettings:
     npoly: int = 0  # Legendre polynomials in log λ that are fitted with the templates, for flux-calibration errors
     nminima: int = 3  # minima kept for each basis and each SPECTYPE
     sigma_v: float = 30.  # smoothing of the templates by the spectrograph, Gaussian σ in km/s
-    stride: int = 0  # every how many pixels a redshift is tried; 0 takes 2 for galaxies, 4 for quasars, 1 for stars
+    stride: int = 0  # every how many pixels a redshift is tried; 0 takes 3 for galaxies, 5 for quasars, 1 for stars
     chunk: int = 0  # spectra × redshifts worked on at a time; 0 takes 2**14 on a CPU (fits its cache), 2**21 on a GPU (some 6 GB)
     dtype: str = 'float32'  # of the scan; the minima that it finds are fitted again in float64
 
@@ -147,7 +147,7 @@ def _scan_templates(basis, first, n, settings):
     return v[size > 1e-6*size[0]]*np.sqrt(n), (inside[0], inside[-1] + 1)
 
 # %% ../nbs/20_chi2scan.ipynb #9eae6116
-STRIDES = {'GALAXY': 2, 'QSO': 4, 'STAR': 1}  # redshift steps of 140, 280 and 70 km/s for pixels of 1e-4 dex; redrock's are 210, 350 and 7 km/s
+STRIDES = {'GALAXY': 3, 'QSO': 5, 'STAR': 1}  # redshift steps of 210, 350 and 70 km/s for pixels of 1e-4 dex; redrock's are 210, 350 and 7 km/s
 
 class ScanPlan:
     "One basis made ready for a scan: template products (or their transforms) on the comb of the spectra."

@@ -85,7 +85,7 @@ def _shortlist(found, kinds, nminima):
     return out | dict(kind=kinds[out['which']])
 
 # %% ../nbs/20_redshift.ipynb #ccbfc824
-WINDOW = 40.  # candidates within this Δχ² of the best are fitted exactly
+WINDOW = 20.  # candidates within this Δχ² of the best are fitted exactly
 
 def _store(c, at, f, k):
     "Put the fits `f` with `k` templates at the places `at` (rows, columns) of the candidates; polynomials stand from column 10 on."
@@ -136,8 +136,11 @@ def _candidates(c, fits, sums, batch, width):
     known = totals(sums)
     window = WINDOW + 3e-6*known.wff[:, None].cpu().numpy()
     near = lambda: np.isfinite(c['cost']) & (c['cost'] <= c['cost'].min(1, keepdims=True) + window)
-    _exact(c, near(), fits, sums, known, batch, False)
-    _exact(c, _best_of_kind(c, near()), fits, sums, known, batch, True)
+    best = _best_of_kind(c, near())
+    _exact(c, best, fits, sums, known, batch, True)
+    _exact(c, near() & ~best, fits, sums, known, batch, False)
+    unfitted = np.isfinite(c['cost']) & (c['npixels'] == 0)
+    c['logdet'] = np.where(unfitted, np.take_along_axis(c['logdet'], c['cost'].argmin(1)[:, None], 1), c['logdet'])
     order = np.argsort(c['cost'], axis=1, kind='stable')
     c = {k: np.take_along_axis(v, order if v.ndim == 2 else order[..., None], 1) for k, v in c.items()}
     return c | dict(negative=np.broadcast_to(_below_zero(c, fits, sums, batch)[:, None], n))
@@ -300,6 +303,12 @@ def _is_whole(path):
     try: return len(read_redrock(path)) > 0
     except ReadError: return False
 
+def _refuse_foreign(path):
+    "A redrock-format file of another program is never kept as ours, and never overwritten."
+    try: program = fits.getheader(path).get('RRVER', 'skyseek')
+    except OSError: return
+    if not str(program).startswith('skyseek'): raise ValueError(f"{path}: is there already, made by redrock {program}; give another folder for the output")
+
 ANSWER = ('Z', 'ZERR', 'ZWARN', 'CHI2', 'COEFF', 'FITMETHOD', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'NCOEFF', 'DELTACHI2')
 
 def redshift_file(
@@ -311,6 +320,7 @@ def redshift_file(
 ): # `Path` of the file
     "Redshifts of a coadd as a redrock-format file, row-matched to it; written under a temporary name and renamed."
     dst, bases = Path(dst), list(default_bases() if bases is None else bases)
+    _refuse_foreign(dst)
     if not overwrite and is_fresh(dst, coadd) and _is_whole(dst): return dst
     spectra, header = read_any(coadd, strict=True), _header(bases)
     header['COADD'], targets = Path(coadd).name, spectra.meta.copy(copy_data=False)
