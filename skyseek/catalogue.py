@@ -60,8 +60,9 @@ def load_weights(
     if want not in (0, width): raise ValueError(f"{folder}: the classifier wants {want} latents, the autoencoder gives {width}; use models that were trained together")
     if extra.get('autoencoder') not in (None, fingerprint(autoencoder)):
         raise ValueError(f"{folder}: the classifier was trained on the latents of another autoencoder; train the classifier again")
-    judge = load_model(folder/'judge', Judge, device) if (folder/'judge').exists() else None
-    if judge is None and set(EVIDENCE) & set(classifier.columns): raise ValueError(f"{folder}: the classifier wants the evidence of a judge, and there is no judge/; copy it too, or train a classifier without evidence")
+    if not (folder/'judge').exists() and set(EVIDENCE) & set(classifier.columns):
+        raise ValueError(f"{folder}: the classifier wants the evidence of a judge, and there is no judge/; copy it too, or train a classifier without evidence")
+    judge = load_model((folder if (folder/'judge').exists() else Path(str(files('skyseek')/SHIPPED)))/'judge', Judge, device)
     return Weights(autoencoder, classifier, judge, tuple(extra.get('thresholds', (.5, .5))), extra.get('about', 'not recorded'), folder.name)
 
 # %% ../nbs/40_catalogue.ipynb #7783e132

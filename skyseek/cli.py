@@ -48,8 +48,13 @@ def features(a):
     "Build feature shards from compact spectra files."
     from skyseek.desi import read_spectra
     from skyseek.features import build_features_file
-    name = lambda p: a.output/f"features-{p.stem.removeprefix('spectra-')}.npz"
-    return _report(_many(a.spectra, name, lambda p, dst: build_features_file(p, dst, read_spectra, a.overwrite), 'features'), len(a.spectra))
+    name, read = lambda p: a.output/f"features-{p.stem.removeprefix('spectra-')}.npz", read_spectra
+    if a.second_opinion:
+        from skyseek.catalogue import load_weights
+        from skyseek.evidence import second_look
+        judge = load_weights().judge
+        read = lambda p: second_look(read_spectra(p), judge)[0]
+    return _report(_many(a.spectra, name, lambda p, dst: build_features_file(p, dst, read, a.overwrite), 'features'), len(a.spectra))
 
 def redshift(a):
     "Fit redshifts with the built-in chi2 scan; writes redrock-format files beside the coadds."
@@ -80,8 +85,16 @@ def train_classifier(a):
     encoder, settings = load_model(a.autoencoder or a.output/'autoencoder', Autoencoder), TrainSettings(**CLASSIFIER_TRAINING | dict(epochs=a.epochs), seed=a.seed, device='cpu')
     model = WrongClassifier(METADATA[a.columns], members=a.members)
     history = train_classifier_file(a.features, read_truth(a.truth), encoder, a.output/'classifier', model, a.tolerance, settings, a.about)
+    if a.columns == 'second': _copy_judge(a.output)
     print(f"{a.output/'classifier'}: epoch {history['best']} kept, validation loss {history['validation'][history['best']]:.4f}")
     return 0
+
+# %% ../nbs/50_cli.ipynb #1b83dad4
+def _copy_judge(folder):
+    "Put the package's judge beside a classifier that wants its evidence."
+    from shutil import copytree
+    from importlib.resources import files
+    copytree(str(files('skyseek')/'weights/default/judge'), folder/'judge', dirs_exist_ok=True)
 
 # %% ../nbs/50_cli.ipynb #40417a3f
 def score(a):
@@ -165,10 +178,10 @@ OVERWRITE = _switch('--overwrite', 'write again what is already there')
 # %% ../nbs/50_cli.ipynb #8bf29a17
 def _file_commands(sub):
     "extract, features, redshift."
-    coadds, redrock = _path('coadds', 'coadd-*.fits files', nargs='+'), _path('--redrock', 'redrock file, if it is not beside the coadd')
+    coadds, redrock = _path('coadds', 'coadd-*.fits files (redshift also takes spectra of SDSS and LAMOST)', nargs='+'), _path('--redrock', 'redrock file, if it is not beside the coadd')
     _command(sub, extract, coadds, _path('-o --output', 'folder for the compact files', required=True), redrock, OVERWRITE)
     _command(sub, features, _path('spectra', 'compact spectra files', nargs='+'), _path('-o --output', 'folder for the shards', required=True),
-             OVERWRITE)
+             _switch('--second-opinion', 'add the evidence of the second opinion (for train-classifier --columns second)'), OVERWRITE)
     _command(sub, redshift, coadds, _path('-o --output', 'folder (default: beside each coadd)'), _path('--templates', 'folder of rrtemplate-*.fits (default: built in)'), DEVICE, OVERWRITE)
 
 # %% ../nbs/50_cli.ipynb #48ae9dc4
@@ -179,7 +192,7 @@ def _training_commands(sub):
              ('--precision', dict(default='32-true', help='32-true or bf16-mixed')), ('--device', dict(default='auto', help='cpu, cuda or auto')), seed,
              _switch('--published', "the first Skyseek's architecture and loss (far slower)"))
     _command(sub, train_classifier, shards, out, _path('--truth', 'truth tables (EDR VI csv, or truth-*.fits)', nargs='+', required=True), _path('--autoencoder', 'model folder (default: OUTPUT/autoencoder)'),
-             ('--columns', dict(default='portable', choices=['portable', 'full', 'published'], help="redrock's columns to use")), _number('--members', 5, 'networks to average'),
+             ('--columns', dict(default='portable', choices=['portable', 'full', 'published', 'second'], help="redrock's columns to use; second: portable, with the evidence of the second opinion")), _number('--members', 5, 'networks to average'),
              _number('--tolerance', 0.001, 'largest |z_true - Z|/(1 + Z) that is right', float), _number('--epochs', 60, 'passes'), seed,
              ('--about', dict(default='', help='a sentence on the training data, kept with the weights')))
 

@@ -84,6 +84,15 @@ def totals(sums): # (4, R, M) → `Totals`
     return Totals(typical_power(sums), sums[2].sum(-1), sums[3].sum(-1))
 
 # %% ../nbs/20_fits.ipynb #4d3fa595
+def _root(a): # (R, C, C) with unit diagonals → lower triangular (R, C, C)
+    "Cholesky factors; where templates depend on each other the diagonal is raised until there is one."
+    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    for extra in (1e-12, 1e-9, 1e-6, 1e-3):
+        root, info = torch.linalg.cholesky_ex(a + extra*eye)
+        if not info.any(): return root
+        a = torch.where((info > 0)[:, None, None], a + 10*extra*eye, a)
+    return torch.where((info > 0)[:, None, None], eye, root)
+
 @patch
 def solve(self: LocalFit,
     sums, # (4, R, M) float64, as in `LogSums`: one row of sums for each fit
@@ -92,7 +101,7 @@ def solve(self: LocalFit,
 ): # `Fits`; with no used pixel everything is zero
     "Weighted, penalised least squares at one redshift a row."
     (w, wf, wff, used), known = sums, known or totals(sums)
-    dtype = torch.float32 if len(u) and known.wff.max() < FAINT else torch.float64
+    dtype = torch.float32 if len(u) and self.precision is not None and known.wff.max() < FAINT else torch.float64
     x, inside = self.columns(u, dtype)
     a, b = torch.bmm(x*w[:, None].to(dtype), x.mT).double(), torch.bmm(x, wf[..., None].to(dtype)).double()
     k = len(self.basis.flux)
@@ -100,7 +109,7 @@ def solve(self: LocalFit,
     if self.precision is not None: prior[:, :k] = self.precision/known.power.clamp(min=1e-300)[:, None]
     scale = (a.diagonal(dim1=-2, dim2=-1) + prior).clamp(min=1e-300).rsqrt()
     whole = scale[..., None]*(a + torch.diag_embed(prior))*scale[:, None]
-    root = torch.linalg.cholesky(whole + 1e-12*torch.eye(a.shape[-1], dtype=a.dtype, device=a.device))
+    root = _root(whole)
     c = scale*torch.cholesky_solve(scale[..., None]*b, root)[..., 0]
     n, seen, power = (known.used, known.used, known.wff) if self.whole else (known.used, (used*inside).sum(-1), (wff*inside).sum(-1))
     chi2 = power + ((a @ c[..., None])[..., 0]*c).sum(-1) - 2*(b[..., 0]*c).sum(-1)
