@@ -7,7 +7,7 @@ __all__ = ['log', 'DemoSettings', 'simulate_files', 'run_demo', 'summary', 'corr
 
 # %% ../nbs/45_demo.ipynb #a56cc402
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -64,7 +64,7 @@ def _train(folder, coadds, truth, settings, progress):
     about = f'{settings.n} simulated fibres with the answers of the built-in chi2 scan (demo)'
     train_classifier_file(shards, truth, autoencoder, folder/'weights/classifier', WrongClassifier(METADATA['full'], members=settings.members),
                           settings=TrainSettings(**CLASSIFIER_TRAINING, **where), about=about, progress=progress)
-    return replace(load_weights(folder/'weights'), judge=load_weights().judge), spectra
+    return load_weights(folder/'weights'), spectra
 
 # %% ../nbs/45_demo.ipynb #4a0181af
 def run_demo(

@@ -93,6 +93,7 @@ def _root(a): # (R, C, C) with unit diagonals → lower triangular (R, C, C)
         a = torch.where((info > 0)[:, None, None], a + 10*extra*eye, a)
     return torch.where((info > 0)[:, None, None], eye, root)
 
+# %% ../nbs/20_fits.ipynb #7c235946
 @patch
 def solve(self: LocalFit,
     sums, # (4, R, M) float64, as in `LogSums`: one row of sums for each fit

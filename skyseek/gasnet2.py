@@ -230,7 +230,7 @@ class GaSNet2:
         return Path(folder)
 
 def load_gasnet2(
-    folder, # written by `GaSNet2.save`
+    folder, # written by its method `save`
     device='cpu', # torch device
 ): # `GaSNet2`
     "Read classifier and regressors."

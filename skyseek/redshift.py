@@ -145,6 +145,7 @@ def _candidates(c, fits, sums, batch, width):
     c = {k: np.take_along_axis(v, order if v.ndim == 2 else order[..., None], 1) for k, v in c.items()}
     return c | dict(negative=np.broadcast_to(_below_zero(c, fits, sums, batch)[:, None], n))
 
+# %% ../nbs/20_redshift.ipynb #75ef8f8d
 def _scan_all(spectra, bases, settings, device, keep_chi2):
     "Candidates (dict of (N, C) arrays) of all spectra, and the curves {name: (z, chi2 (N, nz))} if they are kept."
     dtype, (chunk, block, batch) = getattr(torch, settings.dtype), _batch(settings, device)
@@ -311,6 +312,7 @@ def _refuse_foreign(path):
 
 ANSWER = ('Z', 'ZERR', 'ZWARN', 'CHI2', 'COEFF', 'FITMETHOD', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'NCOEFF', 'DELTACHI2')
 
+# %% ../nbs/20_redshift.ipynb #cc93ab23
 def redshift_file(
     coadd, # path of a coadd-*.fits, or of a spectrum of SDSS or LAMOST
     dst, # path of the redrock-format file to write
