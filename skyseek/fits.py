@@ -131,7 +131,10 @@ def parabola(
 @patch
 def _vertex(self: LocalFit, sums, u, known, h, reach):
     "Vertex of the parabola through the lowest of 2 reach + 1 points and its neighbours: u, curvature per u², True where that fails."
-    cost = torch.stack([self.solve(sums, u + k*h, known).cost for k in range(-reach, reach + 1)])
+    n, grid = 2*reach + 1, u + torch.arange(-reach, reach + 1, device=u.device)[:, None]*h
+    if grid.numel() <= 64:  # few fits in one go, many one redshift after the other: the arrays stay small
+        cost = self.solve(sums.repeat(1, n, 1), grid.flatten(), known[torch.arange(len(u), device=u.device).repeat(n)]).cost.view(n, -1)
+    else: cost = torch.stack([self.solve(sums, row, known).cost for row in grid])
     i = cost.argmin(0, keepdim=True).clamp(1, 2*reach - 1)
     offset, _, a, bad = parabola(*(cost.gather(0, i + k)[0] for k in (-1, 0, 1)))
     return u + (offset + i[0] - reach)*h, a/h**2, bad | (offset.abs() > 1)
