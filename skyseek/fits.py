@@ -128,6 +128,7 @@ def parabola(
     offset = torch.where(bad, 0., (left - right)/(4*torch.where(bad, 1., a)))
     return offset, torch.where(bad, 0., a*offset**2), torch.where(bad, 0., a), bad
 
+# %% ../nbs/20_fits.ipynb #47a4d45a
 @patch
 def _vertex(self: LocalFit, sums, u, known, h, reach):
     "Vertex of the parabola through the lowest of 2 reach + 1 points and its neighbours: u, curvature per u², True where that fails."
