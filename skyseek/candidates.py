@@ -12,8 +12,6 @@ import numpy as np
 from fastcore.basics import patch
 
 from .fits import fit_at
-from .redshift import RedshiftFit, scan_redshift
-from .spectra import Spectra
 
 # %% ../nbs/23_candidates.ipynb #163cc124
 KINDS = ('GALAXY', 'QSO', 'STAR')

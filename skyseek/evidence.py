@@ -10,14 +10,12 @@ __all__ = ['QUALITY_COLUMNS', 'LIMIT', 'JUDGE_TRAINING', 'right_answers', 'judge
 import numpy as np
 import torch
 from astropy.table import Table
-from fastcore.basics import patch
 from torch import nn
 
 from .candidates import CANDIDATE_FEATURES, KINDS, LINES, SAME, candidates, text
 from .features import EVIDENCE, ArrayStream, arm_quality
 from .redshift import scan_redshift
 from .train import TrainSettings, fit as train
-from .truth import split_of
 
 # %% ../nbs/23_evidence.ipynb #f647a4cf
 def right_answers(
