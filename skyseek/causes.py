@@ -124,7 +124,7 @@ def open_cases(
     bad, found = suspect_pixels(spectra, snr[:, 0])
     steps = arm_steps(spectra)
     clean, joined = spectra.replace(ivar=np.where(bad, 0, spectra.ivar)), join_arms(spectra, steps[0])
-    rest = scan(spectra.replace(flux=spectra.flux - np.stack([fit.model(i) for i in range(len(spectra))]))) if len(spectra) else fit
+    rest = scan(spectra.replace(flux=spectra.flux - fit.models())) if len(spectra) else fit
     again, fits = [(s, scan(s)) for s in (clean, joined)], AnswerFits(fit.bases, spectra.wave, fit.settings)
     other = lambda i: [(s.flux[i], np.asarray(s.ivar[i], float), rows(f, i)) for s, f in again]
     return [Case(spectra.wave, spectra.flux[i], np.asarray(spectra.ivar[i], float), float(spectra.meta['Z'][i]), str(spectra.meta['SPECTYPE'][i]).strip(), fit.table[i], int(fit.which[i]),

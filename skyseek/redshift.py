@@ -233,12 +233,18 @@ def __getitem__(self: RedshiftFit, rows): # slice, bool or integer array → `Re
 
 # %% ../nbs/20_redshift.ipynb #bf4369d9
 @patch
+def models(self: RedshiftFit): # (N, L)
+    "Best-fit models of all rows on the spectra's grid, 1e-17 erg/s/cm²/Å; 0 beyond the templates."
+    coeff = np.zeros((len(self), 10 + self.poly.shape[1]))
+    for row, (c, k) in enumerate(zip(np.hstack([self.table['COEFF'], self.poly]), self.table['NCOEFF'])): coeff[row, :k], coeff[row, k:k + self.poly.shape[1]] = c[:k], c[10:]
+    return model_at(self.wave, np.asarray(self.table['Z']), self.which, coeff, self.bases, self.settings)
+
+@patch
 def model(self: RedshiftFit,
     i, # row
 ): # (L,) best-fit model on the spectra's grid, 1e-17 erg/s/cm²/Å; 0 beyond the templates
     "The best fit as a spectrum."
-    row = self.table[i:i + 1]
-    return model_at(self.wave, row['Z'], self.which[i:i + 1], np.hstack([row['COEFF'][:, :len(self.bases[self.which[i]].flux)], self.poly[i:i + 1]]), self.bases, self.settings)[0]
+    return self[[i]].models()[0]
 
 @patch
 def residual(self: RedshiftFit,
