@@ -237,19 +237,32 @@ def join_redrock(
 # %% ../nbs/02_desi.ipynb #eca59a5a
 VI_COLUMNS = 'TARGETID', 'VI_Z', 'VI_QUALITY', 'VI_SPECTYPE'
 
+def _numbers(path, column):
+    "A column of a csv table as masked int64 (TARGETID) or float64; raise for words and for rounded TARGETIDs."
+    words = np.ma.asarray(column)
+    if column.name == 'TARGETID' and column.dtype.kind == 'f': raise ReadError(f"{path}: the TARGETIDs have lost digits ({words.compressed()[0]:.6g}), a spreadsheet does that; download it again")
+    for row, value in enumerate(words.filled('0') if column.dtype.kind == 'U' else ()):
+        try: int(value) if column.name == 'TARGETID' else float(value)
+        except ValueError: raise ReadError(f"{path}: {column.name} in row {row + 1} is '{value}', not a number; download it again") from None
+    return words.astype(np.int64 if column.name == 'TARGETID' else float)
+
+# %% ../nbs/02_desi.ipynb #c0e6706e
 def _read_vi(path, min_quality):
     "The good rows of one visual-inspection table (EDR VI VAC v1.0), VI_Z and VI_SPECTYPE renamed to TRUE_."
     try: table = Table.read(path, format='ascii.csv', comment='#')
     except (OSError, ValueError) as e: raise ReadError(f"{path}: not a readable csv table ({str(e).strip().splitlines()[0]}); download it again") from e
     if lacking := [c for c in VI_COLUMNS if c not in table.colnames]:
         raise ReadError(f"{path}: lacks the columns {', '.join(lacking)}; give an EDR_VI_*.csv table")
+    for name in VI_COLUMNS[:3]: table[name] = _numbers(path, table[name])
+    quality = np.ma.filled(table['VI_QUALITY'], np.nan)
+    if np.any((quality < 0) | (quality > 4)): raise ReadError(f"{path}: VI_QUALITY goes from {np.nanmin(quality):g} to {np.nanmax(quality):g}, marks are 0 to 4; give an EDR_VI_*.csv table")
     known = ~np.any([np.ma.getmaskarray(np.ma.asarray(table[c])) for c in VI_COLUMNS], axis=0) # empty fields are masked
-    table = Table(table[known & np.ma.filled(table['VI_QUALITY'] >= min_quality, False)], masked=False)
+    table = Table(table[known & np.isfinite(np.ma.filled(table['VI_Z'], np.nan)) & (quality >= min_quality)], masked=False)
     table['VI_SPECTYPE'] = np.char.upper(np.char.strip(table['VI_SPECTYPE'].astype(str)))
     table.rename_columns(['VI_Z', 'VI_SPECTYPE'], ['TRUE_Z', 'TRUE_SPECTYPE'])
     return table
 
-# %% ../nbs/02_desi.ipynb #c0e6706e
+# %% ../nbs/02_desi.ipynb #fc2127d0
 def _read_simulated_truth(path):
     "The truth table that the simulator writes beside a coadd."
     with open_fits(path) as hdus:
@@ -257,20 +270,41 @@ def _read_simulated_truth(path):
             if not hdu.is_image and {'TARGETID', 'TRUE_Z', 'TRUE_SPECTYPE'} <= set(hdu.columns.names): return read_table(hdu)
         raise ReadError(f"{path}: no table with TARGETID, TRUE_Z and TRUE_SPECTYPE, this is {_kind(hdus)}; give a truth-*.fits file")
 
+# %% ../nbs/02_desi.ipynb #b02a1373
+def _conflicts(group):
+    "Whether rows of one target disagree: another type, or redshifts that differ by more than 0.0033 (1 + z)."
+    z = np.asarray(group['TRUE_Z'], float)
+    return len(set(group['TRUE_SPECTYPE'])) > 1 or np.ptp(z) > 0.0033*(1 + z.min())
+
+def _one_each(table):
+    "(one row per target, number of targets left out because of conflicts): unselected samples first, then the better quality."
+    quality = np.ma.filled(table['VI_QUALITY'], 4).astype(float) if 'VI_QUALITY' in table.colnames else np.full(len(table), 4.)
+    order = np.lexsort((-quality, table['SELECTED']))
+    ids, first, times = np.unique(np.asarray(table['TARGETID'])[order], return_index=True, return_counts=True)
+    best, torn = order[first], []
+    for k in best[times > 1]:
+        same = (table['TARGETID'] == table['TARGETID'][k]) & (quality == quality[k]) & (table['SELECTED'] == table['SELECTED'][k])
+        if _conflicts(table[same]): torn.append(k)
+    return table[np.setdiff1d(best, torn)], len(torn)
+
+# %% ../nbs/02_desi.ipynb #e926eee5
 def read_truth(
     paths, # EDR visual-inspection tables (.csv) or simulated truth (.fits): one file or several
     min_quality=2.5, # least combined quality of the inspectors, 0 to 4
-): # `Table`: TARGETID TRUE_Z TRUE_SPECTYPE, the files' other columns, TRUTH_FILE; one row per target
-    "Read the redshifts and types held to be true; of a target inspected twice the better row counts."
-    tables = []
+    selected=False, # keep tables of targets that were picked because redrock had missed them (missed_QSO)
+): # `Table`: TARGETID TRUE_Z TRUE_SPECTYPE, the files' other columns, TRUTH_FILE, SELECTED; one row per target
+    "Read the redshifts and types held to be true; of a target inspected twice the better row counts, equals that disagree are left out."
+    tables, notes = [], []
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        tables.append(_read_vi(path, min_quality) if '.csv' in Path(path).suffixes else _read_simulated_truth(path))
-        tables[-1]['TRUTH_FILE'] = np.full(len(tables[-1]), Path(path).name)
+        table = _read_vi(path, min_quality) if '.csv' in Path(path).suffixes else _read_simulated_truth(path)
+        table['TRUTH_FILE'], table['SELECTED'] = np.full(len(table), Path(path).name), np.full(len(table), 'missed' in Path(path).name)
+        if not selected and table['SELECTED'].any(): notes.append(f"{Path(path).name}: picked because redrock missed them, its {len(table)} targets are left out of rates (selected=True keeps them)")
+        tables.append(table if selected else table[~table['SELECTED']])
     if not tables: raise ValueError("no truth table given; give at least one file")
-    table = vstack(tables, metadata_conflicts='silent')
-    quality = np.ma.filled(table['VI_QUALITY'], 4) if 'VI_QUALITY' in table.colnames else np.full(len(table), 4)
-    order = np.argsort(-quality, kind='stable')
-    return table[np.sort(order[np.unique(table['TARGETID'][order], return_index=True)[1]])]
+    table, torn = _one_each(vstack(tables, metadata_conflicts='silent'))
+    if torn: notes.append(f"{torn} targets have equally good inspections that disagree and are left out")
+    if notes: warnings.warn('; '.join(notes), stacklevel=2)
+    return table
 
 # %% ../nbs/02_desi.ipynb #560fdf78
 def extract(
