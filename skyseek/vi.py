@@ -192,12 +192,12 @@ def fetch_coadds(
     files, # Table from `list_coadds`, or rows of it
     dst, # folder that takes the place of the root
     root=EDR, # URL or folder of the release
-    progress=True, # show a progress bar
+    progress=True, # show a progress bar; None: if somebody watches
     **options, # patience and tries of `fetch_file`
 ): # (list of the coadds' Paths, dict: path below root → reason for those that failed)
     "Fetch coadds and their redrock files."
     coadds, failed = [], {}
-    for row in tqdm(files, desc='fetch', unit='coadd', disable=not progress):
+    for row in tqdm(files, desc='fetch', unit='coadd', disable=None if progress is None else not progress):
         try:
             fetch_file(root, row['REDROCK'], dst, row['REDROCK_SHA256'], **options)
             coadds.append(fetch_file(root, row['COADD'], dst, row['COADD_SHA256'], **options))
