@@ -68,7 +68,7 @@ def list_folder(
         if not Path(root, folder).is_dir(): raise ReadError(f"{Path(root, folder)}: no such folder; check the root of the release")
         return sorted(os.listdir(Path(root, folder)))
     url = _url(root, folder) + '/'
-    with _open_url(url, **options) as page: links = re.findall(r'href\s*=\s*["\']?([^"\'?#> ]+)', page.read().decode(errors='replace'))
+    with _open_url(url, **options) as page: links = re.findall(r'(?i)href\s*=\s*["\']?([^"\'?#> ]+)', page.read().decode(errors='replace'))
     below = [unquote(link.removeprefix(url).strip('/')) for link in (urljoin(url, k) for k in links) if link.startswith(url)]
     return sorted({name for name in below if name and '/' not in name})
 
