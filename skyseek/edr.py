@@ -64,7 +64,7 @@ VI_HEAD = 'TARGETID', 'TILEID', 'FIBER', 'TARGET_RA', 'TARGET_DEC', 'VI_Z', 'VI_
 def _inspect(truth, answers, rng):
     "The table of the inspectors from the truth of the deep coadds; answers: Z of the pipeline on them, nan where there is none."
     snr = np.max([np.asarray(truth[f'SNR_{arm}'], float) for arm in 'BRZ'], axis=0)
-    mark = 2.9 + 1.3*np.log10(np.maximum(snr, .03)) + .5*rng.normal(size=len(truth))
+    mark = 2.25 + 1.5*np.log10(np.maximum(snr, .03)) + .5*rng.normal(size=len(truth))
     z = np.asarray(truth['TRUE_Z'], float)
     right = np.abs(answers - z) < .0033*(1 + z)
     table = Table({name: truth[name] for name in VI_HEAD[:5]})
@@ -113,7 +113,7 @@ def simulate_edr(
     pipeline=None, # function (coadd path, redrock path) that writes the redrock file
     seed=0, # any non-negative integer
 ): # Path of the root
-    "Write a small EDR: tables of visual inspection, deep and main-depth coadds by tile, redrock files, checksums."
+    "Write a small EDR: tables of visual inspection, deep and main-depth coadds by tile, redrock files, checksums; truth-edr.fits, which no archive has, tells all."
     if not 0 < n <= VI_PETALS: raise ValueError(f"n is {n}; a petal has 1 to {VI_PETALS} fibres")
     root, deep, answers = Path(dst), [], []
     for tile in tiles:
@@ -129,4 +129,5 @@ def simulate_edr(
     truth, answers = vstack(deep), vstack(answers)
     seen = ~np.isin(truth['CLASS'], ['SKY', 'MWS'])
     _write_tables(root, truth[seen], answers[seen], template_rng(seed, 13))
+    with write_atomic(root/'truth-edr.fits') as tmp: truth.write(tmp, format='fits')
     return root
