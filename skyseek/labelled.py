@@ -279,7 +279,7 @@ def learn_autoencoder(
     features = build_features(spectra)
     part = lambda name: {k: features[k][side == name] for k in ('flux', 'weight', 'scale', 'exptime')}
     torch.manual_seed(settings.seed)
-    model = Autoencoder(spectra.wave, **options)
+    model = Autoencoder(np.array(spectra.wave), **options)
     fit(model, ArrayStream(part('train'), 32, settings.seed), ArrayStream(part('validation'), 64, shuffle=False), settings, progress=False)
     return model.to('cpu').eval()
 
