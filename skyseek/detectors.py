@@ -16,12 +16,11 @@ from astropy.table import Table, vstack
 
 from .autoencoder import Autoencoder, as_published
 from .catalogue import load_weights, score_spectra
-from .classifier import CLASSIFIER_TRAINING
+from .classifier import CLASSIFIER_TRAINING, pick_columns
 from .evaluate import boosting_score, tracer_cuts, tracer_of
 from .evidence import second_look
 from .features import EVIDENCE, METADATA
 from .labelled import classifier_inputs, cross_fit, fit_classifier, is_labelled, learn_autoencoder, log, probabilities, read_labelled, shipped
-from .classifier import pick_columns
 from .spectra import concatenate
 from .train import TrainSettings, load_model
 from .truth import split_of
@@ -62,6 +61,7 @@ class Sample:
         "Columns of the metadata by name."
         return pick_columns(self.inputs['metadata'], self.inputs['metadata_names'], names)
 
+# %% ../nbs/42_detectors.ipynb #456fd108
 def prepare_sample(
     spectra, # `Spectra` as from `read_sides`
     side, # (N,)
@@ -140,6 +140,7 @@ PARTS = {  # name: (columns, options of WrongClassifier)
     '− spectrum': (METADATA['second'], dict(latent=0)), '− redrock columns': (EVIDENCE, {}), '− candidate probabilities': (_without('EV_P_'), {}),
     '− lines': (_without('EV_SN_'), {}), '− ensemble': (METADATA['second'], dict(members=1))}
 
+# %% ../nbs/42_detectors.ipynb #29615676
 def our_detectors(
     sample, # `Sample`
     wrong, # (N, 2) labels
@@ -161,6 +162,7 @@ def our_detectors(
         say(f'skyseek {name}')
     return out
 
+# %% ../nbs/42_detectors.ipynb #6eeb54d7
 def shipped_detector(
     sample, # `Sample`
     weights=None, # folder of weights; None takes those of the package

@@ -185,6 +185,13 @@ def _halves(spectra, learn, recipes, real, device):
     return out
 
 # %% ../nbs/26_labelled.ipynb #d27f3c1c
+LEAN = ('TARGETID', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2', 'TRUE_Z', 'TRUE_SPECTYPE', 'FLAGS')
+
+def _lean(spectra):
+    "Only the columns that judges need, so that spectra of different origin go together."
+    return spectra.replace(meta=Table({c: spectra.meta[c] if c in spectra.meta.colnames else np.full(len(spectra), '') for c in LEAN}))
+
+# %% ../nbs/26_labelled.ipynb #7bec7c6d
 def cross_fit(
     spectra, # `Spectra` as from `read_labelled`
     learn='auto', # see `choose_learning`
@@ -213,12 +220,6 @@ def cross_fit(
     bases = learn_bases(spectra, recipes) if learn == 'all' else None
     return CrossFit(_with_evidence(spectra, evidence), opinion, bases, judge, learn)
 
-LEAN = ('TARGETID', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2', 'TRUE_Z', 'TRUE_SPECTYPE', 'FLAGS')
-
-def _lean(spectra):
-    "Only the columns that judges need, so that spectra of different origin go together."
-    return spectra.replace(meta=Table({c: spectra.meta[c] if c in spectra.meta.colnames else np.full(len(spectra), '') for c in LEAN}))
-
 # %% ../nbs/26_labelled.ipynb #0bcb905f
 def classifier_inputs(
     spectra, # `Spectra` with redrock's columns, and the columns EVIDENCE for a classifier that wants them
@@ -237,6 +238,7 @@ def probabilities(
     "What a classifier says of spectra."
     return predict(model, inputs['latent'], pick_columns(inputs['metadata'], inputs['metadata_names'], model.columns))
 
+# %% ../nbs/26_labelled.ipynb #1cd26a66
 def fit_classifier(
     inputs, # from `classifier_inputs`
     wrong, # (N, 2) labels
