@@ -98,24 +98,27 @@ def arm_quality(
 
 # %% ../nbs/06_features.ipynb #e46ce4e2
 def metadata_table(
-    spectra, # `Spectra` whose meta holds redrock's columns (Z ZERR ZWARN CHI2 COEFF NPIXELS SPECTYPE DELTACHI2)
-): # Table of float32 columns, all names of METADATA['full'], and those of EVIDENCE if meta has them
+    spectra, # `Spectra` whose meta holds redrock's columns (Z ZERR ZWARN CHI2 NPIXELS SPECTYPE DELTACHI2, and COEFF if there are any)
+): # Table of float32 columns, all names of METADATA['full'] (without COEFF_0…9 if meta has no COEFF), and those of EVIDENCE if meta has them
     "The numbers a classifier may see beside the spectrum. COEFF may be of any width; beyond ten its values are dropped."
     t, out = spectra.meta, Table()
-    missing = [c for c in ('Z', 'ZERR', 'ZWARN', 'CHI2', 'COEFF', 'NPIXELS', 'SPECTYPE', 'DELTACHI2') if c not in t.colnames]
+    missing = [c for c in ('Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'DELTACHI2') if c not in t.colnames]
     if missing: raise ValueError(f"the table lacks redrock's columns {missing}; join them first with join_redrock(spectra, read_redrock(path))")
-    coeff = np.atleast_2d(np.asarray(t['COEFF'], float)).reshape(len(t), -1)[:, :10]
-    coeff = np.pad(coeff, ((0, 0), (0, 10 - coeff.shape[1])))
+    if 'COEFF' in t.colnames: out = _coeff_table(t['COEFF'])
     spectype = np.char.strip(np.asarray(t['SPECTYPE']).astype(str))
     out['Z'], out['ZERR'], out['ZWARN'] = t['Z'], t['ZERR'], np.asarray(t['ZWARN']) != 0
-    for i, name in enumerate(COEFFS): out[name] = coeff[:, i]
     for name in TYPES: out[name] = spectype == name[3:]
     out['DELTACHI2'] = t['DELTACHI2']
     out['CHI2_PIXEL'] = np.asarray(t['CHI2'], float)/np.maximum(np.asarray(t['NPIXELS'], float), 1)
     quality = arm_quality(spectra)
     for name in quality.colnames: out[name] = quality[name]
-    names = METADATA['full'] + (EVIDENCE if set(EVIDENCE) <= set(t.colnames) else [])
+    names = [c for c in METADATA['full'] if c in out.colnames] + (EVIDENCE if set(EVIDENCE) <= set(t.colnames) else [])
     return Table({c: np.nan_to_num(np.asarray((t if c in EVIDENCE else out)[c], np.float32), nan=0, posinf=3e38, neginf=-3e38) for c in names})
+
+def _coeff_table(coeff):
+    "COEFF_0…9 as columns; what is not there is 0."
+    coeff = np.atleast_2d(np.asarray(coeff, float)).reshape(len(coeff), -1)[:, :10]
+    return Table(np.pad(coeff, ((0, 0), (0, 10 - coeff.shape[1]))), names=COEFFS)
 
 # %% ../nbs/06_features.ipynb #dc2eaec0
 def build_features(
