@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from .autoencoder import encode
-from .features import EVIDENCE, METADATA, TYPES, ArrayStream, FeatureStream, read_features
+from .features import COEFFS, EVIDENCE, METADATA, TYPES, ArrayStream, FeatureStream, read_features
 from .train import TrainSettings, fingerprint, fit, save_model
 from .truth import choose_threshold, label_wrong, match_truth, split_of
 
@@ -134,8 +134,14 @@ def pick_columns(
     "Columns of a shard in a model's order."
     names = [str(n) for n in names]
     missing = [c for c in wanted if c not in names]
-    if missing: raise ValueError(f"the features lack the columns {missing} that this model was trained with; build them again with this version of skyseek")
+    if missing: raise ValueError(f"the features lack the columns {', '.join(missing)} that this model was trained with; {_where_to_get(missing)}")
     return np.asarray(metadata, np.float32)[:, [names.index(c) for c in wanted]]
+
+def _where_to_get(missing):
+    "What to do about columns that a model wants and features lack."
+    if any(c in COEFFS for c in missing): return "COEFF comes from redrock alone: join a redrock file, or use weights that do without it (columns portable or second, as those in the package)"
+    if any(c in EVIDENCE for c in missing): return "add the evidence with second_look (skyseek features --second-opinion)"
+    return "build them again with this version of skyseek"
 
 # %% ../nbs/12_classifier.ipynb #d34c24cc
 def calibrate(
