@@ -32,7 +32,7 @@ class Candidates:
     cost: np.ndarray  # (N, C) χ² plus what the mixture costs; infinite where there is no candidate
     logdet: np.ndarray  # (N, C) Occam's factor
     p: np.ndarray  # (N, C) posterior that believes in the templates; 0 for an answer that only the pipeline has
-    pipeline: np.ndarray  # (N, C) bool: this is the pipeline's answer
+    pipeline: np.ndarray  # (N, C) bool: this is the pipeline's answer; not `known` where no template of its class goes to such a redshift
 
     def __len__(self): return len(self.z)
 
@@ -81,6 +81,7 @@ def candidates(
         c = {name: np.take_along_axis(v, order, 1) for name, v in c.items()}
     near = same()
     first = near & (np.cumsum(near, 1) == 1)
+    first[has & ~near.any(1), -1] = True  # its class does not reach so far: in the list, with no fit to its name
     return Candidates(**c, pipeline=first)
 
 # %% ../nbs/23_candidates.ipynb #e12fe0c2

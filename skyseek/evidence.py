@@ -194,7 +194,7 @@ def evidence_columns(
     p=None, # what `judge_candidates` says of them, if it is at hand
     x=None, # their `features`, if they are at hand
 ): # Table of float32 columns EVIDENCE; all 0 where there is no pipeline's answer
-    "What the second opinion says about the pipeline's answer, as numbers."
+    "What the second opinion says about the pipeline's answer, as numbers. What no template reaches counts as hopeless, not as nothing to report."
     x = cand.features(spectra) if x is None else x
     p = judge_candidates(judge, spectra, cand, x) if p is None else p
     rows, at, has = np.arange(len(cand)), cand.pipeline.argmax(1), cand.pipeline.any(1)
@@ -208,6 +208,8 @@ def evidence_columns(
     out = dict(EV_P_Z=logit(near(SAME)), EV_P_Z_FINE=logit(near(.001)), EV_P_TYPE=logit((p*(cand.kind == kind[:, None])).sum(1)), EV_P_NONE=logit(1 - p.sum(1)), EV_P_BEST=logit(p[rows, best]),
                EV_DZ=log_dz(cand.z[rows, best]), EV_OFFSET=log_dz(z0), EV_ZERR=column('LOG_ZERR'), EV_COST=column('DCOST'), EV_EVIDENCE=column('DEVIDENCE'), EV_GAP=column('GAP_LIN'), EV_PENALTY=column('PENALTY'),
                EV_CHI2=column('CHI2_PIXEL'), **{f'EV_SN_{name}': column(f'SN_{name}') for name in LINES})
+    lost = has & ~cand.known[rows, at]
+    for name, hopeless in (('EV_OFFSET', 3.), ('EV_COST', 6.), ('EV_EVIDENCE', 6.), ('EV_GAP', -3.)): out[name] = np.where(lost, hopeless, out[name])
     return Table({name: np.where(has, np.nan_to_num(out[name]), 0).astype(np.float32) for name in EVIDENCE})
 
 # %% ../nbs/23_evidence.ipynb #2c53f6d3
