@@ -165,7 +165,8 @@ def resample(
     spectra, # `Spectra`
     wave, # (M,) new vacuum wavelength grid in Å, any spacing
     min_coverage=0.5, # share of an output pixel that good pixels must cover, else its ivar is 0
-): # `Spectra` on `wave`; ivar is the diagonal of the propagated covariance
+    share_ivar=False, # share out each input pixel's ivar among the outputs, so that sums over pixels count it once
+): # `Spectra` on `wave`; ivar is the diagonal of the propagated covariance, or the shares
     "Flux-conserving resampling; the variance is propagated, covariances between output pixels are dropped."
     wave = np.asarray(wave, float)
     share, width = _overlap_matrix(spectra.wave, wave), np.diff(pixel_edges(wave))
@@ -175,7 +176,8 @@ def resample(
     var = (share.power(2) @ np.divide(1., spectra.ivar, where=good, out=np.zeros(good.shape)).T).T
     keep = (seen >= min_coverage*width) & (var > 0)
     flux = np.divide(total, seen, where=keep, out=np.zeros(keep.shape))
-    ivar = np.divide(seen**2, var, where=keep, out=np.zeros(keep.shape))
+    if share_ivar: ivar = np.where(keep, (share @ (spectra.ivar/np.diff(pixel_edges(spectra.wave))).T).T, 0)
+    else: ivar = np.divide(seen**2, var, where=keep, out=np.zeros(keep.shape))
     return Spectra(wave, flux, ivar, spectra.meta)
 
 # %% ../nbs/00_spectra.ipynb #5b30b69d
