@@ -1,4 +1,4 @@
-"Tables of visual inspection, and the coadds they belong to, from an archive with DESI's layout on a server of this machine."
+"""Tables of visual inspection, and the coadds they belong to, from an archive with DESI's layout on a server of this machine."""
 import threading
 import warnings
 from functools import partial
@@ -257,3 +257,48 @@ def test_fetch_vi_from_nowhere(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr('skyseek.vi.time.sleep', lambda s: None)
     assert main(['fetch-vi', '-o', str(tmp_path), '--root', 'http://127.0.0.1:9']) == 1
     assert 'check the root' in capsys.readouterr().err and files_in(tmp_path) == []
+
+
+# From the archive to a catalogue, as the tutorial goes
+
+@pytest.fixture(scope='module')
+def fetched(tmp_path_factory):
+    "Main-depth coadds of inspected targets, with answers of the scan, fetched from a release on disk."
+    from skyseek.redshift import redshift_file
+    folder = tmp_path_factory.mktemp('rehearsal')
+    root = simulate_edr(folder/'archive', n=60, subsets=2, pipeline=redshift_file, seed=3)
+    assert main(['fetch-vi', '-o', str(folder/'edr'), '--root', str(root)]) == 0
+    return folder
+
+
+def arguments(folder):
+    tables = sorted(map(str, (folder/'edr/vac').rglob('EDR_VI_*.csv')))
+    return [str(folder/'edr'/TILES/'1x_depth'), '--truth', *tables, '--learn', 'none']
+
+
+@pytest.fixture(scope='module')
+def trained(fetched):
+    assert main(['train', *arguments(fetched), '-o', str(fetched/'weights'), '--about', 'rehearsal']) == 0
+    return fetched/'weights'
+
+
+def test_train_on_inspected_targets(fetched, trained, capsys):
+    from skyseek.catalogue import load_weights
+    assert 'rehearsal' in load_weights(trained).about
+    coadds = sorted(map(str, (fetched/'edr').rglob('coadd-*.fits')))
+    assert main(['score', *coadds[:2], '-o', str(fetched/'own.fits'), '--weights', str(trained)]) == 0
+    catalogue = Table.read(fetched/'own.fits')
+    assert len(coadds) == 8 and 100 < len(catalogue) <= 120 and np.isfinite(catalogue['P_Z_WRONG']).all()
+
+
+def test_benchmark_on_inspected_targets(fetched, trained, capsys):
+    quick = ['--published-minutes', '0', '--no-parts', '--tolerance', '0.001', '--resamples', '20', '--weights', str(trained)]
+    assert main(['benchmark', *arguments(fetched), *quick, '-o', str(fetched/'table')]) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ('Z_WRONG', 'DELTACHI2', 'ZWARN', 'BGS', 'ELG')) and (fetched/'table/benchmark.txt').is_file()
+
+
+def test_labels_of_other_targets_are_an_error(fetched, tmp_path, capsys):
+    other = written(tmp_path/'EDR_VI_LRG_v1.csv', '1,80605,3,150,2,0.32,3,GALAXY')
+    assert main(['train', str(fetched/'edr'/TILES/'1x_depth'), '--truth', str(other), '-o', str(tmp_path/'weights')]) == 1
+    assert 'has a row in the truth table' in capsys.readouterr().err and not (tmp_path/'weights').exists()
