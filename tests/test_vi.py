@@ -3,6 +3,7 @@ import threading
 import warnings
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,6 +177,18 @@ def test_tiles_without_this_depth_are_named(server, archive, caplog):
     truth['TILEID'][truth['TILEID'] == 80613] = 80670
     assert set(list_coadds(truth, server[0])['TILEID']) == {80605} and '80670 has no 1x_depth' in caplog.text
     with pytest.raises(ReadError, match='no 4x_depth coadds of tiles 80605, 80670'): list_coadds(truth, server[0], '4x_depth')
+
+
+def test_real_coadd_by_tile_is_found_from_its_fibre(data, tmp_path):
+    folder = tmp_path/'release'/TILES/'cumulative/80613/20210324'
+    folder.mkdir(parents=True)
+    for path in (data/'desi/coadd_redrock').glob('*-4-80613-thru20210324.fits'): (folder/path.name).symlink_to(path.resolve())
+    real = extract(folder/'coadd-4-80613-thru20210324.fits')
+    row = real.meta['TARGETID', 'TILEID', 'FIBER', 'TARGET_RA', 'TARGET_DEC'][0]
+    truth = read_truth(written(tmp_path/'EDR_VI_BGS_v1.csv', ','.join(map(str, [*row, round(float(real.meta['Z'][0]), 4), 4.0, 'GALAXY']))))
+    found = list_coadds(truth, tmp_path/'release', 'cumulative')
+    assert [Path(p).name for p in (*found['COADD'], *found['REDROCK'])] == ['coadd-4-80613-thru20210324.fits', 'redrock-4-80613-thru20210324.fits']
+    assert match_truth(real.meta['TARGETID'], truth)['TRUE_SPECTYPE'][0] == 'GALAXY'
 
 
 # Fetching
