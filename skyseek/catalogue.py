@@ -32,6 +32,7 @@ from .features import EVIDENCE, ArrayStream, build_features
 from .plots import plot_spectrum
 from .spectra import write_atomic
 from .train import fingerprint, load_model, read_config
+from .trust import UNFAMILIAR, Familiarity, familiarity_inputs, restate
 
 log = logging.getLogger('skyseek')
 
@@ -47,9 +48,11 @@ class Weights:
     thresholds: tuple = (0.5, 0.5)  # flag P_Z_WRONG and P_S_WRONG at or above these
     about: str = ''  # what they were trained on, in a sentence
     name: str = field(default='', repr=False)
+    familiarity: Familiarity | None = None  # without it nothing is said about how like the training a spectrum is
+    rates: tuple | None = None  # shares of wrong redshifts and types among the validation targets; without them there is no re-basing
 
 def load_weights(
-    folder=None, # folder with autoencoder/, classifier/ and perhaps judge/; None takes those that ship with the package
+    folder=None, # folder with autoencoder/, classifier/ and perhaps judge/ and familiarity/; None takes those that ship with the package
     device='cpu', # torch device
 ): # `Weights`
     "Load a set of weights; raise `ValueError` if the two models do not belong together."
@@ -63,7 +66,15 @@ def load_weights(
     if not (folder/'judge').exists() and set(EVIDENCE) & set(classifier.columns):
         raise ValueError(f"{folder}: the classifier wants the evidence of a judge, and there is no judge/; copy it too, or train a classifier without evidence")
     judge = load_model((folder if (folder/'judge').exists() else Path(str(files('skyseek')/SHIPPED)))/'judge', Judge, device)
-    return Weights(autoencoder, classifier, judge, tuple(extra.get('thresholds', (.5, .5))), extra.get('about', 'not recorded'), folder.name)
+    rates = tuple(extra['rates']) if extra.get('rates') else None
+    return Weights(autoencoder, classifier, judge, tuple(extra.get('thresholds', (.5, .5))), extra.get('about', 'not recorded'), folder.name, _familiarity(folder, autoencoder, device), rates)
+
+def _familiarity(folder, autoencoder, device):
+    "What knows the training spectra, if the weights have it; raise if it knows the latents of another autoencoder."
+    if not (folder/'familiarity').exists(): return None
+    model, made_for = load_model(folder/'familiarity', Familiarity, device), read_config(folder/'familiarity')['extra'].get('autoencoder')
+    if made_for not in (None, fingerprint(autoencoder)): raise ValueError(f"{folder/'familiarity'}: knows the latents of another autoencoder; fit it again, or remove it")
+    return model
 
 # %% ../nbs/40_catalogue.ipynb #7783e132
 KEEP = ('TARGETID', 'TARGET_RA', 'TARGET_DEC', 'SURVEY', 'PROGRAM', 'HEALPIX', 'OBJTYPE', 'COADD_FIBERSTATUS', 'DESI_TARGET', 'BGS_TARGET', 'MWS_TARGET',
@@ -90,6 +101,9 @@ def score_spectra(
         out[f'P_{name}'] = probability[:, k]
         out[f'FLAG_{name}'] = probability[:, k] >= weights.thresholds[k]
     if opinion is not None: _add_opinion(out, opinion, spectra, fit)
+    if weights.familiarity is not None:
+        familiar = weights.familiarity.p_value(familiarity_inputs(code, spectra))
+        out['P_FAMILIAR'], out['UNFAMILIAR'] = familiar.astype(np.float32), familiar < UNFAMILIAR
     out['RECON_CHI2'], out['SNR'], out['LATENT'] = code['chi2'], spectra.snr, code['latent']
     return out
 
@@ -128,6 +142,8 @@ COLUMNS = {  # name: (unit, description)
     'DELTACHI2': (None, 'redrock chi2 of second best minus best'),
     'P_Z_WRONG': (None, 'probability that |z_true - Z|/(1+Z) is over the tolerance of the weights (0.001 unless TRAINED says otherwise)'), 'FLAG_Z_WRONG': (None, 'P_Z_WRONG at or above the threshold'),
     'P_S_WRONG': (None, 'probability that SPECTYPE is wrong'), 'FLAG_S_WRONG': (None, 'P_S_WRONG at or above the threshold'),
+    'P_FAMILIAR': (None, 'share of the reference spectra of the weights that are at least as strange as this one'),
+    'UNFAMILIAR': (None, 'P_FAMILIAR is below 0.01: unlike what the weights were trained on, do not take P_Z_WRONG and P_S_WRONG literally'),
     'RECON_CHI2': (None, 'autoencoder reconstruction chi2 per good pixel; grows with S/N'), 'SNR': (None, 'median signal-to-noise per 0.8 Angstrom pixel'),
     'Z_ALT': (None, 'most probable redshift, second opinion'), 'ZERR_ALT': (None, 'its statistical error'), 'SPECTYPE_ALT': (None, 'most probable type'), 'P_ALT': (None, 'probability that Z_ALT (to 1000 km/s) and SPECTYPE_ALT are right'),
     'Z_ALT2': (None, 'redshift of the runner-up'), 'ZERR_ALT2': (None, 'its statistical error'), 'SPECTYPE_ALT2': (None, 'type of the runner-up'), 'P_ALT2': (None, 'probability of the runner-up'),
@@ -141,16 +157,19 @@ COLUMNS = {  # name: (unit, description)
 def make_catalogue(
     tables, # score tables, as from `score_spectra`
     weights=None, # `Weights` to record in the header
+    rates=(None, None), # shares of wrong redshifts and types of this survey: a number, 'auto', or None to leave the probabilities as they are
 ): # one Table with units and descriptions, rows in the order given
-    "Join score tables and say what every column is."
+    "Join score tables, re-base their probabilities if asked to (`restate`), and say what every column is."
     tables = [t for t in tables if len(t)]
     if not tables: raise ValueError("no scored spectra, so there is no catalogue to make; look at the failures of the single files")
     out = _filled(vstack(tables, metadata_conflicts='silent'))
     out.meta.clear()
+    thresholds, trained = ((.5, .5), None) if weights is None else (weights.thresholds, weights.rates)
+    out, thresholds, cards = restate(out, thresholds, trained, rates)
     for name, (unit, description) in COLUMNS.items():
         if name in out.colnames: out[name].unit, out[name].description = unit, description
-    out.meta['SKYSEEK'] = __version__
-    if weights is not None: out.meta |= {'WEIGHTS': weights.name, 'TH_Z': weights.thresholds[0], 'TH_S': weights.thresholds[1], 'TRAINED': weights.about.encode('ascii', 'replace').decode()}
+    out.meta |= {'SKYSEEK': __version__} | cards
+    if weights is not None: out.meta |= {'WEIGHTS': weights.name, 'TH_Z': thresholds[0], 'TH_S': thresholds[1], 'TRAINED': weights.about.encode('ascii', 'replace').decode()}
     return out
 
 # %% ../nbs/40_catalogue.ipynb #04c1a230
