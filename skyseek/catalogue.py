@@ -51,6 +51,7 @@ class Weights:
     familiarity: Familiarity | None = None  # without it nothing is said about how like the training a spectrum is
     rates: tuple | None = None  # shares of wrong redshifts and types among the validation targets; without them there is no re-basing
 
+# %% ../nbs/40_catalogue.ipynb #77edaac3
 def load_weights(
     folder=None, # folder with autoencoder/, classifier/ and perhaps judge/ and familiarity/; None takes those that ship with the package
     device='cpu', # torch device
@@ -69,6 +70,7 @@ def load_weights(
     rates = tuple(extra['rates']) if extra.get('rates') else None
     return Weights(autoencoder, classifier, judge, tuple(extra.get('thresholds', (.5, .5))), extra.get('about', 'not recorded'), folder.name, _familiarity(folder, autoencoder, device), rates)
 
+# %% ../nbs/40_catalogue.ipynb #1e14730a
 def _familiarity(folder, autoencoder, device):
     "What knows the training spectra, if the weights have it; raise if it knows the latents of another autoencoder."
     if not (folder/'familiarity').exists(): return None
@@ -202,8 +204,9 @@ def read_catalogue(
     except Exception as e: raise ValueError(f"{path}: not a readable catalogue ({type(e).__name__}); give a file that `skyseek score` wrote") from e
     lacking = [c for c in ('TARGETID', 'Z', 'SPECTYPE', 'DELTACHI2', 'P_Z_WRONG', 'P_S_WRONG', 'SNR') if c not in table.colnames]
     if lacking: raise ValueError(f"{path}: lacks the columns {', '.join(lacking)}; give a catalogue of coadds with redrock files, made by `skyseek score`")
-    for name in table.colnames:
+    for i, name in enumerate(table.colnames, 1):
         if isinstance(table[name], MaskedColumn) and table[name].dtype.kind == 'f': table[name] = table[name].filled(np.nan)
+        if f'TCOMM{i}' in table.meta: table[name].description = table.meta.pop(f'TCOMM{i}')  # astropy leaves them in the header
     return table
 
 # %% ../nbs/40_catalogue.ipynb #38306a06

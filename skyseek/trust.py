@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'KNOTS', 'CALIBRATIONS', 'UNFAMILIAR', 'HEADS', 'check_probabilities', 'Calibration', 'fit_calibration',
            'compare_calibrations', 'calibration_floor', 'rebase', 'estimate_rate', 'Guarantee', 'labels_needed',
-           'guarantee_keep', 'errors_left', 'familiarity_inputs', 'Familiarity', 'fit_familiarity', 'restate',
-           'keep_sample']
+           'guarantee_keep', 'errors_left', 'familiarity_inputs', 'Familiarity', 'fit_familiarity', 'check_rates',
+           'restate', 'keep_sample']
 
 # %% ../nbs/14_trust.ipynb #8a4e120d
 import logging
@@ -168,6 +168,7 @@ class Guarantee:
     @property
     def holds(self): return bool(np.isfinite(self.threshold))
 
+# %% ../nbs/14_trust.ipynb #90869154
 def labels_needed(
     at_most, # largest share of wrong objects
     confidence=0.95, # of the statement
@@ -192,6 +193,7 @@ def _sequence(everyone, n, at_most, confidence):
     start = int(np.argmax(chance >= .9*chance.max()))
     return np.unique(order[k - 1][start:]) if chance.any() else np.unique(order[k - 1][-1:])
 
+# %% ../nbs/14_trust.ipynb #6af74799
 def guarantee_keep(
     wrong, # (N,) labels of targets drawn at random from the survey, that took no part in training
     p, # (N,) their probabilities
@@ -317,6 +319,17 @@ def fit_familiarity(
 # %% ../nbs/14_trust.ipynb #7546bd1e
 HEADS = ('Z', 'S')  # P_Z_WRONG and P_S_WRONG
 
+def check_rates(
+    trained, # (2,) shares of wrong redshifts and types among the validation targets of the weights; None if not recorded
+    rates, # (2,) wanted shares: None, a number, or 'auto'
+):
+    "Raise `ValueError` unless probabilities can be re-based on these shares; ask before the work, not after it."
+    for rate in rates:
+        if rate not in (None, 'auto'): _check_share('error rate', rate)
+    if trained is None and any(rate is not None for rate in rates):
+        raise ValueError("the weights do not say on what shares of errors they were calibrated, so probabilities cannot be re-based; train the classifier again with this version, or leave the error rates out")
+
+# %% ../nbs/14_trust.ipynb #66baf896
 def restate(
     table, # scores: P_Z_WRONG, P_S_WRONG, and UNFAMILIAR if there is such a column
     thresholds, # (2,) of the two probabilities
@@ -324,8 +337,8 @@ def restate(
     rates, # (2,) wanted shares: None leaves a column as it is, 'auto' estimates the share from the table
 ): # (Table, thresholds, dict of header cards)
     "Re-base the probabilities of a table; flags stay, thresholds move along. 'auto' leaves unfamiliar spectra out of the estimate."
+    check_rates(trained, rates)
     if all(rate is None for rate in rates): return table, tuple(thresholds), {}
-    if trained is None: raise ValueError("the weights do not say on what shares of errors they were calibrated, so probabilities cannot be re-based; train the classifier again with this version, or leave the error rates out")
     out, cuts, cards = table.copy(copy_data=False), list(thresholds), {}
     strange = np.asarray(table['UNFAMILIAR']) if 'UNFAMILIAR' in table.colnames else np.zeros(len(table), bool)
     for k, (head, rate) in enumerate(zip(HEADS, rates)):
@@ -338,6 +351,7 @@ def restate(
         out[f'P_{head}_WRONG'] = p.astype(np.float32)
     return out, tuple(cuts), cards
 
+# %% ../nbs/14_trust.ipynb #ccd90599
 def _auto_rate(p, known, strange, trained):
     "The share of errors estimated from the familiar rows, with its 95 % interval."
     if (known & ~strange).sum() < 100: raise ValueError(f"{(known & ~strange).sum()} familiar spectra with a probability; an error rate can be estimated from 100 at least, state it instead")
@@ -370,11 +384,13 @@ def keep_sample(
     kept.meta |= dict(KEEPWHAT=head, KEEP_TH=found.threshold, KEEPMOST=at_most, KEEPCONF=confidence, KEEPLABS=found.n_labels, KEEPKEPT=found.n_kept, KEEPBAD=found.n_wrong, KEEPBND=found.bound, KEEPFROM=len(catalogue), KEEPTOL=str(tolerance))
     return kept, found
 
+# %% ../nbs/14_trust.ipynb #07698c52
 def _usable(catalogue, head):
     "Probabilities of a column, and which rows may be kept: those with one, and familiar."
     if head not in HEADS: raise ValueError(f"head={head!r}; choose 'Z' (redshift) or 'S' (spectral type)")
     if f'P_{head}_WRONG' not in catalogue.colnames: raise ValueError(f"the catalogue has no column P_{head}_WRONG; score coadds that have redrock files")
     p = np.asarray(np.ma.filled(np.ma.asarray(catalogue[f'P_{head}_WRONG'], float), np.nan))
-    usable = np.isfinite(p) & ~(np.asarray(catalogue['UNFAMILIAR'], bool) if 'UNFAMILIAR' in catalogue.colnames else False)
+    strange = np.asarray(catalogue['UNFAMILIAR'], bool) if 'UNFAMILIAR' in catalogue.colnames else np.zeros(len(p), bool)
+    usable = np.isfinite(p) & ~strange
     if not usable.any(): raise ValueError(f"none of the {len(p)} rows has a probability and a familiar spectrum, so nothing can be kept; look at P_{head}_WRONG and UNFAMILIAR")
     return p, usable
