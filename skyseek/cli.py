@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEVICE', 'OVERWRITE', 'LEARN', 'extract', 'features', 'redshift', 'fetch_vi', 'train_autoencoder', 'train_classifier',
-           'train', 'benchmark', 'score', 'inspect', 'evaluate', 'simulate', 'demo', 'main']
+           'train', 'benchmark', 'score', 'inspect', 'evaluate', 'keep', 'simulate', 'demo', 'main']
 
 # %% ../nbs/50_cli.ipynb #2d3dbf86
 import argparse
@@ -142,14 +142,25 @@ def benchmark(a):
 def score(a):
     "Score coadds: how probable it is that redshift or type is wrong. The redrock file is found beside each coadd."
     from skyseek.catalogue import check_destination, load_weights, make_catalogue, score_files, write_catalogue
+    from skyseek.trust import check_rates
     check_destination(a.output)
-    weights = load_weights(a.weights, a.device)
-    logging.getLogger('skyseek').warning('weights %s: %s', weights.name, weights.about)
+    weights, rates = load_weights(a.weights, a.device), (a.error_rate, a.type_error_rate)
+    check_rates(weights.rates, rates)
+    logging.getLogger('skyseek').warning('weights %s%s: %s', weights.name, '' if a.weights else ' (those in the package)', weights.about)
     tables, failed = score_files(a.coadds, weights, progress=None, redrock=a.redrock, keep_sky=a.keep_sky, device=a.device)
     if tables:
-        catalogue = make_catalogue(tables, weights)
-        print(f"{write_catalogue(catalogue, a.output)}: {len(catalogue)} targets, {catalogue['FLAG_Z_WRONG'].sum()} redshifts and {catalogue['FLAG_S_WRONG'].sum()} types flagged")
+        catalogue = make_catalogue(tables, weights, rates)
+        print(f"{write_catalogue(catalogue, a.output)}: {len(catalogue)} targets, {catalogue['FLAG_Z_WRONG'].sum()} redshifts and {catalogue['FLAG_S_WRONG'].sum()} types flagged" + _more(catalogue))
     return _report(failed, len(a.coadds))
+
+def _more(catalogue):
+    "What else a user must know of a catalogue: unfamiliar spectra, and probabilities that were re-based."
+    words, meta = f", {catalogue['UNFAMILIAR'].sum()} spectra unlike the training" if 'UNFAMILIAR' in catalogue.colnames else '', catalogue.meta
+    for head, what in (('Z', 'redshifts'), ('S', 'types')):
+        if f'RATE_{head}' not in meta: continue
+        how = f" (estimated, {100*meta[f'RATELO_{head}']:.2g} to {100*meta[f'RATEHI_{head}']:.2g} %)" if f'RATELO_{head}' in meta else ''
+        words += f"; P_{head}_WRONG is for {100*meta[f'RATE_{head}']:.2g} % wrong {what}{how}, not {100*meta[f'RATE0_{head}']:.2g} %"
+    return words
 
 # %% ../nbs/50_cli.ipynb #4a4dd8e3
 def inspect(a):
@@ -171,6 +182,18 @@ def evaluate(a):
     truth = read_truth(a.truth)
     reference = (read_catalogue(a.reference), read_truth(a.reference_truth or a.truth)) if a.reference else None
     for name, table in evaluate_catalogue(read_catalogue(a.catalogue), truth, a.tolerance, reference).items(): print(f'{name}\n{format_table(table)}\n')
+    return 0
+
+# %% ../nbs/50_cli.ipynb #d8393a03
+def keep(a):
+    "Keep the largest sample of a catalogue in which at most a given share of the redshifts (or types) is wrong, guaranteed by the truth of some of its targets."
+    from skyseek.catalogue import check_destination, read_catalogue, write_catalogue
+    from skyseek.desi import read_truth
+    from skyseek.trust import keep_sample
+    if check_destination(a.output).resolve() == a.catalogue.resolve(): raise ValueError(f"{a.output}: is the catalogue itself; give another name")
+    catalogue = read_catalogue(a.catalogue)
+    kept, found = keep_sample(catalogue, read_truth(a.truth), a.at_most, a.confidence, {'redshift': 'Z', 'type': 'S'}[a.what], a.tolerance, a.test_only)
+    print(f"{write_catalogue(kept, a.output)}: {len(kept)} of {len(catalogue)} targets. {found.text}")
     return 0
 
 # %% ../nbs/50_cli.ipynb #13a3e30d
@@ -264,14 +287,23 @@ def _labelled_commands(sub):
 
 # %% ../nbs/50_cli.ipynb #9f468df8
 def _scoring_commands(sub):
-    "score, inspect, evaluate."
+    "score, inspect, evaluate, keep."
     _command(sub, score, _path('coadds', 'coadd-*.fits files', nargs='+'), _path('-o --output', 'catalogue, .fits or .parquet', required=True), _path('--redrock', 'redrock file, if it is not beside the coadd'),
-             _path('--weights', 'folder of weights (default: those in the package)'), _switch('--keep-sky', 'score sky fibres and broken fibres too'), DEVICE)
+             _path('--weights', 'folder of weights (default: those in the package)'), _switch('--keep-sky', 'score sky fibres and broken fibres too'), DEVICE,
+             ('--error-rate', dict(type=_rate, help="share of wrong redshifts in these files, e.g. 0.02, or 'auto' to estimate it: P_Z_WRONG is re-based on it, flags stay (default: as in the training)")),
+             ('--type-error-rate', dict(type=_rate, help='the same for wrong types and P_S_WRONG')))
     _command(sub, inspect, ('targetid', dict(type=int, help='TARGETID')), _path('file', 'coadd-*.fits, compact spectra file, SDSS or LAMOST spectrum'), _path('--redrock', 'redrock file, if it is not beside the coadd'),
              _path('-o --output', 'page to write: .png, .pdf or .svg (default: evidence-TARGETID.png)'), _path('--templates', 'folder of rrtemplate-*.fits (default: built in)'),
              _path('--weights', 'folder of weights (default: those in the package)'))
     _command(sub, evaluate, _path('catalogue', 'catalogue from skyseek score'), _path('--truth', 'truth tables', nargs='+', required=True), _number('--tolerance', 0.001, 'largest redshift error that is right', float),
              _path('--reference', 'catalogue for thresholds and trees; then all of CATALOGUE is reported'), _path('--reference-truth', 'its truth tables (default: --truth)', nargs='+'))
+    _command(sub, keep, _path('catalogue', 'catalogue from skyseek score'), _path('output', 'catalogue to write, .fits or .parquet'), _path('--truth', 'truth tables; their targets must be a random draw of the catalogue', nargs='+', required=True),
+             _number('--at-most', 0.005, 'largest share of wrong ones among the kept', float), _number('--confidence', 0.95, 'of the guarantee', float), ('--what', dict(default='redshift', choices=['redshift', 'type'], help='what may be wrong')),
+             _number('--tolerance', 0.001, 'largest redshift error that is right', float), _switch('--test-only', "use labels of the test side only: needed if the weights were trained on these truth tables"))
+
+def _rate(text):
+    "A share of errors, or 'auto'."
+    return text if text == 'auto' else float(text)
 
 def _simulation_commands(sub):
     "simulate, demo."
