@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'SNR_BINS', 'BenchmarkSettings', 'compare_side', 'difference_table', 'groups_of', 'group_table',
-           'correction_table', 'Benchmark', 'run_benchmark', 'format_benchmark', 'plot_label', 'plot_corrections',
-           'long_table', 'scores_table', 'write_benchmark']
+           'correction_table', 'Benchmark', 'compare_sample', 'run_benchmark', 'format_benchmark', 'plot_label',
+           'plot_corrections', 'long_table', 'scores_table', 'write_benchmark']
 
 # %% ../nbs/43_benchmark.ipynb #d56bfd5b
 from dataclasses import dataclass
@@ -15,10 +15,12 @@ from time import perf_counter
 import matplotlib.pyplot as plt
 import numpy as np
 from astropy.io import fits
+from astropy.stats import binom_conf_interval
 from astropy.table import Table, vstack
 
 from . import __version__
 from .catalogue import PLAIN as ASCII
+from .catalogue import load_weights
 from .classifier import CLASSIFIER_TRAINING
 from .detectors import (OURS, PLAIN, SHIPPED, first_skyseek, our_detectors, plain_detectors, prepare_sample, published_name, read_sides, shipped_detector,
                                tree_detectors)
@@ -113,16 +115,14 @@ def group_table(
     for by, group in groups_of(sample.spectra).items():
         for name in ('DELTACHI2', 'trees, all columns', PLAIN, OURS):
             t = evaluate_groups(wrong[test, k], scores[name][test, k], thresholds[name], group[test], **options)
-            if len(t): t['detector'], t['by'] = name, by; parts.append(t)
+            if len(t): t['detector'], t['by'] = [name]*len(t), [by]*len(t); parts.append(t)
     return vstack(parts) if parts else Table(names=('by', 'group', 'detector', 'n', 'wrong', 'AP', 'AP_low', 'AP_high'), dtype=(str, str, str, int, int, float, float, float))
 
 # %% ../nbs/43_benchmark.ipynb #5bd4317c
 def correction_table(
     sample, # `Sample`
     tolerances, # dict: name → tolerance, as `label_wrong` takes it
-    resamples=300, # of the bootstrap
-    seed=0, # of the bootstrap
-): # Table: tolerance, by, group, wrong, right (numbers), corrected and broken with _low and _high
+): # Table: tolerance, by, group, wrong, right (numbers), corrected and broken with _low and _high (68 %)
     "What accepting the proposals does on the test side."
     rows = np.flatnonzero(sample.side == 'test')
     spectra, opinion = sample.spectra[rows], sample.opinion[rows]
@@ -136,15 +136,15 @@ def correction_table(
         for by, group in ({'all': np.full(len(rows), 'all')} | groups_of(spectra)).items():
             for name in np.unique(group):
                 m = group == name
-                cells = [_share(taken[m & which] & ok[m & which], resamples, seed) for which, ok in ((bad, ~bad_alt), (~bad, bad_alt))]
+                cells = [_share(taken[m & which] & ok[m & which]) for which, ok in ((bad, ~bad_alt), (~bad, bad_alt))]
                 out.append((tolerance, by, name, int((m & bad).sum()), int((m & ~bad).sum()), *cells[0], *cells[1]))
     return Table(rows=out, names=('tolerance', 'by', 'group', 'wrong', 'right', *(f'{n}{e}' for n in ('corrected', 'broken') for e in ('', '_low', '_high'))))
 
-def _share(hits, resamples, seed):
-    "A share with its 68 % bootstrap interval."
+def _share(hits):
+    "A share with its 68 % Wilson interval; nan of nothing."
     if not len(hits): return (np.nan,)*3
-    draws = np.random.default_rng(seed).binomial(len(hits), hits.mean(), resamples)/len(hits)  # resampling rows of 0 and 1
-    return float(hits.mean()), *np.percentile(draws, [16, 84]).tolist()
+    share = float(hits.mean())
+    return share, *np.clip(binom_conf_interval(int(hits.sum()), len(hits)), [0, share], [share, 1]).tolist()
 
 # %% ../nbs/43_benchmark.ipynb #68a5538d
 @dataclass(frozen=True, eq=False)
@@ -189,6 +189,29 @@ def _about(sample, wrong, settings):
             f"Intervals are 68 % bootstrap, those of paired differences 95 %.")
 
 # %% ../nbs/43_benchmark.ipynb #97d9fb80
+def compare_sample(
+    sample, # `Sample`
+    settings=BenchmarkSettings(), # see `BenchmarkSettings`
+    say=lambda text: None, # called with a line per step
+): # `Benchmark`
+    "Train and run every detector on a sample, and compare them."
+    tables, differences, groups, kept, main, test = {}, {}, {}, {}, None, sample.side == 'test'
+    tolerances = {f'{t:g}' if t != 'DESI' else t: DESI_TOLERANCE if t == 'DESI' else t for t in (settings.tolerance, *settings.others)}
+    for name, tolerance in tolerances.items():
+        wrong = wrong_answers(sample.spectra, tolerance)
+        scores, own = (_few_scores(sample, wrong, settings, lambda text: say(f'tolerance {name}: {text}')), {}) if main else _all_scores(sample, wrong, settings, say)
+        for k in np.flatnonzero(_enough(wrong, sample.side)):
+            if k and main: continue  # types do not know the tolerance
+            key, options = (LABELS[k], name), dict(resamples=settings.resamples, seed=settings.seed)
+            tables[key] = compare_side(scores, wrong, sample.side, k, own, **options)
+            differences[key] = difference_table(scores, wrong, sample.side, k, 3*settings.resamples, settings.seed)
+            kept[key] = kept_sample(wrong[test, k] > 0, np.asarray(sample.meta['ZWARN'])[test] != 0)
+            if not main: groups[LABELS[k]] = group_table(scores, wrong, sample, k, dict(zip(tables[key]['detector'], tables[key]['threshold'])), **options)
+        main = main or (scores, wrong)
+    say('tables')
+    return Benchmark(_about(sample, main[1], settings), tables, differences, groups, correction_table(sample, tolerances), kept, *main, sample, settings)
+
+# %% ../nbs/43_benchmark.ipynb #d0478513
 def run_benchmark(
     spectra, # `Spectra` as from `read_sides`
     side, # (N,) 'train', 'validation' or 'test'
@@ -196,28 +219,16 @@ def run_benchmark(
     recipes=RECIPES, # of the bases: class → `Recipe`
     say=lambda text: None, # called with a line per step
 ): # `Benchmark`
-    "Train and run every detector, and compare them."
+    "From labelled spectra to the comparison of all detectors."
+    load_weights(settings.weights)
     use = is_labelled(spectra)
-    if not _enough(wrong_answers(spectra[use], settings.tolerance), side[use])[0]:
-        counts = ', '.join(f"{int(wrong_answers(spectra[use & (side == s)], settings.tolerance)[:, 0].sum())} of {int((use & (side == s)).sum())} on the {s} side" for s in ('train', 'validation', 'test'))
-        raise ValueError(f"too few wrong redshifts to compare detectors: {counts}; at least 5, 2 and 5 are needed, give more labelled targets")
+    wrong = wrong_answers(spectra, settings.tolerance)[:, 0]
+    if not _enough(wrong_answers(spectra, settings.tolerance)[use], side[use])[0]:
+        counts = ', '.join(f"{int(wrong[use & (side == s)].sum())} of {int((use & (side == s)).sum())} on the {s} side" for s in ('train', 'validation', 'test'))
+        raise ValueError(f"too few wrong redshifts to compare detectors: {counts}; at least 5, 2 and 5 are needed (and as many right ones), give more labelled targets")
     sample = prepare_sample(spectra, side, settings.learn, seed=settings.seed, device=settings.device, recipes=recipes)
     say(f'evidence and latents of {len(sample.side)} targets')
-    tables, differences, groups, kept, main = {}, {}, {}, {}, None
-    tolerances = {f'{t:g}' if t != 'DESI' else t: DESI_TOLERANCE if t == 'DESI' else t for t in (settings.tolerance, *settings.others)}
-    for name, tolerance in tolerances.items():
-        wrong = wrong_answers(sample.spectra, tolerance)
-        scores, own = (_few_scores(sample, wrong, settings, lambda text: say(f'tolerance {name}: {text}')), {}) if main else _all_scores(sample, wrong, settings, say)
-        for k in np.flatnonzero(_enough(wrong, sample.side))[:1 if main else 2]:
-            key = LABELS[k], name
-            tables[key] = compare_side(scores, wrong, sample.side, k, own, settings.resamples, settings.seed)
-            differences[key] = difference_table(scores, wrong, sample.side, k, 3*settings.resamples, settings.seed)
-            test = sample.side == 'test'
-            kept[key] = kept_sample(wrong[test, k] > 0, np.asarray(sample.meta['ZWARN'])[test] != 0)
-            if not main: groups[LABELS[k]] = group_table(scores, wrong, sample, k, dict(zip(tables[key]['detector'], tables[key]['threshold'])), resamples=settings.resamples, seed=settings.seed)
-        main = main or (scores, wrong)
-    say('tables')
-    return Benchmark(_about(sample, main[1], settings), tables, differences, groups, correction_table(sample, tolerances, settings.resamples, settings.seed), kept, *main, sample, settings)
+    return compare_sample(sample, settings, say)
 
 # %% ../nbs/43_benchmark.ipynb #58b23ed4
 def _format_groups(table):
@@ -267,14 +278,14 @@ def _plot_kept(ax, wrong, scores, zwarn):
     ax.set(xlabel='share of the right ones that is kept', ylabel='errors among the kept', xlim=(.8, 1.002), ylim=(0, 1.1*max(zwarn[1], wrong.mean())))
     ax.axvline(.99, color='.6', lw=.6); ax.axhline(.01, color='.6', lw=.6); ax.legend(fontsize=7, frameon=False)
 
-def _plot_groups(ax, table):
-    "AP of a few detectors, group by group."
+def _plot_groups(ax, table, colours):
+    "AP of a few detectors, group by group; `colours` by detector."
     names, groups = list(dict.fromkeys(table['detector'])), list(dict.fromkeys(table['group']))
     for i, name in enumerate(names):
         t = table[table['detector'] == name]
         x = np.array([groups.index(g) for g in t['group']]) + .8*(i + .5)/len(names) - .4
-        ax.bar(x, t['AP'], .8/len(names), yerr=np.abs([t['AP'] - t['AP_low'], t['AP_high'] - t['AP']]), error_kw=dict(lw=.8), label=name)
-    n = {r['group']: f"{r['group']}\n{r['wrong']}/{r['n']}" for r in table}
+        ax.bar(x, t['AP'], .8/len(names), yerr=np.abs([t['AP'] - t['AP_low'], t['AP_high'] - t['AP']]), error_kw=dict(lw=.8), label=name, color=colours[name])
+    n = {r['group']: f"{r['group'].replace('S/N ', 'S/N' + chr(10))}\n{r['wrong']}/{r['n']}" for r in table}
     ax.set(xticks=range(len(groups)), ylabel='average precision', ylim=(0, 1.25)); ax.set_xticklabels([n[g] for g in groups], fontsize=7); ax.legend(fontsize=7, frameon=False, ncol=2)
 
 # %% ../nbs/43_benchmark.ipynb #5353a7db
@@ -291,12 +302,14 @@ def plot_label(
         hits, false = (x[1:] for x in count_flagged(wrong, s))
         curves[n] = hits/hits[-1], hits/(hits + false)
     plot_completeness_purity(curves, wrong.mean(), ax[0, 0])
-    for n, s in scores.items():
-        if s.min() < 0 or s.max() > 1: continue
+    colours = dict(zip(scores, plt.rcParams['axes.prop_cycle'].by_key()['color']))  # the same in all panels
+    chance = [n for n, s in scores.items() if s.min() >= 0 and s.max() <= 1]
+    ax[0, 1].set_prop_cycle(color=[colours[n] for n in chance])
+    for n, s in ((n, scores[n]) for n in chance):
         r = reliability(wrong, s)
         plot_reliability(r['predicted'], r['observed'], (r['low'], r['high']), ax[0, 1], n)
     _plot_kept(ax[1, 0], wrong, scores, result.kept[label, f'{result.settings.tolerance:g}'])
-    if len(result.groups[label]): _plot_groups(ax[1, 1], result.groups[label])
+    if len(result.groups[label]): _plot_groups(ax[1, 1], result.groups[label], colours)
     else: ax[1, 1].set_axis_off()
     fig.suptitle(f"{label}, tolerance {result.settings.tolerance:g}: {len(wrong)} targets, {wrong.sum()} wrong" if k == 0 else f"{label}: {len(wrong)} targets, {wrong.sum()} wrong")
     return fig
