@@ -1,0 +1,231 @@
+"""Train what ships in skyseek/weights/default beside the autoencoder, from nothing: judge, classifier, familiarity.
+
+    python tests/benchmarks/train_default.py --data ../shared/data --weights skyseek/weights/default
+
+Spectra are those of the redrock benchmark's training files with redrock's answers, changed copies of them (noise, redshift, calibration, sky, lost arms
+and ends) that a scan with redrock-like templates answers anew, and spectra of the built-in simulator, a part of them bright, answered likewise; a few
+right answers are exchanged for wrong ones. Nothing judges what it was taught on: bases are learned on one half of the targets and scan the other, judges
+are trained on one half and weigh the other, and each member of the classifier leaves out one fifth of the targets. What the members say about their
+fifths calibrates, gives the thresholds, and is printed. The judge that is kept has seen all of them. The benchmark's validation files only serve to print the
+figures of the cards. Half an hour on two cores; --copies and --simulated scale it up, --device cuda runs scans and encoder on a GPU.
+"""
+
+import argparse
+import time
+import warnings
+from pathlib import Path
+
+import astropy
+import numpy as np
+import scipy
+import sklearn
+import torch
+from astropy.table import vstack
+from scipy.stats import binomtest
+
+from skyseek import __version__
+from skyseek.augment import answer, augment, inject_errors, redrock_like, simulate_labelled
+from skyseek.autoencoder import Autoencoder, encode
+from skyseek.candidates import candidates, text
+from skyseek.classifier import WrongClassifier, pick_columns, predict, train_folds
+from skyseek.evaluate import boosting_score, compare, compare_detectors, format_table
+from skyseek.evidence import JUDGE_TRAINING, Judge, choose_acceptance, correction_rates, evidence_columns, second_look, second_opinion, train_judge
+from skyseek.features import EVIDENCE, METADATA, ArrayStream, build_features
+from skyseek.labelled import is_labelled, join_candidates, read_labelled, wrong_answers
+from skyseek.recipes import RECIPES, learn_bases
+from skyseek.redshift import scan_redshift
+from skyseek.spectra import concatenate
+from skyseek.train import TrainSettings, fingerprint, load_model, save_model
+from skyseek.trust import errors_left, familiarity_inputs, fit_familiarity
+from skyseek.truth import choose_threshold, fold_of, split_of
+
+KEEP = ['TARGETID', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2', 'COEFF', 'TRUE_Z', 'TRUE_SPECTYPE', 'FLAGS']
+WRONG = ('Z_WRONG', 'S_WRONG')
+
+CARD = """# {title}
+
+Trained with skyseek {version} by `tests/benchmarks/train_default.py` ({versions}; seed {seed}).
+
+- **Data.** {n} spectra of the training files of the redrock benchmark (simulated DESI spectra of main-survey depth with the answers of the real redrock 0.21, sky fibres among them); {copies} changed copies
+  of each, and {simulated} spectra of the package's simulator, answered by a scan with redrock-like templates, {injected:.0%} of the right answers exchanged for wrong ones. Simulated spectra only: no visual
+  inspection, no DR1 spectrum, so there is no licence of survey data to observe.
+{body}
+- **Limits.** Rates, mix and depth are those of a simulation. On another survey re-base the probabilities (`skyseek score --error-rate`), mind the column UNFAMILIAR, and train on your own labels where there are some.
+- **Licence.** BSD-3-Clause, as the package.
+"""
+JUDGE_BODY = """- **Right** means the right type and |z - z_true|/(1 + z_true) < 0.0033. A proposal is accepted at P_ALT >= {acceptance}.
+- **Figures** on the benchmark's validation files (68 % intervals):
+
+{figures}
+"""
+CLASSIFIER_BODY = """- **Columns.** {columns}
+- **Wrong** means |z_true - Z|/(1 + Z) > 0.001, or another spectral type.
+- **Figures** on the {n_test} targets of the benchmark's validation files, beside trees on the same targets (value and half its 68 % interval), thresholds from the training files:
+
+{figures}
+
+- **Cross-validated** on the {n_train} labelled targets of the training files, each judged by members, bases and a judge that have not seen it:
+
+{crossed}
+"""
+
+
+def lean(spectra): return spectra.replace(meta=spectra.meta[KEEP])
+
+
+def step(start, words): print(f'{(time.time() - start)/60:5.1f} min  {words}', flush=True)
+
+
+def training_spectra(real, a):
+    """Real answers, copies answered anew, simulated spectra answered likewise; number of spectra of each."""
+    templates = redrock_like(a.data/'templates/redrock-templates')
+    parts = [lean(real)]
+    for k in range(a.copies):
+        rng = np.random.default_rng((a.seed, k))
+        parts.append(lean(inject_errors(answer(augment(real, rng), templates, a.device), rng, a.injected)))
+    for k in range(a.simulated//500):
+        survey = {} if k % 3 == 0 else dict(program='dark' if k % 3 == 1 else 'bright')
+        rng = np.random.default_rng((a.seed, 1000 + k))
+        parts.append(lean(inject_errors(simulate_labelled(500, 9000 + k, templates, a.device, **survey), rng, a.injected)))
+    return concatenate(parts), [len(p) for p in parts]
+
+
+def cross_fit(spectra, real, a):
+    """Evidence and opinion for all, from bases and judges of the other half; scans and candidates by half."""
+    half, halves = split_of(spectra.meta['TARGETID'], (.5, .5, 0)) == 'train', []
+    for mine in (half, ~half):
+        rows = np.flatnonzero(mine)
+        part = spectra[rows]
+        found = scan_redshift(part, learn_bases(spectra[np.flatnonzero(~mine & real)], RECIPES), a.device)
+        halves.append((rows, part, found, candidates(part, found, a.device)))
+    judges = [train_one_judge(part, cand, a.seed + i, a) for i, (_, part, _, cand) in enumerate(halves)]
+    order = np.argsort(np.concatenate([h[0] for h in halves]))
+    opinion = vstack([second_opinion(part, found, j, a.device, cand) for (_, part, found, cand), j in zip(halves, judges[::-1])])[order]
+    evidence = vstack([evidence_columns(part, cand, j) for (_, part, _, cand), j in zip(halves, judges[::-1])])[order]
+    return halves, opinion, evidence
+
+
+def train_one_judge(spectra, cand, seed, a, **options):
+    torch.manual_seed(seed)
+    judge = Judge(**options)
+    train_judge(judge, spectra, cand, spectra.meta, TrainSettings(**JUDGE_TRAINING | dict(epochs=a.judge_epochs), seed=seed, device='cpu'))
+    return judge
+
+
+def inputs(spectra, autoencoder, device):
+    """Latents, reconstruction chi2, metadata and names."""
+    features = build_features(spectra)
+    code = encode(autoencoder, ArrayStream({k: features[k] for k in ('flux', 'weight', 'scale', 'exptime')}, 64, shuffle=False), device)
+    return code, features['metadata'], features['metadata_names']
+
+
+def rate(bad):
+    """Share in per cent with its 68 % Wilson interval."""
+    if not len(bad): return '–'
+    interval = binomtest(int(bad.sum()), len(bad)).proportion_ci(.68, 'wilson')
+    return f'{100*bad.mean():.1f} % ({100*interval.low:.1f} to {100*interval.high:.1f})'
+
+
+def judge_figures(spectra, opinion):
+    """Lines of the judge's card."""
+    meta, lines = spectra.meta, ['| S/N per pixel | class | spectra | Z_ALT off by > 1000 km/s | redrock | SPECTYPE_ALT wrong | redrock |', '|---'*7 + '|']
+    z, kind = np.asarray(meta['TRUE_Z'], float), text(meta['TRUE_SPECTYPE'])
+    off, off_rr = (abs(np.nan_to_num(np.asarray(x, float), nan=99) - z)/(1 + z) > .0033 for x in (opinion['Z_ALT'], meta['Z']))
+    types = [text(t) != kind for t in (opinion['SPECTYPE_ALT'], meta['SPECTYPE'])]
+    for cut in (0, 1, 2):
+        for c in ('GALAXY', 'QSO', 'STAR'):
+            m = (kind == c) & (spectra.snr > cut)
+            lines.append(f'| > {cut} | {c} | {m.sum()} | ' + ' | '.join(rate(x[m]) for x in (off, off_rr, *types)) + ' |')
+    target = kind != 'SKY'
+    fixed, broken, n, m = correction_rates(opinion[target], meta['Z'][target], z[target])
+    return '\n'.join([*lines, '', f"Accepted proposals: {100*fixed:.1f} % of redrock's {n} redshifts off by > 1000 km/s put right, {100*broken:.2f} % of its {m} right ones broken.",
+                      f"Sky fibres ({(~target).sum()}): highest P_ALT {opinion['P_ALT'][~target].max():.2f}, mean P_NONE {opinion['P_NONE'][~target].mean():.2f}."])
+
+
+def kept(p, wrong, zwarn):
+    """What is left of the errors when 99 % of the right redshifts are kept, beside ZWARN == 0."""
+    k, clear = errors_left(wrong, p), zwarn == 0
+    return (f"Keeping 99 % of the right redshifts leaves {k['left']:.1%} of the errors ({k['wrong_share']:.1%} of the kept sample); "
+            f"ZWARN == 0 keeps {clear[~wrong].mean():.1%} of the right ones and {clear[wrong].mean():.1%} of the errors ({wrong[clear].mean():.1%} of what it keeps).")
+
+
+def classifier_figures(train, test, names):
+    """Tables for both labels. `train`, `test`: dict with p (out of fold), wrong, metadata, zwarn."""
+    columns, parts, crossed = {'trees, all columns': METADATA['full'], 'trees, all columns + second opinion': METADATA['full'] + EVIDENCE}, [], []
+    for k, name in enumerate(WRONG):
+        detectors, folds = {'skyseek': (train['p'][:, k], test['p'][:, k])}, {'skyseek': train['p'][:, k]}
+        for label, wanted in columns.items():
+            x, y = (pick_columns(d['metadata'], names, wanted) for d in (train, test))
+            own = np.zeros(len(x))
+            for f in range(5): own[train['fold'] == f] = boosting_score(x[train['fold'] != f], train['wrong'][train['fold'] != f, k], x[train['fold'] == f])
+            detectors[label], folds[label] = (own, boosting_score(x, train['wrong'][:, k], y)), own
+        deltas = '; '.join(f"minus {label}: {{:+.3f}} ({{:+.3f}} to {{:+.3f}}, 95 %)".format(*compare(test['wrong'][:, k], test['p'][:, k], s[1])) for label, s in list(detectors.items())[1:])
+        show = lambda t: f'```\n{format_table(t)}\n```'
+        parts.append(f"{name}\n\n{show(compare_detectors(detectors, train['wrong'][:, k], test['wrong'][:, k], list(detectors)))}\n\nAP of skyseek, paired: {deltas}")
+        crossed.append(f"{name}\n\n{show(compare_detectors({n: (p, p) for n, p in folds.items()}, train['wrong'][:, k], train['wrong'][:, k], list(folds)))}")
+    last = kept(test['p'][:, 0], test['wrong'][:, 0] > 0, test['zwarn'])
+    return '\n\n'.join([*parts, last]), '\n\n'.join(crossed)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--data', type=Path, required=True)
+    parser.add_argument('--weights', type=Path, required=True, help='folder with autoencoder/; judge/, classifier/ and familiarity/ are written into it')
+    parser.add_argument('--copies', type=int, default=4, help='changed copies of each training spectrum')
+    parser.add_argument('--simulated', type=int, default=4500, help='spectra of the simulator, in steps of 500')
+    parser.add_argument('--injected', type=float, default=.04, help='share of right answers exchanged for wrong ones, in copies and simulated spectra')
+    parser.add_argument('--judge-epochs', type=int, default=25)
+    parser.add_argument('--epochs', type=int, default=20, help='of the classifier')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--device', default='cpu')
+    a, start = parser.parse_args(), time.time()
+    warnings.simplefilter('ignore')
+    real, held = (read_labelled(a.data/'redrock_bench'/part, keep_sky=True) for part in ('train', 'validation'))
+    spectra, sizes = training_spectra(real, a)
+    n = len(real)
+    step(start, f'{len(spectra)} spectra, {n} of them with answers of redrock')
+    halves, opinion, evidence = cross_fit(spectra, np.arange(len(spectra)) < n, a)
+    use = is_labelled(real)
+    acceptance = choose_acceptance(opinion[:n][use], real.meta['Z'][use], real.meta['TRUE_Z'][use])
+    step(start, 'cross-fitted; accepted proposals put right and break {:.3f} and {:.4f} of {} and {}'.format(*correction_rates(opinion[:n][use], real.meta['Z'][use], real.meta['TRUE_Z'][use], acceptance)))
+    judge = train_one_judge(spectra[np.concatenate([h[0] for h in halves])], join_candidates([h[3] for h in halves]), a.seed + 7, a, acceptance=acceptance)
+    del halves
+    facts = dict(version=__version__, seed=a.seed, n=n, copies=a.copies, simulated=sum(sizes[1 + a.copies:]), injected=a.injected,
+                 versions=f'torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}, scikit-learn {sklearn.__version__}, astropy {astropy.__version__}')
+    looked, second, _ = second_look(held, judge, device=a.device)
+    figures = judge_figures(held, second)
+    save_model(judge, a.weights/'judge', card=CARD.format(title='Judge of the second opinion', body=JUDGE_BODY.format(acceptance=acceptance, figures=figures), **facts))
+    step(start, 'judge\n' + figures)
+    for name in EVIDENCE: spectra.meta[name] = evidence[name]
+    train_final(spectra, n, looked, sizes, facts, a, start)
+
+
+def train_final(spectra, n, held, sizes, facts, a, start):
+    """Classifier and familiarity, and their cards."""
+    autoencoder = load_model(a.weights/'autoencoder', Autoencoder)
+    use, known = is_labelled(spectra), is_labelled(held)
+    (code, metadata, names), (code_v, metadata_v, _) = inputs(spectra[use], autoencoder, a.device), inputs(held[known], autoencoder, a.device)
+    real, fold, wrong = np.flatnonzero(use) < n, fold_of(spectra.meta['TARGETID'][use]), wrong_answers(spectra[use])
+    step(start, 'encoded')
+    torch.manual_seed(a.seed)
+    model = WrongClassifier(METADATA['second'])
+    settings = TrainSettings(epochs=a.epochs, lr=2e-3, weight_decay=1e-2, warmup=.3, patience=0, seed=a.seed, device='cpu')
+    p, _ = train_folds(model, code['latent'], pick_columns(metadata, names, model.columns), wrong, fold, np.where(real, 3., 1.), real, settings, progress=False)
+    rows = np.flatnonzero(use)[real]
+    train = dict(p=p[real], wrong=wrong[real], metadata=metadata[real], fold=fold[real])
+    test = dict(p=predict(model, code_v['latent'], pick_columns(metadata_v, names, model.columns)), wrong=wrong_answers(held[known]), metadata=metadata_v, zwarn=np.asarray(held.meta['ZWARN'])[known])
+    figures, crossed = classifier_figures(train, test, names)
+    thresholds = [choose_threshold(train['wrong'][:, k], train['p'][:, k]) for k in range(2)]
+    about = 'trained on simulated DESI spectra with the answers of the real redrock 0.21 (no visual inspections); |dz|/(1+z) > 0.001 is wrong'
+    card = CARD.format(title='Classifier with a second opinion', body=CLASSIFIER_BODY.format(columns=', '.join(model.columns), n_test=len(test['wrong']), n_train=len(train['wrong']), figures=figures, crossed=crossed), **facts)
+    save_model(model, a.weights/'classifier', card=card, thresholds=thresholds, rates=train['wrong'].mean(0).tolist(), about=about, tolerance='0.001', autoencoder=fingerprint(autoencoder))
+    print(card, flush=True)
+    x = familiarity_inputs({k: v[real] for k, v in code.items()}, spectra[rows])
+    model = fit_familiarity(x, seed=a.seed)
+    strange = model.p_value(familiarity_inputs(code_v, held[known])) < .01
+    body = f"- **Unfamiliar** (p < 0.01) on the benchmark's validation files: {rate(strange)} of {len(strange)}."
+    save_model(model, a.weights/'familiarity', card=CARD.format(title='Familiarity', body=body, **facts), autoencoder=fingerprint(autoencoder))
+    step(start, 'familiarity\n' + body)
+
+
+if __name__ == '__main__': main()
