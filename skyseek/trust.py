@@ -186,7 +186,7 @@ def _sequence(everyone, n, at_most, confidence):
     "Thresholds to test, strict to lax: quantiles of the probabilities, from the first at which success is likely."
     order, share = np.sort(everyone), np.arange(1, 51)/50
     k = np.maximum(1, np.round(share*len(order)).astype(int))
-    claimed, kept = np.clip(2*np.cumsum(order)[k - 1]/k, 0, 1), np.floor(share*n)
+    claimed, kept = np.clip(2*np.cumsum(order)[k - 1]/k + at_most/10, 0, 1), np.floor(share*n)
     most = binom.ppf(1 - confidence, kept, at_most)
     most = np.where(binom.cdf(most, kept, at_most) > 1 - confidence, most - 1, most)  # errors with which the test passes
     chance = np.where(most >= 0, binom.cdf(most, kept, claimed), 0)
