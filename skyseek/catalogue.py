@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'SHIPPED', 'KEEP', 'PLAIN', 'COLUMNS', 'CATALOGUE_SUFFIXES', 'Weights', 'load_weights', 'score_spectra',
-           'make_catalogue', 'check_destination', 'read_catalogue', 'write_catalogue', 'score_file', 'score_files',
-           'write_report']
+           'match_grid', 'make_catalogue', 'check_destination', 'read_catalogue', 'write_catalogue', 'score_file',
+           'score_files', 'write_report']
 
 # %% ../nbs/40_catalogue.ipynb #f7913045
 import logging
@@ -26,11 +26,14 @@ from . import __version__
 from .autoencoder import Autoencoder, encode
 from .causes import name_causes
 from .classifier import WrongClassifier, pick_columns, predict
-from .desi import ZWARN_NODATA, extract
+from .desi import ZWARN_NODATA
 from .evidence import Judge, second_look
 from .features import EVIDENCE, ArrayStream, build_features
+from .files import ReadError
 from .plots import plot_spectrum
-from .spectra import write_atomic
+from .redshift import scan_redshift
+from .sdss import group_files, read_targets
+from .spectra import resample, write_atomic
 from .train import fingerprint, load_model, read_config
 from .trust import UNFAMILIAR, Familiarity, familiarity_inputs, restate
 
@@ -92,8 +95,9 @@ def score_spectra(
     "Probabilities, flags and reconstruction quality for each spectrum."
     grid = weights.autoencoder.wave.cpu().numpy()
     if spectra.wave.shape != grid.shape or not np.allclose(spectra.wave, grid, rtol=0, atol=1e-3):
-        raise ValueError(f"the spectra have {len(spectra.wave)} pixels, the weights were trained on {len(grid)} between {grid[0]:.0f} and {grid[-1]:.0f} Å; use resample(spectra, wave)")
-    looked, opinion, fit = (spectra, None, None) if weights.judge is None else second_look(spectra, weights.judge, device=device)
+        raise ValueError(f"the spectra have {len(spectra.wave)} pixels, the weights were trained on {len(grid)} between {grid[0]:.0f} and {grid[-1]:.0f} Å; use match_grid(spectra, weights)")
+    looked, opinion, fit = _with_chi2(spectra, device), None, None
+    if weights.judge is not None: looked, opinion, fit = second_look(looked, weights.judge, device=device)
     features = build_features(looked)
     stream = ArrayStream({k: features[k] for k in ('flux', 'weight', 'scale', 'exptime')}, 64, shuffle=False)
     code = encode(weights.autoencoder, stream, device)
@@ -132,6 +136,27 @@ def _probabilities(spectra, features, code, weights):
     answered = np.isfinite(np.asarray(spectra.meta['Z'], float)) & spectra.good.any(axis=1)
     return np.where(answered[:, None], predict(weights.classifier, code['latent'], metadata), unknown)
 
+# %% ../nbs/40_catalogue.ipynb #4b5d0338
+def _with_chi2(spectra, device='cpu'):
+    "CHI2, NPIXELS and DELTACHI2 of our own scan in meta, for answers of a pipeline that gives none."
+    t = spectra.meta
+    if not {'Z', 'CHI2', 'NPIXELS', 'DELTACHI2'} <= set(t.colnames): return spectra
+    rows = np.flatnonzero(np.isfinite(np.asarray(t['Z'], float)) & ~np.isfinite(np.asarray(t['CHI2'], float) + np.asarray(t['DELTACHI2'], float)))
+    if not len(rows): return spectra
+    own, t = scan_redshift(spectra[rows].replace(meta=t['TARGETID',][rows]), device=device).table, t.copy()
+    for name in ('CHI2', 'NPIXELS', 'DELTACHI2'): t[name][rows] = own[name]
+    return spectra.replace(meta=t)
+
+# %% ../nbs/40_catalogue.ipynb #d5c6f0ba
+def match_grid(
+    spectra, # `Spectra` on any grid
+    weights, # `Weights`
+): # `Spectra` on the grid of the weights
+    "Put spectra on the pixels that weights were trained on, without counting information twice."
+    grid = weights.autoencoder.wave.cpu().numpy()
+    same = spectra.wave.shape == grid.shape and np.allclose(spectra.wave, grid, rtol=0, atol=1e-3)
+    return spectra if same else resample(spectra, grid, share_ivar=True)
+
 # %% ../nbs/40_catalogue.ipynb #21ee4a15
 COLUMNS = {  # name: (unit, description)
     'TARGETID': (None, 'DESI target identifier'), 'TARGET_RA': ('deg', 'right ascension, ICRS'), 'TARGET_DEC': ('deg', 'declination, ICRS'),
@@ -153,7 +178,7 @@ COLUMNS = {  # name: (unit, description)
     'R_ALT': (None, 'robustness of the scan: chi2 of second best minus best, over best'), 'ZWARN_ALT': (None, 'warning bits of the scan, as ZWARN'),
     'FLAG_ALT': (None, 'proposed correction: the second opinion differs from Z (1000 km/s) or SPECTYPE, and P_ALT reaches the acceptance'),
     'CAUSE': (None, 'likely cause of a flagged answer'), 'CAUSE_P': (None, 'how clear the cause is, 0 to 1'), 'CAUSE_WAVE': ('Angstrom', 'observed vacuum wavelengths that say so'), 'CAUSE_TEXT': (None, 'the cause in words'),
-    'LATENT': (None, 'autoencoder latents'), 'FILE': (None, 'name of the coadd file')}
+    'LATENT': (None, 'autoencoder latents'), 'FILE': (None, 'name of the file of the spectrum')}
 
 # %% ../nbs/40_catalogue.ipynb #492acd2b
 def make_catalogue(
@@ -229,31 +254,50 @@ def _fits_table(catalogue):
     return hdu
 
 # %% ../nbs/40_catalogue.ipynb #f8ce1a98
+def _score_batch(paths, weights, redrock=None, keep_sky=False, device='cpu'):
+    "Score table of files that are read together, and a dict path → reason of those that cannot be read."
+    spectra, failed = read_targets(paths, redrock, keep_sky)
+    if spectra is None or not len(spectra): return Table(), failed
+    if 'Z' not in spectra.meta.colnames: log.warning("%s: no redrock columns, so no probabilities; latents and reconstruction only", paths[0])
+    table = score_spectra(match_grid(spectra, weights), weights, device)
+    table['FILE'] = spectra.meta['FILE']
+    return table, failed
+
 def score_file(
-    path, # coadd-*.fits
+    path, # coadd-*.fits, compact file, or a spectrum of SDSS or LAMOST
     weights, # `Weights`
     redrock=None, # redrock-*.fits; None looks beside the coadd
     keep_sky=False, # score sky fibres and broken fibres too
     device='cpu', # torch device
-): # score Table with FILE
-    "Score one coadd."
-    spectra = extract(path, redrock, keep_all=keep_sky)
-    if 'Z' not in spectra.meta.colnames: log.warning("%s: no redrock columns, so no probabilities; latents and reconstruction only", path)
-    table = score_spectra(spectra, weights, device)
-    table['FILE'] = Path(path).name
+): # score Table with FILE; empty if the file holds nothing but a sky fibre
+    "Score one file; `ReadError` if it cannot be read."
+    table, failed = _score_batch([path], weights, redrock, keep_sky, device)
+    for reason in failed.values(): raise ReadError(reason)
     return table
 
+# %% ../nbs/40_catalogue.ipynb #ad85acd0
+def _score_some(paths, weights, options):
+    "Score tables and failures of files that are read together."
+    try: table, failed = _score_batch(paths, weights, **options)
+    except Exception as e:
+        if len(paths) == 1: return [], {str(paths[0]): str(e) if isinstance(e, (ValueError, OSError)) else f'{paths[0]}: {type(e).__name__}: {e}'}
+        parts = [_score_some([path], weights, options) for path in paths]
+        return [t for tables, _ in parts for t in tables], {k: v for _, failed in parts for k, v in failed.items()}
+    return [table]*bool(len(table)), failed
+
 def score_files(
-    paths, # coadds
+    paths, # coadds, compact files, spectra of SDSS or LAMOST
     weights, # `Weights`
     progress=True, # show a progress bar
     **options, # of `score_file`
 ): # (list of score Tables, dict path → reason for those that failed)
-    "Score many coadds; one that cannot be read is reported and does not stop the others."
-    tables, failed = [], {}
-    for path in tqdm(list(paths), desc='score', unit='file', disable=not progress):
-        try: tables.append(score_file(path, weights, **options))
-        except Exception as e: failed[str(path)] = str(e) if isinstance(e, (ValueError, OSError)) else f'{path}: {type(e).__name__}: {e}'  # one bad file never stops the others
+    "Score many files; one that cannot be read is reported and does not stop the others."
+    tables, failed, paths = [], {}, list(paths)
+    with tqdm(total=len(paths), desc='score', unit='file', disable=not progress) as bar:
+        for some in group_files(paths):
+            scored, lost = _score_some(some, weights, options)
+            tables, failed = tables + scored, failed | lost
+            bar.update(len(some))
     return tables, failed
 
 # %% ../nbs/40_catalogue.ipynb #a738e399

@@ -140,7 +140,7 @@ def benchmark(a):
 
 # %% ../nbs/50_cli.ipynb #40417a3f
 def score(a):
-    "Score coadds: how probable it is that redshift or type is wrong. The redrock file is found beside each coadd."
+    "Score coadds, or spectra of SDSS and LAMOST: how probable it is that redshift or type is wrong. The redrock file is found beside each coadd."
     from skyseek.catalogue import check_destination, load_weights, make_catalogue, score_files, write_catalogue
     from skyseek.trust import check_rates
     check_destination(a.output)
@@ -151,6 +151,7 @@ def score(a):
     if tables:
         catalogue = make_catalogue(tables, weights, rates)
         print(f"{write_catalogue(catalogue, a.output)}: {len(catalogue)} targets, {catalogue['FLAG_Z_WRONG'].sum()} redshifts and {catalogue['FLAG_S_WRONG'].sum()} types flagged" + _more(catalogue))
+    elif not failed: raise ValueError('no target to score, nothing but sky fibres; --keep-sky scores them')
     return _report(failed, len(a.coadds))
 
 def _more(catalogue):
@@ -288,7 +289,7 @@ def _labelled_commands(sub):
 # %% ../nbs/50_cli.ipynb #9f468df8
 def _scoring_commands(sub):
     "score, inspect, evaluate, keep."
-    _command(sub, score, _path('coadds', 'coadd-*.fits files', nargs='+'), _path('-o --output', 'catalogue, .fits or .parquet', required=True), _path('--redrock', 'redrock file, if it is not beside the coadd'),
+    _command(sub, score, _path('coadds', 'coadd-*.fits files, compact spectra files, or spec-*.fits of SDSS and LAMOST', nargs='+'), _path('-o --output', 'catalogue, .fits or .parquet', required=True), _path('--redrock', 'redrock file, if it is not beside the coadd'),
              _path('--weights', 'folder of weights (default: those in the package)'), _switch('--keep-sky', 'score sky fibres and broken fibres too'), DEVICE,
              ('--error-rate', dict(type=_rate, help="share of wrong redshifts in these files, e.g. 0.02, or 'auto' to estimate it: P_Z_WRONG is re-based on it, flags stay (default: as in the training)")),
              ('--type-error-rate', dict(type=_rate, help='the same for wrong types and P_S_WRONG')))
