@@ -48,7 +48,7 @@ def _write_petal(path, looks, tile, petal, group):
         fibermap[f'SV1_{name}'] = fibermap[name]
         fibermap[name] = 0
     fibermap['PETAL_LOC'], fibermap['TILEID'] = np.int16(petal), np.int32(tile)
-    fibermap['FIBER'] = (VI_PETALS*petal + np.arange(len(rows))).astype(np.int32)
+    fibermap['FIBER'] = (VI_PETALS*petal + np.arange(len(rows))*(VI_PETALS//len(rows))).astype(np.int32)
     hdus = _coadd_hdus(arms, fibermap, scores, False)
     first = np.repeat(np.arange(len(rows)), fibermap['COADD_NUMEXP'])
     for name in ('PETAL_LOC', 'TILEID', 'FIBER'): hdus['EXP_FIBERMAP'].data[name] = fibermap[name][first]
