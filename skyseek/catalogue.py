@@ -22,6 +22,7 @@ from astropy.io import fits
 from astropy.table import MaskedColumn, Table, vstack
 from tqdm import tqdm
 
+# %% ../nbs/40_catalogue.ipynb #e0bf6332
 from . import __version__
 from .autoencoder import Autoencoder, encode
 from .causes import name_causes

@@ -303,6 +303,7 @@ def group_files(
         run, last = [*run, path], kind
     if run: yield run
 
+# %% ../nbs/03_sdss.ipynb #7514a0c5
 def read_targets(
     paths, # one coadd or compact file, or spectra of one survey, SDSS or LAMOST (a list from `group_files`)
     redrock=None, # redrock file with the answers; None takes the one beside a coadd, or what the file of a single spectrum says
