@@ -140,7 +140,7 @@ def test_a_kept_catalogue_is_still_a_catalogue(survey, catalogue, tmp_path):
 
 
 @pytest.fixture
-def refused(capsys):
+def refused(tmp_path, capsys):
     """A function that gives the one line with which `skyseek keep` refuses; nothing may be written."""
     def run(*arguments):
         before = sorted(tmp_path.iterdir())
