@@ -59,21 +59,21 @@ class BenchmarkSettings:
 
 # %% ../nbs/43_benchmark.ipynb #c380f3b3
 def _enough(wrong, side):
-    "For each head whether every side has enough wrong (and right) answers."
-    need = dict(train=5, validation=2, test=5)
+    "For each head whether both sides have enough wrong (and right) answers."
+    need = dict(learn=10, test=5)
     return [all(min(wrong[side == s, k].sum(), (1 - wrong[side == s, k]).sum()) >= n for s, n in need.items()) for k in range(2)]
 
 def compare_side(
     scores, # dict: name → (N, 2) scores or flags
     wrong, # (N, 2) labels
-    side, # (N,) 'train', 'validation' or 'test'
+    side, # (N,) 'learn' or 'test'
     k, # 0 redshift, 1 type
     thresholds={}, # dict: name → (2,) thresholds of detectors that bring their own
     resamples=300, # of the bootstrap
     seed=0, # of the bootstrap
 ): # Table as from `compare_detectors`
-    "All detectors on the test side; thresholds from the validation side."
-    held, test = side == 'validation', side == 'test'
+    "All detectors on the targets to report; thresholds from the scores of the others, out of fold."
+    held, test = side == 'learn', side == 'test'
     detectors = {name: (x[held, k], x[test, k]) for name, x in scores.items()}
     probabilities = [name for name, x in scores.items() if x.dtype != bool and np.nanmin(x) >= 0 and np.nanmax(x) <= 1]
     return compare_detectors(detectors, wrong[held, k], wrong[test, k], probabilities, {name: t[k] for name, t in thresholds.items()}, resamples=resamples, seed=seed)
@@ -182,9 +182,8 @@ def _few_scores(sample, wrong, settings, say):
 
 def _about(sample, wrong, settings):
     "What was compared on what, in words."
-    n = {s: int((sample.side == s).sum()) for s in ('train', 'validation', 'test')}
-    bad, learned = wrong[sample.side == 'test'].mean(0), dict(all='learned from the training targets, cross-fitted', judge='shipped bases, judge cross-fitted', none='as shipped')[sample.learned]
-    return (f"skyseek {__version__}, seed {settings.seed}: {n['train']} targets to learn from, {n['validation']} for thresholds and calibration, {n['test']} reported, of which "
+    bad, learned = wrong[sample.test].mean(0), dict(all='learned from the former, cross-fitted', judge='shipped bases, judge cross-fitted', none='as shipped')[sample.learned]
+    return (f"skyseek {__version__}, seed {settings.seed}: {len(sample.learn)} targets to learn from (thresholds and calibration out of fold), {len(sample.test)} reported, of which "
             f"{100*bad[0]:.1f} % have a wrong redshift (tolerance {settings.tolerance:g}) and {100*bad[1]:.1f} % a wrong type. Evidence: bases and judge {learned}. "
             f"Intervals are 68 % bootstrap, those of paired differences 95 %.")
 
@@ -214,7 +213,7 @@ def compare_sample(
 # %% ../nbs/43_benchmark.ipynb #d0478513
 def run_benchmark(
     spectra, # `Spectra` as from `read_sides`
-    side, # (N,) 'train', 'validation' or 'test'
+    side, # (N,) 'learn' or 'test'
     settings=BenchmarkSettings(), # see `BenchmarkSettings`
     recipes=RECIPES, # of the bases: class → `Recipe`
     say=lambda text: None, # called with a line per step
@@ -224,8 +223,8 @@ def run_benchmark(
     use = is_labelled(spectra)
     wrong = wrong_answers(spectra, settings.tolerance)[:, 0]
     if not _enough(wrong_answers(spectra, settings.tolerance)[use], side[use])[0]:
-        counts = ', '.join(f"{int(wrong[use & (side == s)].sum())} of {int((use & (side == s)).sum())} on the {s} side" for s in ('train', 'validation', 'test'))
-        raise ValueError(f"too few wrong redshifts to compare detectors: {counts}; at least 5, 2 and 5 are needed (and as many right ones), give more labelled targets")
+        counts = ', '.join(f"{int(wrong[use & (side == s)].sum())} of {int((use & (side == s)).sum())} to {'learn from' if s == 'learn' else 'report'}" for s in ('learn', 'test'))
+        raise ValueError(f"too few wrong redshifts to compare detectors: {counts}; at least 10 and 5 are needed (and as many right ones), give more labelled targets")
     sample = prepare_sample(spectra, side, settings.learn, seed=settings.seed, device=settings.device, recipes=recipes)
     say(f'evidence and latents of {len(sample.side)} targets')
     return compare_sample(sample, settings, say)

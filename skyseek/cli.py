@@ -276,8 +276,8 @@ LEARN = '--learn', dict(default='auto', choices=['auto', 'all', 'judge', 'none']
 def _labelled_commands(sub):
     "train, benchmark."
     truth, seed = _path('--truth', 'truth tables, EDR VI csv or truth-*.fits (default: the truth-*.fits beside each coadd)', nargs='+'), _number('--seed', 0, 'random seed')
-    _command(sub, train, _path('coadds', 'coadd-*.fits files, or folders of them', nargs='+'), _path('-o --output', 'folder for the weights', required=True), truth, LEARN,
-             ('--columns', dict(default='second', choices=['second', 'portable', 'full', 'published'], help='of the classifier; second: with the evidence of the second opinion')),
+    _command(sub, train, _path('coadds', 'coadd-*.fits files, or folders of them', nargs='+'), _path('-o --output', 'folder for the weights', required=True), truth,
+             ('--learn', dict(default='auto', choices=['auto', 'judge', 'none'], help='learn the judge of the second opinion anew, or not; auto: from 1500 labels on')), ('--columns', dict(default='second', choices=['second', 'portable', 'full', 'published'], help='of the classifier; second: with the evidence of the second opinion')),
              _number('--tolerance', 0.001, 'largest |z_true - Z|/(1 + Z) that is right', float), _number('--epochs', 0, 'of the autoencoder; 0 keeps the one in the package'), seed, DEVICE,
              ('--about', dict(default='', help='a sentence on the training data, kept with the weights')))
     _command(sub, benchmark, _path('path', 'folder with train/ and validation/, or coadds and folders of coadds', nargs='+'), _path('-o --output', 'folder for tables, scores and figures'), truth, LEARN,

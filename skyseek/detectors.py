@@ -13,49 +13,57 @@ from pathlib import Path
 import numpy as np
 import torch
 from astropy.table import Table, vstack
+from scipy.special import expit, logit
 
 from .autoencoder import Autoencoder, as_published
 from .catalogue import load_weights, score_spectra
-from .classifier import CLASSIFIER_TRAINING, pick_columns
+from .classifier import CLASSIFIER_TRAINING, WrongClassifier, pick_columns, predict, train_classifier
 from .evaluate import boosting_score, tracer_cuts, tracer_of
 from .evidence import second_look
 from .features import EVIDENCE, METADATA
-from .labelled import classifier_inputs, cross_fit, fit_classifier, is_labelled, learn_autoencoder, log, probabilities, read_labelled, shipped
+from .labelled import classifier_inputs, cross_boosting, cross_fit, fit_classifier, is_labelled, learn_autoencoder, log, probabilities, read_labelled, shipped, take_rows
 from .spectra import concatenate
 from .train import TrainSettings, load_model
-from .truth import split_of
+from .truth import fold_of, split_of
 
 # %% ../nbs/42_detectors.ipynb #ad2d75af
 def read_sides(
     paths, # a folder with train/ and validation/ (or test/), or coadds and folders of coadds
     truth=None, # see `read_labelled`
-): # `Spectra` (sky fibres among the training ones), side (N,) 'train', 'validation' or 'test'
-    "Labelled spectra and the side of each: to learn from, for thresholds, to report."
+): # `Spectra` (sky fibres among the training ones), side (N,) 'learn' or 'test'
+    "Labelled spectra and the side of each: to learn from, or to report."
     one = Path(paths) if isinstance(paths, (str, Path)) else Path(paths[0]) if len(paths) == 1 else None
     shown = one and next((one/name for name in ('test', 'validation') if (one/name).is_dir()), None)
     if not shown or not (one/'train').is_dir():
         spectra = read_labelled(paths, truth, keep_sky=True)
-        return spectra, split_of(spectra.meta['TARGETID'])
+        return spectra, np.where(split_of(spectra.meta['TARGETID'], (.7, 0, .3)) == 'test', 'test', 'learn')
     learn, test = read_labelled(one/'train', truth, keep_sky=True), read_labelled(shown, truth)
     twice = np.isin(learn.meta['TARGETID'], test.meta['TARGETID']) & (np.asarray(learn.meta['TARGETID']) >= 0)
     if twice.any(): log.warning('%d spectra of train/ are of targets in %s/ too and are left out of the training', twice.sum(), shown.name)
     learn = learn[np.flatnonzero(~twice)]
-    both = concatenate([learn, test])
-    side = np.append(split_of(learn.meta['TARGETID'], (.85, .15, 0)), np.full(len(test), 'test'))
-    return both, side.astype('U10')
+    return concatenate([learn, test]), np.repeat(['learn', 'test'], [len(learn), len(test)])
 
 # %% ../nbs/42_detectors.ipynb #1b6716d4
 @dataclass(frozen=True, eq=False)
 class Sample:
     "Labelled targets with everything that detectors see of them."
     spectra: object  # `Spectra`, N targets; evidence in meta
-    side: np.ndarray  # (N,) 'train', 'validation' or 'test'
+    side: np.ndarray  # (N,) 'learn' or 'test'
     opinion: Table  # of `second_opinion`, row by row
     inputs: dict  # of `classifier_inputs`
     learned: str  # what was learned anew: 'all', 'judge' or 'none'
 
     @property
     def meta(self): return self.spectra.meta
+
+    @property
+    def learn(self): return np.flatnonzero(self.side == 'learn')
+
+    @property
+    def test(self): return np.flatnonzero(self.side == 'test')
+
+    @property
+    def fold(self): return fold_of(self.meta['TARGETID'])
 
     def column(self, names): # (N, len(names)) float32
         "Columns of the metadata by name."
@@ -97,13 +105,15 @@ def tree_detectors(
     wrong, # (N, 2) labels
     seed=0, # of the trees
 ): # dict: name → (N, 2) probabilities
-    "Gradient boosting on columns, fitted on the training side."
-    fit = sample.side == 'train'
+    "Gradient boosting on columns."
+    i, j = sample.learn, sample.test
     columns = {'trees, published columns': METADATA['published'], 'trees, all columns': METADATA['full'], 'trees, columns + evidence': METADATA['full'] + EVIDENCE}
-    out = {}
+    out = {name: np.zeros((len(sample.side), 2)) for name in columns}
     for name, wanted in columns.items():
         x = sample.column(wanted)
-        out[name] = np.stack([boosting_score(x[fit], wrong[fit, k], x, seed) if len(np.unique(wrong[fit, k])) > 1 else np.zeros(len(x)) for k in range(2)], 1)
+        for k in np.flatnonzero(np.ptp(wrong[i], axis=0)):
+            out[name][i, k] = cross_boosting(x[i], wrong[i, k], sample.fold[i], seed)
+            out[name][j, k] = boosting_score(x[i], wrong[i, k], x[j], seed)
     return out
 
 # %% ../nbs/42_detectors.ipynb #d1ac20ce
@@ -112,6 +122,16 @@ RATE = 50  # spectra a second that one core trains on, for the encoder with stri
 def published_name(minutes, device):
     "The name under which the first Skyseek appears."
     return 'first Skyseek, 50 epochs' if device != 'cpu' else f'first Skyseek, {minutes:g} min'
+
+def _one_network(sample, inputs, wrong, rows, held, settings, seed):
+    "The published classifier, trained on `rows`; probabilities, not calibrated, of all targets. `held` only serves to satisfy the training."
+    torch.manual_seed(seed)
+    model = WrongClassifier(METADATA['published'], members=1, scaling='signlog', loss='focal')
+    x = pick_columns(inputs['metadata'], inputs['metadata_names'], model.columns)
+    both, split = np.append(rows, held), np.repeat(['train', 'validation'], [len(rows), len(held)])
+    train_classifier(model, inputs['latent'][both], x[both], wrong[both], split, settings, progress=False)
+    model.slope.fill_(1); model.offset.fill_(0)
+    return predict(model, inputs['latent'], x)
 
 def first_skyseek(
     sample, # `Sample`
@@ -122,14 +142,16 @@ def first_skyseek(
     settings=None, # `TrainSettings` of the classifier; None takes CLASSIFIER_TRAINING
 ): # (N, 2) scores, not calibrated
     "The published network on the same spectra."
-    n = int((sample.side == 'train').sum())
-    epochs, strides = (50, (1, 2)) if device != 'cpu' else (max(1, round(60*minutes*RATE/n)), (4, 8))
+    i, settings = sample.learn, settings or TrainSettings(**CLASSIFIER_TRAINING, seed=seed, device='cpu')
+    epochs, strides = (50, (1, 2)) if device != 'cpu' else (max(1, round(60*minutes*RATE/len(i))), (4, 8))
     training = TrainSettings(epochs=epochs, patience=0, seed=seed, device=device)
-    autoencoder = learn_autoencoder(sample.spectra, sample.side, training, **asdict(as_published(strides=strides)) | dict(n_wave=len(sample.spectra.wave)))
-    inputs = classifier_inputs(sample.spectra, autoencoder, device)
-    model = fit_classifier(inputs, wrong, sample.side, METADATA['published'], settings, seed, members=1, scaling='signlog', loss='focal')
-    model.slope.fill_(1); model.offset.fill_(0)
-    return probabilities(model, inputs)
+    autoencoder = learn_autoencoder(sample.spectra[i], training, **asdict(as_published(strides=strides)) | dict(n_wave=len(sample.spectra.wave)))
+    inputs, fold = classifier_inputs(sample.spectra, autoencoder, device), sample.fold
+    out = _one_network(sample, inputs, wrong, i, i[fold[i] == 0], settings, seed)
+    for f in np.unique(fold[i]):
+        held = i[fold[i] == f]
+        if len(held) < len(i): out[held] = _one_network(sample, inputs, wrong, i[fold[i] != f], held, settings, seed)[held]
+    return out
 
 # %% ../nbs/42_detectors.ipynb #23031920
 OURS, PLAIN, SHIPPED = 'skyseek', 'skyseek, no second opinion', 'shipped weights'
@@ -137,8 +159,14 @@ OURS, PLAIN, SHIPPED = 'skyseek', 'skyseek, no second opinion', 'shipped weights
 def _without(*starts): return [c for c in METADATA['second'] if not c.startswith(starts)]
 
 PARTS = {  # name: (columns, options of WrongClassifier)
-    '− spectrum': (METADATA['second'], dict(latent=0)), '− redrock columns': (EVIDENCE, {}), '− candidate probabilities': (_without('EV_P_'), {}),
-    '− lines': (_without('EV_SN_'), {}), '− ensemble': (METADATA['second'], dict(members=1))}
+    '− spectrum': (METADATA['second'], dict(latent=0)), '− redrock columns': (EVIDENCE, {}), '− candidate probabilities': (_without('EV_P_'), {}), '− lines': (_without('EV_SN_'), {})}
+
+def _trained(sample, wrong, columns, settings, seed, **options):
+    "A classifier of ours, and its (N, 2) probabilities: out of fold for the targets it learned from."
+    i, j, p = sample.learn, sample.test, np.zeros((len(sample.side), 2), np.float32)
+    model, p[i] = fit_classifier(take_rows(sample.inputs, i), wrong[i], columns, settings, seed, **options)
+    p[j] = probabilities(model, take_rows(sample.inputs, j))
+    return model, p
 
 # %% ../nbs/42_detectors.ipynb #29615676
 def our_detectors(
@@ -149,17 +177,18 @@ def our_detectors(
     parts=True, # also with each part left out
     say=lambda text: None, # called with a line per network
 ): # dict: name → (N, 2) probabilities
-    "Our classifier, trained on the training side and calibrated on the validation side."
-    fit = lambda columns, **options: fit_classifier(sample.inputs, wrong, sample.side, columns, settings, seed, **options)
-    model, out = fit(METADATA['second']), {}
-    out[PLAIN], out[OURS] = probabilities(fit(METADATA['portable']), sample.inputs), probabilities(model, sample.inputs)
+    "Our classifier, trained and calibrated on the targets to learn from."
+    out, j = {PLAIN: _trained(sample, wrong, METADATA['portable'], settings, seed)[1]}, sample.test
+    model, out[OURS] = _trained(sample, wrong, METADATA['second'], settings, seed)
     say('skyseek without and with the second opinion')
     if not parts: return out
-    model.slope.fill_(1); model.offset.fill_(0)
-    out['− calibration'] = probabilities(model, sample.inputs)
+    slope, offset = model.slope.numpy().copy(), model.offset.numpy().copy()
+    out['− calibration'] = expit((logit(out[OURS].clip(1e-7, 1 - 1e-6)) - offset)/slope)
     for name, (columns, options) in PARTS.items():
-        out[name] = probabilities(fit(columns, **options), sample.inputs)
+        out[name] = _trained(sample, wrong, columns, settings, seed, **options)[1]
         say(f'skyseek {name}')
+    model.members, out['− ensemble'] = model.members[:1], out[OURS].copy()
+    out['− ensemble'][j] = probabilities(model, take_rows(sample.inputs, j))
     return out
 
 # %% ../nbs/42_detectors.ipynb #6eeb54d7

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'ENOUGH', 'LEARN', 'LEAN', 'CARD', 'find_coadds', 'read_labelled', 'is_labelled', 'wrong_answers',
-           'choose_learning', 'shipped', 'join_candidates', 'CrossFit', 'cross_fit', 'classifier_inputs',
-           'probabilities', 'fit_classifier', 'LabelledSettings', 'learn_autoencoder', 'train_weights']
+           'choose_learning', 'shipped', 'join_candidates', 'CrossFit', 'cross_fit', 'classifier_inputs', 'take_rows',
+           'probabilities', 'fit_classifier', 'LabelledSettings', 'learn_autoencoder', 'cross_boosting',
+           'train_weights']
 
 # %% ../nbs/26_labelled.ipynb #c877740b
 import logging
@@ -20,9 +21,8 @@ from astropy.table import MaskedColumn, Table, vstack
 
 from . import __version__
 from .autoencoder import Autoencoder, encode
-from .bases import save_bases
 from .candidates import KINDS, Candidates, candidates
-from .classifier import CLASSIFIER_TRAINING, WrongClassifier, pick_columns, predict, train_classifier
+from .classifier import CLASSIFIER_TRAINING, WrongClassifier, pick_columns, predict, train_folds
 from .desi import ReadError, find_redrock, is_target, join_redrock, read_coadd, read_redrock, read_truth, select_targets
 from .evaluate import boosting_score, compare_detectors, format_table, tracer_of
 from .evidence import Judge, choose_acceptance, correction_rates, evidence_columns, second_look, second_opinion, train_judge
@@ -31,7 +31,8 @@ from .recipes import RECIPES, learn_bases
 from .redshift import scan_redshift
 from .spectra import concatenate
 from .train import TrainSettings, fingerprint, fit, load_model, save_model
-from .truth import choose_threshold, label_wrong, match_truth, split_of
+from .trust import familiarity_inputs, fit_familiarity
+from .truth import choose_threshold, fold_of, label_wrong, match_truth, split_of
 
 log = logging.getLogger('skyseek')
 
@@ -225,83 +226,95 @@ def classifier_inputs(
     spectra, # `Spectra` with redrock's columns, and the columns EVIDENCE for a classifier that wants them
     autoencoder, # `Autoencoder`
     device='cpu', # torch device
-): # dict: latent (N, 36), metadata (N, M), metadata_names
+): # dict: latent (N, 36), chi2 (N,), metadata (N, M), metadata_names, targetid (N,)
     "What classifiers see of spectra."
     features = build_features(spectra)
     stream = ArrayStream({k: features[k] for k in ('flux', 'weight', 'scale', 'exptime')}, 64, shuffle=False)
-    return dict(latent=encode(autoencoder, stream, device)['latent'], metadata=features['metadata'], metadata_names=features['metadata_names'])
+    code = encode(autoencoder, stream, device)
+    return dict(latent=code['latent'], chi2=code['chi2'], **{k: features[k] for k in ('metadata', 'metadata_names', 'targetid')})
 
+def take_rows(
+    inputs, # from `classifier_inputs`
+    rows, # which to take
+): # the same of some rows
+    "Inputs of a part of the targets."
+    return {k: v if k == 'metadata_names' else v[rows] for k, v in inputs.items()}
+
+# %% ../nbs/26_labelled.ipynb #1cd26a66
 def probabilities(
     model, # `WrongClassifier`
     inputs, # from `classifier_inputs`
 ): # (N, 2) P(Z_WRONG), P(S_WRONG)
-    "What a classifier says of spectra."
+    "What a classifier says of spectra that it has not seen."
     return predict(model, inputs['latent'], pick_columns(inputs['metadata'], inputs['metadata_names'], model.columns))
 
-# %% ../nbs/26_labelled.ipynb #1cd26a66
 def fit_classifier(
-    inputs, # from `classifier_inputs`
+    inputs, # from `classifier_inputs`, of targets with a label
     wrong, # (N, 2) labels
-    side, # (N,) 'train', 'validation' or anything else
     columns=METADATA['second'], # names of the columns to use
     settings=None, # `TrainSettings`; None takes CLASSIFIER_TRAINING
     seed=0, # of weights and batches
     **options, # of `WrongClassifier`
-): # `WrongClassifier`, trained on 'train', calibrated on 'validation'
-    "Train one classifier on inputs."
+): # `WrongClassifier`, calibrated; (N, 2) probabilities from members that have not seen the target
+    "Train one classifier on inputs, each member without one fold of the targets."
     settings = settings or TrainSettings(**CLASSIFIER_TRAINING, seed=seed, device='cpu')
     torch.manual_seed(seed)
-    model = WrongClassifier(list(columns), **options)
-    train_classifier(model, inputs['latent'], pick_columns(inputs['metadata'], inputs['metadata_names'], model.columns), wrong, side, settings, progress=False)
-    return model.eval()
+    model, n = WrongClassifier(list(columns), **options), len(wrong)
+    metadata = pick_columns(inputs['metadata'], inputs['metadata_names'], model.columns)
+    p, _ = train_folds(model, inputs['latent'], metadata, wrong, fold_of(inputs['targetid']), np.ones(n), np.ones(n, bool), settings, progress=False)
+    return model.eval(), p
 
 # %% ../nbs/26_labelled.ipynb #be199d47
 @dataclass(frozen=True)
 class LabelledSettings:
     "How to make weights from labelled spectra."
-    learn: str = 'auto'  # bases and judge: 'all', 'judge', 'none' or 'auto'
+    learn: str = 'auto'  # the judge: 'judge' learns it anew, 'none' keeps the shipped one, 'auto' asks how many labels there are
     columns: str = 'second'  # of the classifier, a name in METADATA: 'second', or 'portable' for one without evidence
     tolerance: float = 0.001  # largest |z_true - Z|/(1 + Z) that is right
     epochs: int = 0  # of the autoencoder; 0 keeps the shipped one
-    fractions: tuple = (0.7, 0.15, 0.15)  # shares of training, validation and test targets
     seed: int = 0
     device: str = 'cpu'  # of scans, encoder and its training
 
     def __post_init__(self):
+        if self.learn not in ('auto', 'judge', 'none'): raise ValueError(f"learn={self.learn!r}; choose auto, judge or none (weights are scored with the bases of the package)")
         if self.columns not in METADATA: raise ValueError(f"columns={self.columns!r}; choose one of {', '.join(METADATA)}")
         if not self.tolerance > 0: raise ValueError(f"tolerance={self.tolerance}: must be positive, e.g. 0.001")
 
 def learn_autoencoder(
     spectra, # `Spectra`, labelled or not
-    side, # (N,) 'train' and 'validation'
-    settings, # `TrainSettings`
+    settings, # `TrainSettings`; with patience=0 no spectrum is kept aside
     **options, # fields of `EncoderSettings`
 ): # `Autoencoder`
     "An autoencoder of these spectra, from nothing."
     features = build_features(spectra)
-    part = lambda name: {k: features[k][side == name] for k in ('flux', 'weight', 'scale', 'exptime')}
+    held = (fold_of(spectra.meta['TARGETID']) == 0) & (settings.patience > 0)
+    part = lambda rows: {k: features[k][rows] for k in ('flux', 'weight', 'scale', 'exptime')}
     torch.manual_seed(settings.seed)
     model = Autoencoder(np.array(spectra.wave), **options)
-    fit(model, ArrayStream(part('train'), 32, settings.seed), ArrayStream(part('validation'), 64, shuffle=False), settings, progress=False)
+    fit(model, ArrayStream(part(~held), 32, settings.seed), ArrayStream(part(held), 64, shuffle=False) if held.any() else None, settings, progress=False)
     return model.to('cpu').eval()
 
 # %% ../nbs/26_labelled.ipynb #3c4043b1
-def _check_sides(wrong, side):
-    "Raise unless the training and the validation side have wrong and right answers to learn from."
-    for name in ('train', 'validation'):
-        n, bad = int(np.sum(side == name)), int(wrong[side == name, 0].sum())
-        if bad < 2 or n - bad < 2: raise ValueError(f"{n} labelled targets on the {name} side, {bad} of them with a wrong redshift; at least 2 wrong and 2 right ones are needed, give more labelled targets")
+def cross_boosting(
+    columns, # (N, M) of the labelled targets
+    wrong, # (N,) labels
+    fold, # (N,) as from `fold_of`
+    seed=0, # of the trees
+): # (N,) probabilities of trees that have not seen the target
+    "Gradient boosting, cross-validated."
+    out = np.zeros(len(columns))
+    for f in np.unique(fold):
+        if len(np.unique(wrong[fold != f])) > 1: out[fold == f] = boosting_score(columns[fold != f], wrong[fold != f], columns[fold == f], seed)
+    return out
 
-def _figures(p, wrong, side, inputs, meta):
-    "Text for the card: ours beside DELTACHI2 and trees on the test side."
-    fit_side, held, test = (side == s for s in ('train', 'validation', 'test'))
-    parts = []
+def _figures(p, wrong, inputs, meta):
+    "Text for the card: ours beside DELTACHI2 and trees, all out of fold."
+    x, parts = pick_columns(inputs['metadata'], inputs['metadata_names'], METADATA['full']), []
     for k, name in enumerate(('Z_WRONG', 'S_WRONG')):
-        if min(wrong[s, k].sum() for s in (fit_side, held, test)) < 2: parts.append(f'{name}: too few wrong ones for figures'); continue
-        x = pick_columns(inputs['metadata'], inputs['metadata_names'], METADATA['full'])
-        trees = boosting_score(x[fit_side], wrong[fit_side, k], x)
-        scores = {'DELTACHI2': -np.asarray(meta['DELTACHI2'], float), 'trees on redrock columns': trees, 'skyseek': p[:, k]}
-        table = compare_detectors({n: (s[held], s[test]) for n, s in scores.items()}, wrong[held, k], wrong[test, k], ('skyseek', 'trees on redrock columns'))
+        if wrong[:, k].sum() < 5: parts.append(f'{name}: too few wrong ones for figures'); continue
+        trees = cross_boosting(x, wrong[:, k], fold_of(inputs['targetid']))
+        scores = {'DELTACHI2': -np.nan_to_num(np.asarray(meta['DELTACHI2'], float)), 'trees on redrock columns': trees, 'skyseek': p[:, k]}
+        table = compare_detectors({n: (s, s) for n, s in scores.items()}, wrong[:, k], wrong[:, k], ('skyseek', 'trees on redrock columns'))
         parts.append(f'{name}\n{format_table(table)}')
     return '\n\n'.join(parts)
 
@@ -313,7 +326,7 @@ Trained with skyseek {version} by `skyseek train` on {about}.
 - **Learned here:** {learned}. The rest is the package's.
 - **Columns.** {columns}
 - **Wrong** means |z_true - Z|/(1 + Z) > {tolerance}, or another spectral type.
-- **Figures** on the test side, which took no part (value and half the 68 % interval):
+- **Figures**, each target by learners that have not seen it, thresholds by the best F1 on the same targets (value and half the 68 % interval):
 
 ```
 {figures}
@@ -322,44 +335,42 @@ Trained with skyseek {version} by `skyseek train` on {about}.
 - **Limits.** Probabilities hold for targets like these: the same selection, depth and pipeline.
 """
 
-def _save(folder, autoencoder, crossed, model, settings, thresholds, **about):
+def _save(folder, autoencoder, crossed, model, familiarity, settings, extra, **about):
     "Write the folder of weights."
     card = lambda title: CARD.format(title=title, version=__version__, tolerance=settings.tolerance, columns=', '.join(model.columns), **about)
     if settings.epochs: save_model(autoencoder, folder/'autoencoder', card=card('Autoencoder'))
     else: copytree(shipped('autoencoder'), folder/'autoencoder', dirs_exist_ok=True)
     if crossed.learned == 'none': copytree(shipped('judge'), folder/'judge', dirs_exist_ok=True)
     else: save_model(crossed.judge, folder/'judge', card=card('Judge of the second opinion'))
-    if crossed.bases:
-        (folder/'bases').mkdir(parents=True, exist_ok=True)
-        save_bases(folder/'bases'/'bases.safetensors', crossed.bases)
-    extra = dict(thresholds=thresholds, about=about['about'], tolerance=str(settings.tolerance), autoencoder=fingerprint(autoencoder))
-    save_model(model, folder/'classifier', card=card('Classifier'), **extra)
+    made_for = fingerprint(autoencoder)
+    if familiarity is not None: save_model(familiarity, folder/'familiarity', card=card('Familiarity'), autoencoder=made_for)
+    save_model(model, folder/'classifier', card=card('Classifier'), about=about['about'], tolerance=str(settings.tolerance), autoencoder=made_for, **extra)
 
 # %% ../nbs/26_labelled.ipynb #e5b750bf
 def train_weights(
     spectra, # `Spectra` as from `read_labelled`, best with sky fibres
-    folder, # folder of weights to write: autoencoder/, judge/, classifier/ and perhaps bases/
+    folder, # folder of weights to write: autoencoder/, judge/, classifier/, familiarity/
     settings=LabelledSettings(), # see `LabelledSettings`
     about='', # a sentence on the data; kept with the weights
-    recipes=RECIPES, # of the bases: class → `Recipe`
     extra=None, # further labelled `Spectra` for the judge
     say=lambda text: None, # called with a line per step
-): # dict: thresholds, learned, figures (text), model
+): # dict: thresholds, learned, figures (text), model, p (labelled targets, out of fold)
     "Weights for `skyseek score` from labelled spectra."
     folder, rows = Path(folder), np.flatnonzero(is_labelled(spectra))
-    wrong, side = wrong_answers(spectra, settings.tolerance)[rows], split_of(spectra.meta['TARGETID'][rows], settings.fractions)
-    _check_sides(wrong, side)
-    about = about or f'{len(rows)} labelled spectra'
+    wrong, about = wrong_answers(spectra, settings.tolerance)[rows], about or f'{len(rows)} labelled spectra'
+    bad = int(wrong[:, 0].sum())
+    if bad < 10 or len(rows) - bad < 10: raise ValueError(f"{len(rows)} labelled targets, {bad} of them with a wrong redshift; at least 10 wrong and 10 right ones are needed, give more labelled targets")
     say(f'{len(rows)} labelled targets, {wrong[:, 0].mean():.3f} of the redshifts and {wrong[:, 1].mean():.3f} of the types wrong')
     autoencoder = load_model(shipped('autoencoder'), Autoencoder)
-    if settings.epochs: autoencoder = learn_autoencoder(spectra, split_of(spectra.meta['TARGETID'], settings.fractions), TrainSettings(epochs=settings.epochs, seed=settings.seed, device=settings.device))
-    crossed = cross_fit(spectra, settings.learn, recipes, extra, settings.seed, settings.device)
-    learned = [*['autoencoder']*bool(settings.epochs), *dict(all=['bases', 'judge'], judge=['judge'], none=[])[crossed.learned], 'classifier']
-    say(f"evidence is ready; learned here: {', '.join(learned)}")
+    if settings.epochs: autoencoder = learn_autoencoder(spectra, TrainSettings(epochs=settings.epochs, seed=settings.seed, device=settings.device))
+    learn = 'judge' if choose_learning(len(rows), settings.learn) in ('all', 'judge') else 'none'
+    crossed = cross_fit(spectra, learn, extra=extra, seed=settings.seed, device=settings.device)
+    learned = ', '.join([*['autoencoder']*bool(settings.epochs), *['judge']*(learn == 'judge'), 'classifier'])
+    say(f'evidence is ready; learned here: {learned}')
     inputs = classifier_inputs(crossed.spectra[rows], autoencoder, settings.device)
-    model = fit_classifier(inputs, wrong, side, METADATA[settings.columns], seed=settings.seed)
-    p, held = probabilities(model, inputs), side == 'validation'
-    thresholds = [choose_threshold(wrong[held, k], p[held, k]) if wrong[held, k].any() else .5 for k in range(2)]
-    figures = _figures(p, wrong, side, inputs, spectra.meta[rows])
-    _save(folder, autoencoder, crossed, model, settings, thresholds, about=about, learned=', '.join(learned), figures=figures)
-    return dict(thresholds=thresholds, learned=learned, figures=figures, model=model)
+    model, p = fit_classifier(inputs, wrong, METADATA[settings.columns], seed=settings.seed)
+    thresholds = [choose_threshold(wrong[:, k], p[:, k]) if wrong[:, k].any() else .5 for k in range(2)]
+    familiarity = fit_familiarity(familiarity_inputs(inputs, spectra[rows]), seed=settings.seed) if len(rows) >= 500 else None
+    figures = _figures(p, wrong, inputs, spectra.meta[rows])
+    _save(folder, autoencoder, crossed, model, familiarity, settings, dict(thresholds=thresholds, rates=wrong.mean(0).tolist()), about=about, learned=learned, figures=figures)
+    return dict(thresholds=thresholds, learned=learned, figures=figures, model=model, p=p)
