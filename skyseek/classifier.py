@@ -172,6 +172,7 @@ def _platt(model, p, wrong):
         model.slope[k], model.offset[k] = float(max(fitted.coef_[0, 0], 1e-3)), float(fitted.intercept_[0])
     return model
 
+# %% ../nbs/12_classifier.ipynb #8e1178b9
 @torch.no_grad()
 def predict(
     model, # `WrongClassifier`
@@ -220,6 +221,7 @@ def out_of_fold(
     unseen = (model.fold_of_member()[:, None] == torch.as_tensor(np.asarray(fold)))[..., None]
     return ((p*unseen).sum(0)/unseen.sum(0)).numpy()
 
+# %% ../nbs/12_classifier.ipynb #ef4f166f
 def train_folds(
     model, # a fresh `WrongClassifier` with a multiple of FOLDS members
     latent, # (N, 36) frozen latents
@@ -287,7 +289,7 @@ def train_classifier_file(
     held, p = known & (split == 'validation'), predict(model, code['latent'], metadata)
     thresholds = [choose_threshold(wrong[held, k], p[held, k]) if wrong[held, k].any() else 0.5 for k in range(2)]
     about = about or f"{(known & (split == 'train')).sum()} labelled spectra in {len(paths)} files"
-    save_model(model, dst, card=about, thresholds=thresholds, about=about, history=history, tolerance=str(tolerance), autoencoder=fingerprint(autoencoder))
+    save_model(model, dst, card=about, thresholds=thresholds, rates=wrong[held].mean(0).tolist(), about=about, history=history, tolerance=str(tolerance), autoencoder=fingerprint(autoencoder))
     return history
 
 # %% ../nbs/12_classifier.ipynb #9671a55a
