@@ -171,11 +171,12 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--weights', type=Path, required=True, help='folder with autoencoder/; judge/, classifier/ and familiarity/ are written into it')
-    parser.add_argument('--copies', type=int, default=4, help='changed copies of each training spectrum')
+    parser.add_argument('--copies', type=int, default=5, help='changed copies of each training spectrum')
     parser.add_argument('--simulated', type=int, default=4500, help='spectra of the simulator, in steps of 500')
     parser.add_argument('--injected', type=float, default=.04, help='share of right answers exchanged for wrong ones, in copies and simulated spectra')
     parser.add_argument('--judge-epochs', type=int, default=25)
     parser.add_argument('--epochs', type=int, default=20, help='of the classifier')
+    parser.add_argument('--members', type=int, default=10, help='of the classifier, a multiple of five')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--device', default='cpu')
     a, start = parser.parse_args(), time.time()
@@ -208,10 +209,9 @@ def train_final(spectra, n, held, sizes, facts, a, start):
     real, fold, wrong = np.flatnonzero(use) < n, fold_of(spectra.meta['TARGETID'][use]), wrong_answers(spectra[use])
     step(start, 'encoded')
     torch.manual_seed(a.seed)
-    model = WrongClassifier(METADATA['second'])
+    model = WrongClassifier(METADATA['second'], members=a.members)
     settings = TrainSettings(epochs=a.epochs, lr=2e-3, weight_decay=1e-2, warmup=.3, patience=0, seed=a.seed, device='cpu')
     p, _ = train_folds(model, code['latent'], pick_columns(metadata, names, model.columns), wrong, fold, np.where(real, 3., 1.), real, settings, progress=False)
-    rows = np.flatnonzero(use)[real]
     train = dict(p=p[real], wrong=wrong[real], metadata=metadata[real], fold=fold[real])
     test = dict(p=predict(model, code_v['latent'], pick_columns(metadata_v, names, model.columns)), wrong=wrong_answers(held[known]), metadata=metadata_v, zwarn=np.asarray(held.meta['ZWARN'])[known])
     figures, crossed = classifier_figures(train, test, names)
@@ -220,10 +220,9 @@ def train_final(spectra, n, held, sizes, facts, a, start):
     card = CARD.format(title='Classifier with a second opinion', body=CLASSIFIER_BODY.format(columns=', '.join(model.columns), n_test=len(test['wrong']), n_train=len(train['wrong']), figures=figures, crossed=crossed), **facts)
     save_model(model, a.weights/'classifier', card=card, thresholds=thresholds, rates=train['wrong'].mean(0).tolist(), about=about, tolerance='0.001', autoencoder=fingerprint(autoencoder))
     print(card, flush=True)
-    x = familiarity_inputs({k: v[real] for k, v in code.items()}, spectra[rows])
-    model = fit_familiarity(x, seed=a.seed)
+    model = fit_familiarity(familiarity_inputs(code, spectra[np.flatnonzero(use)]), fold == 0, bank=4000, reference=4000, seed=a.seed)
     strange = model.p_value(familiarity_inputs(code_v, held[known])) < .01
-    body = f"- **Unfamiliar** (p < 0.01) on the benchmark's validation files: {rate(strange)} of {len(strange)}."
+    body = f"- **Unfamiliar** (p < 0.01, beside one fold of all training spectra, copies and simulated ones too) on the benchmark's validation files: {rate(strange)} of {len(strange)}."
     save_model(model, a.weights/'familiarity', card=CARD.format(title='Familiarity', body=body, **facts), autoencoder=fingerprint(autoencoder))
     step(start, 'familiarity\n' + body)
 
