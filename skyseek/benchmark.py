@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'SNR_BINS', 'BenchmarkSettings', 'compare_side', 'difference_table', 'groups_of', 'group_table',
-           'correction_table', 'Benchmark', 'compare_sample', 'run_benchmark', 'format_benchmark', 'plot_label',
-           'plot_corrections', 'long_table', 'scores_table', 'write_benchmark']
+           'correction_table', 'Benchmark', 'compare_sample', 'run_benchmark', 'format_groups', 'format_corrections',
+           'format_benchmark', 'plot_label', 'plot_corrections', 'long_table', 'scores_table', 'write_benchmark']
 
 # %% ../nbs/43_benchmark.ipynb #d56bfd5b
 from dataclasses import dataclass
@@ -230,7 +230,9 @@ def run_benchmark(
     return compare_sample(sample, settings, say)
 
 # %% ../nbs/43_benchmark.ipynb #58b23ed4
-def _format_groups(table):
+def format_groups(
+    table, # from `group_table`
+): # str
     "AP by group, one column a detector."
     names = list(dict.fromkeys(table['detector']))
     lines = [f"{'AP':24}" + ''.join(f'{n:>28}' for n in names)]
@@ -242,13 +244,16 @@ def _format_groups(table):
         lines.append(f'{label:24}' + ''.join(f'{c:>28}' for c in cells))
     return '\n'.join(lines)
 
-def _format_corrections(table):
+# %% ../nbs/43_benchmark.ipynb #38892288
+def format_corrections(
+    table, # from `correction_table`
+): # str
     "Shares put right and broken, in per cent."
     lines = [f"{'tolerance':10}{'group':16}{'wrong':>7}{'put right, %':>24}{'right':>8}{'broken, %':>24}"]
     show = lambda r, n: f"{100*r[n]:.1f} ({100*r[n + '_low']:.1f} to {100*r[n + '_high']:.1f})" if np.isfinite(r[n]) else '–'
     return '\n'.join(lines + [f"{r['tolerance']:10}{r['group']:16}{r['wrong']:7}{show(r, 'corrected'):>24}{r['right']:8}{show(r, 'broken'):>24}" for r in table])
 
-# %% ../nbs/43_benchmark.ipynb #38892288
+# %% ../nbs/43_benchmark.ipynb #9eb68ea2
 def format_benchmark(
     result, # `Benchmark`
 ): # str
@@ -259,9 +264,9 @@ def format_benchmark(
         head = f'{label}' + (f', tolerance {tolerance}' if label == 'Z_WRONG' else '')
         parts.append(f'{head}\n{format_table(table)}\n\n{format_table(table, KEPT_METRICS)}\nZWARN == 0 keeps {100*right:.1f} % of the right ones; {100*errors:.1f} % of what it keeps is wrong.')
         parts.append(f'{head}: AP of "{OURS}" minus that of\n{format_differences(result.differences[label, tolerance])}')
-    parts += [f'{label} by class and S/N\n{_format_groups(table)}' for label, table in result.groups.items() if len(table)]
+    parts += [f'{label} by class and S/N\n{format_groups(table)}' for label, table in result.groups.items() if len(table)]
     parts += [f'{label}: too few wrong ones on some side, left out' for label in LABELS if label not in {key[0] for key in result.tables}]
-    parts.append(f'Accepted proposals of the second opinion\n{_format_corrections(result.corrections)}')
+    parts.append(f'Accepted proposals of the second opinion\n{format_corrections(result.corrections)}')
     return '\n\n'.join(parts)
 
 # %% ../nbs/43_benchmark.ipynb #d17275af

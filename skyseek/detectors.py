@@ -133,6 +133,7 @@ def _one_network(sample, inputs, wrong, rows, held, settings, seed):
     model.slope.fill_(1); model.offset.fill_(0)
     return predict(model, inputs['latent'], x)
 
+# %% ../nbs/42_detectors.ipynb #4619d2c9
 def first_skyseek(
     sample, # `Sample`
     wrong, # (N, 2) labels

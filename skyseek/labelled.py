@@ -22,9 +22,9 @@ from astropy.table import MaskedColumn, Table, vstack
 from . import __version__
 from .autoencoder import Autoencoder, encode
 from .candidates import KINDS, Candidates, candidates
-from .classifier import CLASSIFIER_TRAINING, WrongClassifier, pick_columns, predict, train_folds
+from .classifier import CLASSIFIER_TRAINING, WrongClassifier, calibrate, pick_columns, predict, train_folds
 from .desi import ReadError, find_redrock, is_target, join_redrock, read_coadd, read_redrock, read_truth, select_targets
-from .evaluate import boosting_score, compare_detectors, format_table, tracer_of
+from .evaluate import average_precision, boosting_score, compare_detectors, format_table, tracer_of
 from .evidence import Judge, choose_acceptance, correction_rates, evidence_columns, second_look, second_opinion, train_judge
 from .features import METADATA, ArrayStream, build_features
 from .recipes import RECIPES, learn_bases
@@ -252,12 +252,13 @@ def fit_classifier(
     inputs, # from `classifier_inputs`, of targets with a label
     wrong, # (N, 2) labels
     columns=METADATA['second'], # names of the columns to use
-    settings=None, # `TrainSettings`; None takes CLASSIFIER_TRAINING
+    settings=None, # `TrainSettings`; None takes CLASSIFIER_TRAINING, and at least 600 steps
     seed=0, # of weights and batches
     **options, # of `WrongClassifier`
 ): # `WrongClassifier`, calibrated; (N, 2) probabilities from members that have not seen the target
     "Train one classifier on inputs, each member without one fold of the targets."
-    settings = settings or TrainSettings(**CLASSIFIER_TRAINING, seed=seed, device='cpu')
+    epochs = max(CLASSIFIER_TRAINING['epochs'], -(-600//-(-len(wrong)//128)))  # batches of 128
+    settings = settings or TrainSettings(**CLASSIFIER_TRAINING | dict(epochs=epochs), seed=seed, device='cpu')
     torch.manual_seed(seed)
     model, n = WrongClassifier(list(columns), **options), len(wrong)
     metadata = pick_columns(inputs['metadata'], inputs['metadata_names'], model.columns)
@@ -293,6 +294,16 @@ def learn_autoencoder(
     model = Autoencoder(np.array(spectra.wave), **options)
     fit(model, ArrayStream(part(~held), 32, settings.seed), ArrayStream(part(held), 64, shuffle=False) if held.any() else None, settings, progress=False)
     return model.to('cpu').eval()
+
+# %% ../nbs/26_labelled.ipynb #da5026da
+def _or_shipped(model, p, inputs, wrong):
+    "The new classifier and its probabilities, or the shipped one, calibrated on these labels, if that ranks them better."
+    own = load_model(shipped('classifier'), WrongClassifier)
+    q = probabilities(own, inputs)
+    worth = lambda x: sum(average_precision(wrong[:, k], x[:, k]) for k in range(2) if wrong[:, k].any())
+    if worth(p) >= worth(q): return model, p, 'classifier'
+    calibrate(own, inputs['latent'], pick_columns(inputs['metadata'], inputs['metadata_names'], own.columns), wrong)
+    return own, probabilities(own, inputs), 'calibration of the shipped classifier'
 
 # %% ../nbs/26_labelled.ipynb #3c4043b1
 def cross_boosting(
@@ -363,12 +374,13 @@ def train_weights(
     say(f'{len(rows)} labelled targets, {wrong[:, 0].mean():.3f} of the redshifts and {wrong[:, 1].mean():.3f} of the types wrong')
     autoencoder = load_model(shipped('autoencoder'), Autoencoder)
     if settings.epochs: autoencoder = learn_autoencoder(spectra, TrainSettings(epochs=settings.epochs, seed=settings.seed, device=settings.device))
-    learn = 'judge' if choose_learning(len(rows), settings.learn) in ('all', 'judge') else 'none'
+    learn = 'none' if choose_learning(len(rows), settings.learn) == 'none' else 'judge'
     crossed = cross_fit(spectra, learn, extra=extra, seed=settings.seed, device=settings.device)
-    learned = ', '.join([*['autoencoder']*bool(settings.epochs), *['judge']*(learn == 'judge'), 'classifier'])
-    say(f'evidence is ready; learned here: {learned}')
+    say('evidence is ready, ' + dict(judge='judge learned anew', none='shipped judge')[learn])
     inputs = classifier_inputs(crossed.spectra[rows], autoencoder, settings.device)
-    model, p = fit_classifier(inputs, wrong, METADATA[settings.columns], seed=settings.seed)
+    (model, p), kept = fit_classifier(inputs, wrong, METADATA[settings.columns], seed=settings.seed), 'classifier'
+    if learn == 'none' and not settings.epochs and settings.columns == 'second': model, p, kept = _or_shipped(model, p, inputs, wrong)
+    learned = ', '.join([*['autoencoder']*bool(settings.epochs), *['judge']*(learn == 'judge'), kept])
     thresholds = [choose_threshold(wrong[:, k], p[:, k]) if wrong[:, k].any() else .5 for k in range(2)]
     familiarity = fit_familiarity(familiarity_inputs(inputs, spectra[rows]), seed=settings.seed) if len(rows) >= 500 else None
     figures = _figures(p, wrong, inputs, spectra.meta[rows])
