@@ -86,11 +86,12 @@ def difference_table(
     k, # 0 redshift, 1 type
     resamples=900, # of the bootstrap
     seed=0, # of the bootstrap
+    name=OURS, # the detector that is compared with all others
 ): # Table of `compare_all`
-    "Paired differences in AP of ours to each other detector, on the test side."
+    "Paired differences in AP of one detector to each other, on the targets to report."
     test = side == 'test'
-    others = {name: x[test, k].astype(float) for name, x in scores.items() if name != OURS and x.dtype != bool}
-    return compare_all(wrong[test, k], scores[OURS][test, k], others, resamples=resamples, seed=seed)
+    others = {other: x[test, k].astype(float) for other, x in scores.items() if other != name and x.dtype != bool}
+    return compare_all(wrong[test, k], scores[name][test, k], others, resamples=resamples, seed=seed)
 
 # %% ../nbs/43_benchmark.ipynb #9bd3b05b
 SNR_BINS = (0.5, 1., 2.)  # edges, per pixel of 0.8 Å
@@ -152,7 +153,7 @@ class Benchmark:
     "Results: tables by (label, tolerance), text, and the scores they were made of."
     about: str  # what was compared on what
     tables: dict  # (label, tolerance) → Table of `compare_detectors`
-    differences: dict  # (label, tolerance) → Table of `compare_all`
+    differences: dict  # (label, tolerance) → {detector: Table of `compare_all`}, for ours and the weights in the package
     groups: dict  # label → Table of `group_table`
     corrections: Table  # of `correction_table`
     kept: dict  # (label, tolerance) → what ZWARN == 0 keeps: share of right ones, share of errors
@@ -203,7 +204,7 @@ def compare_sample(
             if k and main: continue  # types do not know the tolerance
             key, options = (LABELS[k], name), dict(resamples=settings.resamples, seed=settings.seed)
             tables[key] = compare_side(scores, wrong, sample.side, k, own, **options)
-            differences[key] = difference_table(scores, wrong, sample.side, k, 3*settings.resamples, settings.seed)
+            differences[key] = {name: difference_table(scores, wrong, sample.side, k, 3*settings.resamples, settings.seed, name) for name in (OURS, SHIPPED) if name in scores}
             kept[key] = kept_sample(wrong[test, k] > 0, np.asarray(sample.meta['ZWARN'])[test] != 0)
             if not main: groups[LABELS[k]] = group_table(scores, wrong, sample, k, dict(zip(tables[key]['detector'], tables[key]['threshold'])), **options)
         main = main or (scores, wrong)
@@ -263,7 +264,7 @@ def format_benchmark(
         right, errors = result.kept[label, tolerance]
         head = f'{label}' + (f', tolerance {tolerance}' if label == 'Z_WRONG' else '')
         parts.append(f'{head}\n{format_table(table)}\n\n{format_table(table, KEPT_METRICS)}\nZWARN == 0 keeps {100*right:.1f} % of the right ones; {100*errors:.1f} % of what it keeps is wrong.')
-        parts.append(f'{head}: AP of "{OURS}" minus that of\n{format_differences(result.differences[label, tolerance])}')
+        parts += [f'{head}: AP of "{name}" minus that of\n{format_differences(table)}' for name, table in result.differences[label, tolerance].items()]
     parts += [f'{label} by class and S/N\n{format_groups(table)}' for label, table in result.groups.items() if len(table)]
     parts += [f'{label}: too few wrong ones on some side, left out' for label in LABELS if label not in {key[0] for key in result.tables}]
     parts.append(f'Accepted proposals of the second opinion\n{format_corrections(result.corrections)}')
@@ -345,7 +346,7 @@ def long_table(
         rows.extend((label, tolerance, group, r['detector'], m, r[m], r[f'{m}_low'], r[f'{m}_high']) for m in metrics if m in r.colnames and np.isfinite(r[m]))
     for (label, tolerance), table in result.tables.items():
         for r in table: add(label, tolerance, 'all', r, METRICS + KEPT_METRICS)
-        rows += [(label, tolerance, 'all', r['detector'], f'AP of {OURS} minus this', r['difference'], r['low'], r['high']) for r in result.differences[label, tolerance]]
+        rows += [(label, tolerance, 'all', r['detector'], f'AP of {name} minus this', r['difference'], r['low'], r['high']) for name, t in result.differences[label, tolerance].items() for r in t]
     for label, table in result.groups.items():
         for r in table: add(label, f'{result.settings.tolerance:g}', r['group'], r, METRICS + KEPT_METRICS)
     for r in result.corrections:
