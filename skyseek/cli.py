@@ -271,7 +271,7 @@ def _training_commands(sub):
              ('--about', dict(default='', help='a sentence on the training data, kept with the weights')))
 
 # %% ../nbs/50_cli.ipynb #fd6dcd31
-LEARN = '--learn', dict(default='auto', choices=['auto', 'all', 'judge', 'none'], help='bases and judge of the second opinion: learn anew all, the judge, or none; auto: all from 1500 labels on')
+LEARN = '--learn', dict(default='auto', choices=['auto', 'all', 'judge', 'none'], help='second opinion: learn the judge anew, or none of it; benchmark can learn the bases too (all); auto: from 1500 labels on')
 
 def _labelled_commands(sub):
     "train, benchmark."
