@@ -166,11 +166,11 @@ def _more(catalogue):
 # %% ../nbs/50_cli.ipynb #4a4dd8e3
 def inspect(a):
     "Draw the evidence on one target on one page: spectrum, pipeline's and our answer, lines, chi2 against redshift, likely cause."
-    from skyseek.catalogue import load_weights, score_spectra
+    from skyseek.catalogue import load_weights, match_grid, score_spectra
     from skyseek.inspect import inspect_file
     from skyseek.redshift import read_bases
     weights, bases = load_weights(a.weights), read_bases(a.templates) if a.templates else None
-    page, text = inspect_file(a.file, a.targetid, a.output, redrock=a.redrock, bases=bases, score=lambda spectra: score_spectra(spectra, weights))
+    page, text = inspect_file(a.file, a.targetid, a.output, redrock=a.redrock, bases=bases, score=lambda spectra: score_spectra(match_grid(spectra, weights), weights))
     print(f'{text}\n{page}')
     return 0
 

@@ -26,7 +26,7 @@ from .desi import extract
 from .plots import ABSORPTION, EMISSION, plot_spectrum
 from .redshift import scan_redshift
 from .sdss import read_any
-from .spectra import N_WAVE, Spectra, write_atomic
+from .spectra import Spectra, write_atomic
 
 # %% ../nbs/25_inspect.ipynb #c76389af
 OURS, THEIRS, RUNNER = 'C0', 'C3', '0.5'  # colours: our answer, the pipeline's, our runner-up
@@ -246,12 +246,12 @@ def inspect_target(
     targetid, # TARGETID
     redrock=None, # redrock-*.fits; None takes the one beside the coadd
     bases=None, # list of `Basis`; None takes the default ones
-    score=None, # function Spectra → Table with P_Z_WRONG, P_S_WRONG and perhaps the second opinion, e.g. `score_spectra` with weights
+    score=None, # function Spectra → Table with P_Z_WRONG, P_S_WRONG and perhaps the second opinion, e.g. `score_spectra` with weights, on their grid (`match_grid`)
 ): # `Evidence`
     "Everything about one target of a file."
     spectrum = pick_target(path, targetid, redrock)
     fit = scan_redshift(spectrum, bases, keep_chi2=True)
-    evidence = Evidence(spectrum, fit, scores=score(spectrum)[0] if score and len(spectrum.wave) == N_WAVE else None)
+    evidence = Evidence(spectrum, fit, scores=score(spectrum)[0] if score else None)
     if evidence.theirs: evidence.cause = name_causes(spectrum, fit)[0]
     return evidence
 

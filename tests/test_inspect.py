@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from skyseek.accidents import inject_hot_pixel, scan_wrong
+from skyseek.catalogue import load_weights, match_grid, score_spectra
 from skyseek.causes import CAUSES, name_causes
 from skyseek.cli import main
 from skyseek.desi import find_redrock, read_redrock, write_spectra
@@ -112,5 +113,6 @@ def test_help_is_quick_and_imports_nothing_heavy():
 def test_sdss_spectrum(data, bases, tmp_path):
     path = next(p for p in sorted((data/'sdss').glob('*spec-*.fits.gz')))
     targetid = read_any(path).meta['TARGETID'][0]
-    page, text = inspect_file(path, targetid, tmp_path/'page.png', bases=bases, score=lambda s: pytest.fail('scored on another grid'))
-    assert page.stat().st_size > 20_000 and 'pipeline' in text
+    weights = load_weights()
+    page, text = inspect_file(path, targetid, tmp_path/'page.png', bases=bases, score=lambda s: score_spectra(match_grid(s, weights), weights))
+    assert page.stat().st_size > 20_000 and 'pipeline' in text and 'P(redshift wrong)' in text
