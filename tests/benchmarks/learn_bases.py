@@ -10,70 +10,23 @@ About five minutes on one core.
 
 import argparse
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from astropy.table import Table, vstack
-from scipy.ndimage import gaussian_filter1d
 from scipy.stats import binomtest
 
 from skyseek import __version__
-from skyseek.atmospheres import bin_average, make_star, wave_rest
 from skyseek.bases import default_bases, load_bases, save_bases
 from skyseek.desi import find_redrock, join_redrock, read_coadd, read_redrock, read_truth
-from skyseek.eigenspectra import LYMAN_LIMIT, LearnSettings, learn_basis
-from skyseek.populations import make_galaxy
-from skyseek.quasars import make_quasar
+from skyseek.recipes import RECIPES, learn_bases
 from skyseek.redshift import scan_redshift
 from skyseek.sdss import read_sdss
-from skyseek.spectra import Spectra, concatenate, pixel_edges
+from skyseek.spectra import concatenate
 from skyseek.truth import match_truth, split_of
 
 CLASSES = ('GALAXY', 'QSO', 'STAR')
-WAVE = 3550 + .8*np.arange(8626)  # to 10450 Å: SDSS and BOSS see more than DESI
-KINDS = {
-    'GALAXY': dict(OLD=.22, MIXED=.2, SF=.28, BURST=.15, POST=.07, AGN2=.08),
-    'QSO': dict(QSO=.9, BAL=.1),
-    'STAR': dict(O=.03, B=.06, A=.1, F=.15, G=.14, K=.15, M=.17, WD=.09, CV=.03, CARBON=.04, LDWARF=.04)}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one basis is made."""
-    n: int  # templates
-    simulated: int = 500  # spectra of the simulator
-    snr: float = 3.  # their S/N per pixel
-    smooth: float = 3.
-    cap: float = 50.
-    niter: int = 50
-    zmax: float = None
-
-
-RECIPES = {'GALAXY': Recipe(8), 'QSO': Recipe(7, zmax=6.5), 'STAR': Recipe(9)}
-
-
-def draw_redshift(spectype, rng):
-    """Redshifts that fill the range, rather than a survey's."""
-    if spectype == 'STAR': return rng.normal(0, 4e-4)
-    if spectype == 'GALAXY': return 1.7*rng.random()**1.2
-    return rng.uniform(.05, 6.5 if rng.random() < .5 else 3.5)
-
-
-def simulated_spectra(spectype, n, snr, seed=7):
-    """Spectra without noise at a resolution like DESI's, on a grid that is wider than DESI's; quasars with the mean forest."""
-    rng, rest, edges, flux, z = np.random.default_rng(seed), wave_rest(), pixel_edges(WAVE), [], []
-    names, shares = zip(*KINDS[spectype].items())
-    for _ in range(n):
-        kind = rng.choice(names, p=shares)
-        z.append(draw_redshift(spectype, rng))
-        if spectype == 'STAR': f = make_star(kind, rng)[0]
-        else: f = make_galaxy(kind, rng, z[-1])[0] if spectype == 'GALAXY' else make_quasar(kind, rng, z[-1], forest=False)[0]
-        f = gaussian_filter1d(bin_average(rest*(1 + z[-1]), f, edges), .9)
-        flux.append(f/np.sqrt((f**2).mean()))
-    one_plus_z = 1 + np.array(z)[:, None]
-    seen = (WAVE > (LYMAN_LIMIT + 10 if spectype == 'QSO' else rest[0])*one_plus_z) & (WAVE < rest[-1]*one_plus_z)
-    return Spectra(WAVE, np.array(flux), np.where(seen, snr**2, 0)), np.array(z)
 
 
 def benchmark(folder, part):
@@ -85,19 +38,6 @@ def benchmark(folder, part):
     order = {t: i for i, t in enumerate(truth['TARGETID'])}
     spectra.meta['FLAGS'] = np.asarray(truth['FLAGS']).astype(str)[[order[t] for t in spectra.meta['TARGETID']]]
     return spectra[np.isin(spectra.meta['TRUE_SPECTYPE'], CLASSES)]
-
-
-def learn(spectra, recipes):
-    """One basis for each class, from spectra with truth and from the simulator."""
-    flags = np.asarray(spectra.meta['FLAGS'])
-    clean, bases = ~np.array(['BLEND' in f or 'DEAD' in f for f in flags]), []
-    for spectype, r in recipes.items():
-        rows = np.flatnonzero(clean & (spectra.meta['TRUE_SPECTYPE'] == spectype))
-        parts, zs = [spectra[rows]], [np.asarray(spectra.meta['TRUE_Z'][rows], float)]
-        if r.simulated: parts, zs = zip(*[(parts[0], zs[0]), simulated_spectra(spectype, r.simulated, r.snr)])
-        settings = LearnSettings(zmax=r.zmax, smooth=r.smooth, cap=r.cap, niter=r.niter)
-        bases.append(learn_basis(parts, zs, spectype, r.n, settings, version=f'learned {__version__}'))
-    return bases
 
 
 def text(column): return np.char.strip(np.asarray(np.ma.filled(np.ma.asarray(column).astype(str), '')))
@@ -151,7 +91,7 @@ def real_spectra(folder, bases):
 def cross_validate(spectra, recipes):
     """Learn on one half of the training targets, scan the other, and the other way round: one table."""
     half = split_of(spectra.meta['TARGETID'], (.5, .5, 0)) == 'train'
-    return vstack([scan(spectra[np.flatnonzero(b)], learn(spectra[np.flatnonzero(a)], recipes)) for a, b in ((half, ~half), (~half, half))])
+    return vstack([scan(spectra[np.flatnonzero(b)], learn_bases(spectra[np.flatnonzero(a)], recipes)) for a, b in ((half, ~half), (~half, half))])
 
 
 def main():
@@ -164,7 +104,7 @@ def main():
     warnings.simplefilter('ignore')
     recipes = {c: replace(RECIPES[c], n=int(n)) for c, n in zip(CLASSES, a.templates.split(','), strict=True)}
     if a.cross: return print(figures(cross_validate(benchmark(a.data, 'train'), recipes)))
-    if a.output: save_bases(a.output/'bases.safetensors', learn(benchmark(a.data, 'train'), recipes))
+    if a.output: save_bases(a.output/'bases.safetensors', learn_bases(benchmark(a.data, 'train'), recipes))
     bases = load_bases(a.output/'bases.safetensors') if a.output else default_bases()
     text, real = figures(scan(benchmark(a.data, 'validation'), bases)), real_spectra(a.data, bases)
     if a.output:

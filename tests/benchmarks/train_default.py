@@ -21,7 +21,7 @@ import scipy
 import sklearn
 import torch
 from astropy.table import vstack
-from scipy.stats import binomtest
+from learn_bases import rate
 
 from skyseek import __version__
 from skyseek.augment import answer, augment, inject_errors, redrock_like, simulate_labelled
@@ -117,13 +117,6 @@ def inputs(spectra, autoencoder, device):
     features = build_features(spectra)
     code = encode(autoencoder, ArrayStream({k: features[k] for k in ('flux', 'weight', 'scale', 'exptime')}, 64, shuffle=False), device)
     return code, features['metadata'], features['metadata_names']
-
-
-def rate(bad):
-    """Share in per cent with its 68 % Wilson interval."""
-    if not len(bad): return '–'
-    interval = binomtest(int(bad.sum()), len(bad)).proportion_ci(.68, 'wilson')
-    return f'{100*bad.mean():.1f} % ({100*interval.low:.1f} to {100*interval.high:.1f})'
 
 
 def judge_figures(spectra, opinion):
