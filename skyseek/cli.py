@@ -109,8 +109,8 @@ def train_classifier(a):
 def _copy_judge(folder):
     "Put the package's judge beside a classifier that wants its evidence."
     from shutil import copytree
-    from importlib.resources import files
-    copytree(str(files('skyseek')/'weights/default/judge'), folder/'judge', dirs_exist_ok=True)
+    from skyseek.labelled import shipped
+    copytree(shipped('judge'), folder/'judge', dirs_exist_ok=True)
 
 # %% ../nbs/50_cli.ipynb #3bdaaebb
 def train(a):
