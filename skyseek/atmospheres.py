@@ -225,7 +225,7 @@ def emission_lines(
     return out
 
 # %% ../nbs/04_atmospheres.ipynb #66d5f688
-def _cataclysmic(wave, rng):
+def _cataclysmic(wave, rng, grid):
     "Accretion disc: power law, Balmer emission with two horns, helium; sometimes a white dwarf or an M star shows through."
     lines = np.array([(6564.6, 1.), (4862.7, 0.9), (4341.7, 0.7), (4102.9, 0.55), (3971.2, 0.4), (5877.2, 0.3), (4472.7, 0.2),
                       (6680., 0.15), (7067., 0.12), (4687., 0.35 * rng.random()), (8665., 0.1), (8865., 0.1)])
@@ -233,7 +233,7 @@ def _cataclysmic(wave, rng):
     strength, horn, width = rng.uniform(15, 110), rng.uniform(0, 700), rng.uniform(250, 500)
     for sign in (-1, 1):
         disc += emission_lines(wave, lines[:, 0] * (1 + sign * horn / LIGHT), 0.5 * strength * lines[:, 1] * (lines[:, 0] / 5500) ** -1.5, width)
-    cool = stellar_spectrum(rng.uniform(2900, 3500), 5)
+    cool = stellar_spectrum(rng.uniform(2900, 3500), 5, grid=grid)
     return disc + rng.choice([0, rng.uniform(0.1, 1)]) * cool / np.interp(7500., wave, cool)
 
 # %% ../nbs/04_atmospheres.ipynb #741d39ac
@@ -254,15 +254,16 @@ def _rare(kind, teff, rng):
 def make_star(
     kind,  # a key of TYPES: O B A F G K M WD CARBON LDWARF CV
     rng,  # numpy Generator
-): # (flux (L,) on wave_rest(), dict of parameters TEFF LOGG FEH)
+    grid=(900.0, 11000.0, STEP),  # start, stop (Å) and step (dex) of the wavelength grid; a short one is fast
+): # (flux (L,) on wave_rest(*grid), dict of parameters TEFF LOGG FEH)
     "Draw one star of a kind: temperature, gravity and metallicity at random, rotation, reddening by the Galaxy, activity in M dwarfs."
-    wave, (low, high) = wave_rest(), TYPES[kind]
+    wave, (low, high) = wave_rest(*grid), TYPES[kind]
     teff, feh = rng.uniform(low, high), np.clip(rng.normal(-0.6, 0.6), -2.5, 0.4)
     giant = kind in ('G', 'K', 'CARBON') and rng.random() < 0.3
     logg = 8.0 if kind == 'WD' else rng.normal(2.5 if giant else 4.5, 0.3)
-    flux = _cataclysmic(wave, rng) if kind == 'CV' else stellar_spectrum(teff, logg, feh, _rare(kind, teff, rng))
+    flux = _cataclysmic(wave, rng, grid) if kind == 'CV' else stellar_spectrum(teff, logg, feh, _rare(kind, teff, rng), grid)
     if kind == 'M' and rng.random() < 0.25:
         level = np.interp(6564.6, wave, flux) * rng.uniform(1, 8)
         flux = flux + emission_lines(wave, [6564.6, 4862.7, 4341.7], level * np.array([1, 0.5, 0.3]), 60.)
     reddening = 10 ** (-0.4 * 3.1 * rng.gamma(1.2, 0.03) * np.clip((wave / 5500.) ** -1.35, 0, 6))
-    return broaden(flux * reddening, rng.gamma(2, 10 if teff < 6500 else 40)), dict(TEFF=teff, LOGG=logg, FEH=feh)
+    return broaden(flux * reddening, rng.gamma(2, 10 if teff < 6500 else 40), grid[2]), dict(TEFF=teff, LOGG=logg, FEH=feh)

@@ -31,20 +31,24 @@ class TrainSettings:
     lr: float = 2e-3  # peak learning rate of AdamW
     weight_decay: float = 1e-4
     warmup: float = 0.05  # share of the run in which the learning rate rises
+    schedule: str = 'cosine'  # after the warm-up; 'constant' keeps the learning rate at lr from the first step to the last
     clip: float = 5.0  # largest norm of the gradient
     patience: int = 5  # stop after so many epochs without a better validation loss and keep the best; 0 trains to the end and keeps the last
+    min_delta: float = 0.0  # by how much a validation loss must be lower to count as better
     seed: int = 0  # of dropout and of everything else random in an epoch
     precision: str = '32-true'  # or 'bf16-mixed', Fabric's names
     device: str = 'auto'  # 'cpu', 'cuda' or 'auto': CUDA if there is one
 
     def __post_init__(self):
         if self.epochs < 1 or not self.lr > 0: raise ValueError(f"epochs={self.epochs}, lr={self.lr}: give at least one epoch and a positive learning rate")
+        if self.schedule not in ('cosine', 'constant'): raise ValueError(f"schedule={self.schedule!r}; choose cosine or constant")
 
 def learning_rate(
     progress, # share of the run that is done, 0 to 1
     settings, # `TrainSettings`
 ): # learning rate
     "Linear warm-up, then half a cosine down to zero. A function of progress alone, so there is no scheduler state to lose."
+    if settings.schedule == 'constant': return settings.lr
     if progress < settings.warmup: return settings.lr*(progress + 1e-3)/(settings.warmup + 1e-3)
     return settings.lr*.5*(1 + math.cos(math.pi*min(1, (progress - settings.warmup)/(1 - settings.warmup))))
 
@@ -100,7 +104,7 @@ def fit(
         loss = _train_epoch(fabric, model, optimizer, train, epoch, settings, progress)
         score = _mean_loss(fabric, model, validation) if validation is not None else loss
         history['train'].append(loss); history['validation'].append(score); history['lr'].append(optimizer.param_groups[0]['lr'])
-        if settings.patience == 0 or score <= min(history['validation']): best, history['best'] = _weights(model), epoch
+        if _better(history, settings): best, history['best'] = _weights(model), epoch
         state['epoch'] = epoch + 1
         if checkpoint and fabric.is_global_zero: _save_checkpoint(checkpoint, model.module, best, optimizer, state)
     model.module.load_state_dict(best)
@@ -126,6 +130,11 @@ def _fabric(settings):
     return fabric
 
 def _weights(model): return {k: v.detach().cpu().clone() for k, v in model.module.state_dict().items()}
+
+def _better(history, settings):
+    "Whether the last epoch is the one to keep: always without patience, else if it beats the kept one."
+    scores = history['validation']
+    return settings.patience == 0 or len(scores) == 1 or scores[-1] <= scores[history['best']] - settings.min_delta
 
 def _finished(history, settings):
     return settings.patience and len(history['train']) - 1 - history['best'] >= settings.patience
