@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 # %% ../nbs/40_catalogue.ipynb #e0bf6332
 from . import __version__
+from .anomaly import SCORES, AnomalyReference, anomaly_columns
 from .autoencoder import Autoencoder, encode
 from .causes import name_causes
 from .classifier import WrongClassifier, pick_columns, predict
@@ -31,6 +32,7 @@ from .desi import ZWARN_NODATA
 from .evidence import Judge, second_look
 from .features import EVIDENCE, ArrayStream, build_features
 from .files import ReadError
+from .nature import split_nature
 from .plots import plot_spectrum
 from .redshift import scan_redshift
 from .sdss import group_files, read_targets
@@ -54,10 +56,11 @@ class Weights:
     name: str = field(default='', repr=False)
     familiarity: Familiarity | None = None  # without it nothing is said about how like the training a spectrum is
     rates: tuple | None = None  # shares of wrong redshifts and types among the validation targets; without them there is no re-basing
+    anomaly: AnomalyReference | None = None  # without it nothing is said about how odd a spectrum is
 
 # %% ../nbs/40_catalogue.ipynb #77edaac3
 def load_weights(
-    folder=None, # folder with autoencoder/, classifier/ and perhaps judge/ and familiarity/; None takes those that ship with the package
+    folder=None, # folder with autoencoder/, classifier/ and perhaps judge/, familiarity/ and anomaly/; None takes those that ship with the package
     device='cpu', # torch device
 ): # `Weights`
     "Load a set of weights; raise `ValueError` if the two models do not belong together."
@@ -72,15 +75,21 @@ def load_weights(
         raise ValueError(f"{folder}: the classifier wants the evidence of a judge, and there is no judge/; copy it too, or train a classifier without evidence")
     judge = load_model((folder if (folder/'judge').exists() else Path(str(files('skyseek')/SHIPPED)))/'judge', Judge, device)
     rates = tuple(extra['rates']) if extra.get('rates') else None
-    return Weights(autoencoder, classifier, judge, tuple(extra.get('thresholds', (.5, .5))), extra.get('about', 'not recorded'), folder.name, _familiarity(folder, autoencoder, device), rates)
+    return Weights(autoencoder, classifier, judge, tuple(extra.get('thresholds', (.5, .5))), extra.get('about', 'not recorded'), folder.name, _made_for(folder/'familiarity', Familiarity, autoencoder, device), rates, _anomaly(folder, autoencoder, device))
 
 # %% ../nbs/40_catalogue.ipynb #1e14730a
-def _familiarity(folder, autoencoder, device):
-    "What knows the training spectra, if the weights have it; raise if it knows the latents of another autoencoder."
-    if not (folder/'familiarity').exists(): return None
-    model, made_for = load_model(folder/'familiarity', Familiarity, device), read_config(folder/'familiarity')['extra'].get('autoencoder')
-    if made_for not in (None, fingerprint(autoencoder)): raise ValueError(f"{folder/'familiarity'}: knows the latents of another autoencoder; fit it again, or remove it")
+def _made_for(folder, cls, autoencoder, device):
+    "A model that belongs to one autoencoder, if it is there; raise if it belongs to another."
+    if not folder.exists(): return None
+    model, made_for = load_model(folder, cls, device), read_config(folder)['extra'].get('autoencoder')
+    if made_for not in (None, fingerprint(autoencoder)): raise ValueError(f"{folder}: knows the latents of another autoencoder; fit it again, or remove it")
     return model
+
+def _anomaly(folder, autoencoder, device):
+    "What is ordinary: the reference of the weights, or the shipped one if it knows these latents."
+    shipped = Path(str(files('skyseek')/SHIPPED))/'anomaly'
+    if (folder/'anomaly').exists() or not shipped.exists(): return _made_for(folder/'anomaly', AnomalyReference, autoencoder, device)
+    return load_model(shipped, AnomalyReference, device) if read_config(shipped)['extra'].get('autoencoder') == fingerprint(autoencoder) else None
 
 # %% ../nbs/40_catalogue.ipynb #7783e132
 KEEP = ('TARGETID', 'TARGET_RA', 'TARGET_DEC', 'SURVEY', 'PROGRAM', 'HEALPIX', 'OBJTYPE', 'COADD_FIBERSTATUS', 'DESI_TARGET', 'BGS_TARGET', 'MWS_TARGET',
@@ -97,11 +106,7 @@ def score_spectra(
     grid = weights.autoencoder.wave.cpu().numpy()
     if spectra.wave.shape != grid.shape or not np.allclose(spectra.wave, grid, rtol=0, atol=1e-3):
         raise ValueError(f"the spectra have {len(spectra.wave)} pixels, the weights were trained on {len(grid)} between {grid[0]:.0f} and {grid[-1]:.0f} Å; use match_grid(spectra, weights)")
-    looked, opinion, fit = _with_chi2(spectra, device), None, None
-    if weights.judge is not None: looked, opinion, fit = second_look(looked, weights.judge, device=device)
-    features = build_features(looked)
-    stream = ArrayStream({k: features[k] for k in ('flux', 'weight', 'scale', 'exptime')}, 64, shuffle=False)
-    code = encode(weights.autoencoder, stream, device)
+    looked, opinion, fit, features, code = _look(_with_chi2(spectra, device), weights, device)
     out = Table({c: spectra.meta[c] for c in KEEP if c in spectra.meta.colnames})
     probability = _probabilities(spectra, features, code, weights)
     for k, name in enumerate(('Z_WRONG', 'S_WRONG')):
@@ -111,8 +116,26 @@ def score_spectra(
     if weights.familiarity is not None:
         familiar = weights.familiarity.p_value(familiarity_inputs(code, spectra))
         out['P_FAMILIAR'], out['UNFAMILIAR'] = familiar.astype(np.float32), familiar < UNFAMILIAR
+    if weights.anomaly is not None and opinion is not None: _add_anomaly(out, looked, code, fit, opinion, weights, device)
     out['RECON_CHI2'], out['SNR'], out['LATENT'] = code['chi2'], spectra.snr, code['latent']
     return out
+
+def _look(spectra, weights, device):
+    "Everything that is computed from spectra: with evidence, second opinion and its fit (None without a judge), features, latents."
+    opinion = fit = None
+    if weights.judge is not None: spectra, opinion, fit = second_look(spectra, weights.judge, device=device)
+    features = build_features(spectra)
+    stream = ArrayStream({k: features[k] for k in ('flux', 'weight', 'scale', 'exptime')}, 64, shuffle=False)
+    return spectra, opinion, fit, features, encode(weights.autoencoder, stream, device)
+
+def _add_anomaly(out, spectra, code, fit, opinion, weights, device):
+    "Put beside each spectrum how odd it is, and whether by nature or by accident."
+    def rescore(cleaned):
+        looked, opinion, fit, _, code = _look(cleaned, weights, device)
+        return np.asarray(anomaly_columns(weights.anomaly, looked, code, fit, opinion)['ANOMALY'], float)
+    odd = anomaly_columns(weights.anomaly, spectra, code, fit, opinion)
+    for table in (odd, split_nature(spectra, odd['ANOMALY'], rescore)):
+        for name in table.colnames: out[name] = table[name]
 
 # %% ../nbs/40_catalogue.ipynb #ba28d683
 PLAIN = str.maketrans({'Å': 'Angstrom', 'χ': 'chi', '²': '2', 'Δ': 'delta ', 'α': 'alpha', 'β': 'beta', 'γ': 'gamma', 'δ': 'delta', 'σ': 'sigma', 'λ': 'lambda', '–': '-', '−': '-', '≈': '~', '±': '+-', '×': 'x', '…': '...'})
@@ -179,6 +202,10 @@ COLUMNS = {  # name: (unit, description)
     'R_ALT': (None, 'robustness of the scan: chi2 of second best minus best, over best'), 'ZWARN_ALT': (None, 'warning bits of the scan, as ZWARN'),
     'FLAG_ALT': (None, 'proposed correction: the second opinion differs from Z (1000 km/s) or SPECTYPE, and P_ALT reaches the acceptance'),
     'CAUSE': (None, 'likely cause of a flagged answer'), 'CAUSE_P': (None, 'how clear the cause is, 0 to 1'), 'CAUSE_WAVE': ('Angstrom', 'observed vacuum wavelengths that say so'), 'CAUSE_TEXT': (None, 'the cause in words'),
+    **{f'ODD_{name}': (None, f'dex: -log10 of the share of reference spectra of this S/N that are odder: {words}') for name, words in SCORES.items()},
+    'ANOMALY': (None, 'dex: -log10 of the share of reference spectra of this S/N that are odder in all; 2 is one in a hundred'), 'ANOMALY_WHY': (None, 'score that says so most'),
+    'ANOMALY_WAVE': ('Angstrom', 'observed vacuum wavelengths that carry the misfit'), 'ANOMALY_RANK': (None, 'place in this catalogue, 1 is the oddest; 0 where there is no score'),
+    'NATURE': (None, 'ARTEFACT or OBJECT, asked of what is odder than 1.3 dex'), 'ANOMALY_CLEAN': (None, 'dex: ANOMALY without what may be artefacts'), 'NATURE_TEXT': (None, 'what was found of the instrument'),
     'LATENT': (None, 'autoencoder latents'), 'FILE': (None, 'name of the file of the spectrum')}
 
 # %% ../nbs/40_catalogue.ipynb #492acd2b
@@ -192,6 +219,7 @@ def make_catalogue(
     if not tables: raise ValueError("no scored spectra, so there is no catalogue to make; look at the failures of the single files")
     out = _filled(vstack(tables, metadata_conflicts='silent'))
     out.meta.clear()
+    if 'ANOMALY' in out.colnames: out.add_column(_ranks(out['ANOMALY']), name='ANOMALY_RANK', index=out.colnames.index('ANOMALY') + 1)
     thresholds, trained = ((.5, .5), None) if weights is None else (weights.thresholds, weights.rates)
     out, thresholds, cards = restate(out, thresholds, trained, rates)
     for name, (unit, description) in COLUMNS.items():
@@ -201,6 +229,13 @@ def make_catalogue(
     return out
 
 # %% ../nbs/40_catalogue.ipynb #04c1a230
+def _ranks(score):
+    "1 for the largest, 0 for nan."
+    score, out = np.asarray(np.ma.filled(np.ma.asarray(score, float), np.nan)), np.zeros(len(score), np.int32)
+    known = np.flatnonzero(np.isfinite(score))
+    out[known[np.argsort(-score[known], kind='stable')]] = 1 + np.arange(len(known))
+    return out
+
 def _filled(table):
     "Values that mean nothing where a file had no such column: nan, empty, NODATA in ZWARN, else 0."
     for name in table.colnames:

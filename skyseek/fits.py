@@ -171,13 +171,26 @@ class NativeFit:
         first, stop = np.floor(edges[0]/settings.pixel), np.ceil(edges[-1]/settings.pixel)
         self.poly = tensor(legendre((np.log10(wave)/settings.pixel - first)/(stop - first)*2 - 1, settings.npoly).T)
 
-    def columns(self, u): # (R,) log10(1+z) → (R, L, C) template and polynomial columns, (R, L) True where covered
+    def _places(self, u): # where the pixels fall on the fine comb: index, share of the next point, covered; (R, L) each
         x = self.x - u[:, None]/self.step
         i = x.floor().clamp(0, len(self.templates) - 2).long()
-        inside = (x >= -.5) & (x <= len(self.templates) - .5)
-        t = torch.lerp(self.templates[i], self.templates[i + 1], (x - i).clamp(0, 1)[..., None])
-        if self.basis.forest: t = t*torch.where(self.wave < LYA*10**u[:, None], mean_forest(self.wave), 1.)[..., None]
+        return i, (x - i).clamp(0, 1), (x >= -.5) & (x <= len(self.templates) - .5)
+
+    def _forest(self, u): # (R, L) mean transmission
+        return torch.where(self.wave < LYA*10**u[:, None], mean_forest(self.wave), 1.)
+
+    def columns(self, u): # (R,) log10(1+z) → (R, L, C) template and polynomial columns, (R, L) True where covered
+        i, share, inside = self._places(u)
+        t = torch.lerp(self.templates[i], self.templates[i + 1], share[..., None])
+        if self.basis.forest: t = t*self._forest(u)[..., None]
         return torch.cat([t, self.poly.expand(len(u), -1, -1)], -1)*inside[..., None], inside
+
+    def mixtures(self, u, coeff): # (R,) log10(1+z), (R, C) coefficients → (R, L) models
+        (i, share, inside), k = self._places(u), len(self.basis.flux)
+        mixed = coeff[:, :k] @ self.templates.T  # mixed first and shifted then: many times less to interpolate
+        model = torch.lerp(mixed.gather(1, i), mixed.gather(1, i + 1), share)
+        if self.basis.forest: model = model*self._forest(u)
+        return (model + coeff[:, k:] @ self.poly.T)*inside
 
 # %% ../nbs/20_fits.ipynb #5fc19d5e
 @dataclass(frozen=True, eq=False)
@@ -241,7 +254,7 @@ def model_at(
     out = np.zeros((len(z), len(wave)))
     for i in np.unique(which[which >= 0]):
         fit, k = NativeFit(bases[i], wave, settings), len(bases[i].flux)
-        for row in np.flatnonzero(which == i):
-            c = np.concatenate([coeff[row, :k], coeff[row, k:k + settings.npoly]])
-            out[row] = fit.columns(torch.tensor([np.log10(1 + z[row])]).double())[0][0].numpy() @ c
+        found = np.flatnonzero(which == i)
+        for rows in np.array_split(found, -(-len(found)//32)):
+            out[rows] = fit.mixtures(torch.as_tensor(np.log10(1 + np.asarray(z)[rows])), torch.as_tensor(coeff[rows, :k + settings.npoly])).numpy()
     return out

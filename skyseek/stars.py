@@ -29,17 +29,26 @@ def _pair(rng):
     red = np.searchsorted(wave, 7000.)
     return hot/hot[red] + 10**rng.uniform(-.5, .5)*cool/cool[red], values
 
+def _from_library(library, rows, rng):
+    "A star of a library, reddened by the Galaxy, on wave_rest(*GRID)."
+    wave = wave_rest(*GRID)
+    dust = 10**(-.4*3.1*rng.gamma(1.2, .03)*(wave/5500.)**-1.35)
+    return dust*np.interp(wave, library.wave, library.flux[rng.choice(rows)]), {}
+
 def draw_stellar(
     kind, # O B A F G K M WD CARBON LDWARF CV, or WDMS for a white dwarf with an M dwarf
     rng, # numpy Generator
     velocity=None, # km/s along the line of sight; None draws it (halo stars: 120 km/s rms)
+    library=None, # `TemplateLibrary`: every second star of a type that it has is taken from there
 ): # (flux (L,) on wave_sloan() as SDSS's spectrograph sees it, without noise, 1 at 5550 Å; dict TEFF LOGG FEH VELOCITY)
     "One star through the spectrograph."
-    flux, values = _pair(rng) if kind == 'WDMS' else make_star(kind, rng, GRID)
+    rows = [] if library is None else np.flatnonzero((library.table['SUBTYPE'] == kind) & (library.table['WAVE_MIN'] < 3800) & (library.table['WAVE_MAX'] > 7400))
+    if len(rows) and rng.random() < .5: flux, values = _from_library(library, rows, rng)
+    else: flux, values = _pair(rng) if kind == 'WDMS' else make_star(kind, rng, GRID)
     velocity = rng.normal(0, 120) if velocity is None else velocity
     wave = wave_sloan()
     flux = np.interp(wave, wave_rest(*GRID)*(1 + velocity/LIGHT), broaden(flux, INSTRUMENT, GRID[2]))
-    return flux/np.interp(5550., wave, flux), values | dict(VELOCITY=velocity)
+    return flux/np.interp(5550., wave, flux), dict(TEFF=np.nan, LOGG=np.nan, FEH=np.nan) | values | dict(VELOCITY=velocity)
 
 # %% ../nbs/04_stars.ipynb #b5259385
 STAR_MIX = dict(O=.001, B=.012, A=.13, F=.55, G=.10, K=.165, M=.032, WD=.0085, CARBON=.0005, CV=.001)  # shares in SDSS DR13 at S/N > 20
@@ -92,11 +101,11 @@ def add_spike(
     out[first:first + width] += rng.uniform(2, 12)*np.median(flux)
     return out, float(wave[first + width//2])
 
-def _one_star(number, seed, kind):
+def _one_star(number, seed, kind, library):
     "Flux without noise, its parameters and S/N of one star."
     rng = template_rng(seed, 31, number)
     star = 'F' if kind == 'SPIKE' else kind
-    flux, values = draw_stellar(star, rng)
+    flux, values = draw_stellar(star, rng, library=library)
     return flux, dict(KIND=kind, SPIKE_WAVE=np.nan, SNR=draw_snr(1, rng)[0]) | values
 
 # %% ../nbs/04_stars.ipynb #d8449c3b
@@ -106,6 +115,7 @@ def simulate_stars(
     mix=None, # kind → share; None takes STAR_MIX
     planted=None, # kind → number of stars to exchange for rare ones, of PLANTED
     first=0, # number of the first star: a long set can be made in pieces
+    library=None, # `TemplateLibrary` from which every second star is taken, where it has the type
 ): # (`Spectra` on wave_sloan(), flux 1 at 5550 Å times 10; truth Table KIND PLANTED TEFF LOGG FEH VELOCITY SNR SPIKE_WAVE)
     "Stars as SDSS would deliver them. The noise is right for the flux; the absolute scale means nothing."
     mix, rng = mix or STAR_MIX, template_rng(seed, 30, first)
@@ -115,7 +125,7 @@ def simulate_stars(
     if len(wanted) > n: raise ValueError(f"{len(wanted)} stars to plant among {n}; make n larger")
     places = rng.permutation(n)[:len(wanted)]
     kinds[places] = wanted
-    clean, rows = zip(*(_one_star(first + i, seed, str(k)) for i, k in enumerate(kinds)))
+    clean, rows = zip(*(_one_star(first + i, seed, str(k), library) for i, k in enumerate(kinds)))
     truth = Table(list(rows))
     flux, ivar = observe_stars(np.array(clean), np.asarray(truth['SNR']), rng)
     for i in np.flatnonzero(kinds == 'SPIKE'): flux[i], truth['SPIKE_WAVE'][i] = add_spike(flux[i], rng)
