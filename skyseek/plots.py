@@ -4,15 +4,20 @@
 
 # %% auto #0
 __all__ = ['EMISSION', 'ABSORPTION', 'smooth', 'mark_lines', 'plot_spectrum', 'plot_completeness_purity', 'plot_reliability',
-           'plot_history', 'plot_map']
+           'plot_history', 'plot_map', 'embed', 'write_page']
 
 # %% ../nbs/01_plots.ipynb #169852a0
+from base64 import b64encode
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 from fastcore.basics import patch
 from scipy.ndimage import uniform_filter1d
 
-from .spectra import Spectra
+from .spectra import Spectra, write_atomic
 
 # %% ../nbs/01_plots.ipynb #7ed24c98
 def smooth(
@@ -154,3 +159,24 @@ def plot_map(
     else: plt.colorbar(ax.scatter(*xy.T, c=colour, s=4), ax=ax, label=label)
     ax.set(xlabel='first component', ylabel='second component')
     return ax
+
+# %% ../nbs/01_plots.ipynb #d5974956
+def embed(
+    figure, # matplotlib figure; it is closed
+    dpi=80, # of the picture
+): # str, an <img> element that holds the picture
+    "A figure as HTML."
+    buffer = BytesIO()
+    figure.savefig(buffer, format='png', dpi=dpi)
+    plt.close(figure)
+    return f'<img src="data:image/png;base64,{b64encode(buffer.getvalue()).decode()}">'
+
+def write_page(
+    dst, # destination, .html
+    title, # heading
+    body, # HTML
+): # the path
+    "An HTML page, written whole or not at all."
+    with write_atomic(dst) as tmp:
+        tmp.write_text(f'<!doctype html><meta charset="utf-8"><title>skyseek</title><style>body{{font-family:sans-serif;max-width:60em;margin:2em auto}}img{{max-width:100%}}</style><h1>{escape(title)}</h1>{body}', encoding='utf-8')
+    return Path(dst)
