@@ -19,13 +19,13 @@ from astropy.stats import binom_conf_interval
 from astropy.table import Table, vstack
 
 from . import __version__
-from .catalogue import PLAIN as ASCII
 from .catalogue import load_weights
 from .classifier import CLASSIFIER_TRAINING
 from .detectors import (OURS, PLAIN, SHIPPED, first_skyseek, our_detectors, plain_detectors, prepare_sample, published_name, read_sides, shipped_detector,
                                tree_detectors)
 from .evaluate import (KEPT_METRICS, METRICS, compare_all, compare_detectors, count_flagged, evaluate_groups, format_differences, format_table, kept_curve, kept_sample,
                               reliability)
+from .files import PLAIN as ASCII
 from .labelled import is_labelled, wrong_answers
 from .plots import plot_completeness_purity, plot_reliability
 from .recipes import RECIPES

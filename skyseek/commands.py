@@ -89,7 +89,7 @@ def train_stars(a):
     from skyseek.train import TrainSettings, save_model
     stars, about, failed = read_stars(a.spectra)
     stars = stars[select_stars(about, a.min_snr)]
-    model, history = train_stellar(stars, settings=TrainSettings(**STELLAR_TRAINING | dict(epochs=a.epochs), seed=a.seed, device=a.device), checkpoint=a.output.with_name(f'{a.output.name}-checkpoint.safetensors'), progress=True)
+    model, history = train_stellar(stars, settings=TrainSettings(**STELLAR_TRAINING | dict(epochs=a.epochs), seed=a.seed, device=a.device), checkpoint=a.output.with_name(f'{a.output.name}-checkpoint.safetensors'), progress=sys.stderr.isatty())
     save_model(model, a.output, history=history, stars=len(stars))
     a.output.with_name(f'{a.output.name}-checkpoint.safetensors').unlink(missing_ok=True)
     test = stars[stellar_side(stars) == 'test']
@@ -118,7 +118,7 @@ def train_galaxies(a):
     from skyseek.imagescores import train_images_file
     cutouts = read_cutouts(a.images[0] if len(a.images) == 1 else a.images, a.size, a.how)
     cutouts = cutouts[cutouts.usable]
-    settings = GanSettings(iterations=a.iterations, batch_size=a.batch_size, seed=a.seed, device=a.device)
+    settings = GanSettings(iterations=a.iterations, lr=a.lr, batch_size=a.batch_size, seed=a.seed, device=a.device)
     distance = train_images_file(cutouts.images, a.output, settings, a.encoder_steps, True, width=a.width)
     print(f"{a.output}: {len(cutouts)} images, {len(distance)} iterations, distance between real and drawn {distance[-1]:.2f}")
     return 0
@@ -150,5 +150,5 @@ def odd_commands(sub):
     _command(sub, score_stars, spectra, table, _path('--model', 'model folder (default: the one in the package)'), _path('--report', 'page to write, .html'), DEVICE)
     images, how = _path('images', 'jpg, png or FITS stamps, folders of them, or one .h5 file', nargs='+'), ('--how', dict(default='crop', choices=['crop', 'shrink'], help='what is done with larger stamps'))
     _command(sub, train_galaxies, images, out, _number('--size', 96, 'pixels of a stamp'), how, _number('--width', 64, 'channels of the first convolution'), _number('--iterations', 10_000, 'of the generator'),
-             _number('--encoder-steps', 5_000, 'of the encoder'), _number('--batch-size', 32, 'images a step'), seed, auto)
+             _number('--encoder-steps', 5_000, 'of the encoder'), _number('--batch-size', 32, 'images a step'), _number('--lr', 1e-4, 'learning rate of generator and critic', float), seed, auto)
     _command(sub, score_galaxies, images, table, _path('--model', 'model folder', required=True), how, _number('--steps', 10, 'of the search of latents; 0 takes the guess'), _path('--results', 'file for images, drawings and latents, .h5'), DEVICE)

@@ -109,8 +109,13 @@ def _read_picture(path):
     try:
         with Image.open(path) as image: data = np.asarray(image if image.mode == 'L' else image.convert('RGB'))
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as e: raise ReadError(f"{path}: not a readable image ({type(e).__name__}); copy it again") from e
-    at = re.search(r'ra=(-?[\d.]+)&dec=(-?[\d.]+?)(?:\.[a-z]+)?$', Path(path).name)
-    return data, *((float(at[1]), float(at[2])) if at else (np.nan, np.nan))
+    return data, *_position(Path(path).name)
+
+def _position(name):
+    "ra, dec (deg) from a file name, nan if they are not in it."
+    at = re.search(r'ra=([-+\d.e]+)&dec=([-+\d.e]+)', name)
+    try: return (float(at[1]), float(at[2].rstrip('.'))) if at else (np.nan, np.nan)
+    except ValueError: return np.nan, np.nan
 
 def _read_fits(path):
     "Fluxes (3, H, W), ra, dec of a FITS cutout: one cube, or three images, red first."

@@ -213,7 +213,7 @@ def train_wgan(
     pairs = {name: fabric.setup(net, adam[name]) for name, net in nets.items()}
     task = dict(settings={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items() if k not in ('device', 'iterations')}, shape=nets['generator'].config, n=len(images))
     done = _load_game(checkpoint, nets, adam, task) if checkpoint and Path(checkpoint).exists() else dict(task=task, distance=[])
-    for iteration in tqdm(range(len(done['distance']), settings.iterations), desc='wgan', disable=not progress, initial=len(done['distance']), total=settings.iterations):
+    for iteration in tqdm(range(len(done['distance']), settings.iterations), desc='wgan', disable=None if progress else True, initial=len(done['distance']), total=settings.iterations):
         torch.manual_seed(settings.seed + 1_000_003*(iteration + 1))
         done['distance'].append(_round(fabric, pairs, images, settings, iteration))
         last = iteration + 1 == settings.iterations
