@@ -90,7 +90,7 @@ def _anomaly(folder, autoencoder, device):
 
 # %% ../nbs/40_catalogue.ipynb #7783e132
 KEEP = ('TARGETID', 'TARGET_RA', 'TARGET_DEC', 'SURVEY', 'PROGRAM', 'HEALPIX', 'OBJTYPE', 'COADD_FIBERSTATUS', 'DESI_TARGET', 'BGS_TARGET', 'MWS_TARGET',
-        *(f'SV{i}_DESI_TARGET' for i in (1, 2, 3)), 'COADD_EXPTIME',
+        *(f'SV{i}_DESI_TARGET' for i in (1, 2, 3)), 'COADD_EXPTIME', 'TSNR2_LRG',
         'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2')  # columns taken over unchanged where they exist
 
 # %% ../nbs/40_catalogue.ipynb #9bd9a51d
@@ -181,7 +181,7 @@ COLUMNS = {  # name: (unit, description)
     'OBJTYPE': (None, 'fibre type, TGT for targets'), 'COADD_FIBERSTATUS': (None, 'fibre problems, 0 or 8 is good'),
     'DESI_TARGET': (None, 'target selection bits'), 'BGS_TARGET': (None, 'target selection bits, bright galaxies'), 'MWS_TARGET': (None, 'target selection bits, Milky Way'),
     **{f'SV{i}_DESI_TARGET': (None, f'target selection bits of SV{i}') for i in (1, 2, 3)},
-    'COADD_EXPTIME': ('s', 'summed exposure time'), 'Z': (None, 'redrock redshift'), 'ZERR': (None, 'redrock redshift error'), 'ZWARN': (None, 'redrock warning bits, 0 is good'),
+    'COADD_EXPTIME': ('s', 'summed exposure time'), 'TSNR2_LRG': (None, 'effective depth: 12.15 s each of effective time for LRGs'), 'Z': (None, 'redrock redshift'), 'ZERR': (None, 'redrock redshift error'), 'ZWARN': (None, 'redrock warning bits, 0 is good'),
     'CHI2': (None, 'redrock best chi2'), 'NPIXELS': (None, 'pixels in the redrock fit'), 'SPECTYPE': (None, 'redrock type: GALAXY, QSO or STAR'), 'SUBTYPE': (None, 'redrock subtype'),
     'DELTACHI2': (None, 'redrock chi2 of second best minus best'),
     'P_Z_WRONG': (None, 'probability that |z_true - Z|/(1+Z) is over the tolerance of the weights (0.001 unless TRAINED says otherwise)'), 'FLAG_Z_WRONG': (None, 'P_Z_WRONG at or above the threshold'),

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from . import __version__
-from .commands import DEVICE, OVERWRITE, _command, _many, _number, _path, _report, _say, _switch, odd_commands
+from .commands import DEVICE, OVERWRITE, _command, _many, _number, _path, _report, _say, _switch, odd_commands, survey_commands
 
 # %% ../nbs/50_cli.ipynb #1a6faa61
 def extract(a):
@@ -192,7 +192,7 @@ def _parser():
     parser.add_argument('--version', action='version', version=__version__)
     parser.add_argument('--log', default='warning', choices=['debug', 'info', 'warning', 'error'], help='what to tell on standard error (default: warning)')
     sub = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for build in (_fetch_commands, _file_commands, _training_commands, _labelled_commands, _scoring_commands, odd_commands, _simulation_commands): build(sub)
+    for build in (_fetch_commands, _file_commands, _training_commands, _labelled_commands, _scoring_commands, odd_commands, survey_commands, _simulation_commands): build(sub)
     return parser
 
 # %% ../nbs/50_cli.ipynb #8bf29a17

@@ -36,6 +36,7 @@ class Survey:
     shares: dict = None  # target class → share; None takes the programme's
     blend: float = 0.01  # probability of two objects in a fibre
     faults: Faults = field(default_factory=Faults)  # what goes wrong
+    visit: int = 0  # another visit sees the same targets with other noise and faults
     library: TemplateLibrary = None  # templates to use instead of built-in physics
 
     def __post_init__(self):
@@ -64,6 +65,7 @@ def simulate_target(
     time, numexp = rng.uniform(*survey.times()), 1 + int(np.searchsorted((0.65, 0.9), rng.random()))
     night = Night(time, numexp, round(float(field_rng.uniform(-28, 28)), 1))
     arms, words = observe(fine, rng, night, survey.faults)
+    if survey.visit: arms, words = observe(fine, template_rng(seed, 8, survey.visit, survey.hpx, number), night, survey.faults)
     row['FLAGS'] = '|'.join(row['FLAGS'] + words)
     row |= dict(TARGETID=mock_targetid(seed, survey.hpx, number + (code << 20)), PROGRAM=survey.program, EFFTIME=time, NUMEXP=numexp, EXTRA=rng.random(12))
     return arms, row
@@ -191,7 +193,8 @@ def simulate_survey(
     seed=0,  # any non-negative integer
     resolution=False,  # write RESOLUTION too (350 kB a spectrum)
     processes=1,  # worker processes
-    **settings,  # fields of Survey: survey, program, hpx, exptime, shares, blend, faults, library
+    checksum=False,  # write CHECKSUM and DATASUM, as DESI does
+    **settings,  # fields of Survey: survey, program, hpx, exptime, shares, blend, faults, visit, library
 ): # Path of the coadd file; the truth is beside it
     "Write coadd-{survey}-{program}-{hpx}.fits and truth-….fits of a simulated survey."
     survey = Survey(**settings)
@@ -203,6 +206,6 @@ def simulate_survey(
     for key, value in dict(SURVEY=survey.survey, PROGRAM=survey.program, HPXPIXEL=survey.hpx, HPXNSIDE=64, HPXNEST=True, SPGRP='healpix',
                            SIMSEED=seed).items():
         for hdu in hdus[:2]: hdu.header[key] = value
-    with write_atomic(coadd) as tmp: hdus.writeto(tmp)
+    with write_atomic(coadd) as tmp: hdus.writeto(tmp, checksum=checksum)
     with write_atomic(truth) as tmp: make_truth(rows, scores).write(tmp, format='fits')
     return coadd
