@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'SURVEYS', 'PROGRAMS', 'PRODUCTIONS', 'CHUNK', 'TRIES', 'PATIENCE', 'TIMEOUT', 'CONNECTIONS', 'NEEDED',
-           'Archive', 'again', 'Interrupted', 'Unreachable', 'open_archive', 'write_archive', 'list_pixels', 'Piece',
-           'plan_pieces', 'needed_ranges', 'Counter', 'fetch_needed', 'fetch_whole', 'fetch_pair']
+           'Archive', 'again', 'Interrupted', 'Unreachable', 'open_archive', 'write_archive', 'list_pixels',
+           'BrokenFile', 'Piece', 'plan_pieces', 'needed_ranges', 'Counter', 'fetch_needed', 'fetch_whole',
+           'fetch_pair']
 
 # %% ../nbs/41_archive.ipynb #a9690dde
 import asyncio
@@ -64,14 +65,24 @@ def _fsspec():
     return fsspec
 
 # %% ../nbs/41_archive.ipynb #463353dc
+def _of_network(e):
+    "Whether an error is one of files and networks, and not a mistake of ours."
+    return isinstance(e, (OSError, EOFError, asyncio.TimeoutError)) or type(e).__module__.split('.')[0] in ('aiohttp', 'botocore', 'aiobotocore')
+
+def _cause(e):
+    "What is behind a FileNotFoundError that fsspec makes of whatever goes wrong."
+    return e.__cause__ if isinstance(e, FileNotFoundError) and e.__cause__ is not None and _of_network(e.__cause__) else e
+
 def _lasting(e):
     "Whether an error will still be there in a minute."
+    e = _cause(e)
     status = getattr(e, 'status', None)
     if isinstance(e, (FileNotFoundError, PermissionError, IsADirectoryError)): return True
     return isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
 
 def _reason(e):
     "An error of a network in a few words."
+    e = _cause(e)
     status = getattr(e, 'status', None)
     if isinstance(status, int): return f"{status} {getattr(e, 'message', '')}".strip()
     if isinstance(e, FileNotFoundError): return 'there is no such file'
@@ -85,11 +96,11 @@ def again(
     tries=TRIES, # how often
 ):
     "Call `work`; once more after trouble that may pass, `ReadError` after trouble that will not."
-    import aiohttp
-    trouble = (OSError, EOFError, asyncio.TimeoutError, aiohttp.ClientError, Interrupted)
     for k in range(tries):
         try: return work()
-        except trouble as e: why, lasting = e, _lasting(e)
+        except Exception as e:
+            if not _of_network(e): raise
+            why, lasting = e, _lasting(e)
         if lasting or k == tries - 1: break
         time.sleep(patience*3**k*random.uniform(.7, 1.3))
     if lasting: raise ReadError(f"{what}: {_reason(why)}; check the root and the name") from why
@@ -130,11 +141,13 @@ def _options(scheme, endpoint, timeout):
     return dict(anon=True, config_kwargs=dict(connect_timeout=timeout, read_timeout=timeout, retries=dict(max_attempts=1))) | ({'endpoint_url': endpoint} if endpoint else {})
 
 def _has_healpix(archive):
-    "Whether healpix/ is there."
+    "Whether healpix/ is there; raise `Unreachable` if nobody answers."
     if not archive.remote: return Path(archive.root, 'healpix').is_dir()
-    try: return bool(again(lambda: archive.fs.exists(archive.path('healpix/tilepix.fits')) or archive.fs.exists(archive.path('healpix')), archive.root, archive.patience))
-    except Unreachable: raise
-    except ReadError: return False
+    for name in ('healpix/tilepix.fits', 'healpix'):
+        try: return bool(again(lambda: archive.fs.info(archive.path(name)), archive.root, archive.patience))
+        except Unreachable: raise
+        except ReadError: continue
+    return False
 
 def _productions_below(archive):
     "Names of folders with a healpix/ just below, of a local archive."
@@ -220,6 +233,9 @@ def list_pixels(
 # %% ../nbs/41_archive.ipynb #cdad9cac
 NEEDED = re.compile(r'(FIBERMAP|SCORES|(B|R|Z|BRZ)_(WAVELENGTH|FLUX|IVAR|MASK))$')  # HDUs of a coadd that anything here reads
 
+class BrokenFile(ReadError):
+    "A file whose bytes are no FITS file; asked for again, they may be."
+
 @dataclass(frozen=True)
 class Piece:
     "One HDU of a remote file."
@@ -241,7 +257,7 @@ def _read_header(read, start, what):
     while True:
         chunk = read(start + have, start + have + CHUNK)
         text, have = text + chunk, have + len(chunk)
-        if text[:8] not in (b'SIMPLE  ', b'XTENSION') or have > 100*CHUNK: raise ReadError(f"{what}: no FITS header at byte {start}; check the name, or fetch the file again")
+        if text[:8] not in (b'SIMPLE  ', b'XTENSION') or have > 100*CHUNK: raise BrokenFile(f"{what}: no FITS header at byte {start}; check the name, or fetch the file again")
         end = _end_card(text)
         if end is not None: return fits.Header.fromstring(text[:end].decode('ascii', 'replace')), start + -(-(end + 80)//2880)*2880
         if len(chunk) < CHUNK: raise Interrupted(f'no END card in the header at byte {start}')
@@ -261,9 +277,9 @@ def plan_pieces(
     while start < size:
         try: header, data = _read_header(read, start, what)
         except ReadError: raise
-        except (fits.VerifyError, UnicodeError, KeyError, ValueError) as e: raise ReadError(f"{what}: a broken header at byte {start} ({type(e).__name__}); fetch the file again") from e
+        except (fits.VerifyError, UnicodeError, KeyError, ValueError) as e: raise BrokenFile(f"{what}: a broken header at byte {start} ({type(e).__name__}); fetch the file again") from e
         stop = data + _data_size(header)
-        if stop > size: raise ReadError(f"{what}: ends after {size} bytes, {stop} were announced; the archive's file is cut")
+        if stop > size: raise BrokenFile(f"{what}: ends after {size} bytes, {stop} were announced; the archive's file is cut")
         pieces.append(Piece(str(header.get('EXTNAME', '')).strip(), start, data, stop))
         start = stop
     return pieces
@@ -299,14 +315,16 @@ def _ranged(archive, path, counter):
     return read
 
 def _check_sums(data, what):
-    "Raise `Interrupted` if an HDU's data do not have the sum that its header gives."
+    "Raise `Interrupted` if an HDU does not have the sums that its header gives."
     import io
     import warnings
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', AstropyWarning)
-        with fits.open(io.BytesIO(data), disable_image_compression=True, do_not_scale_image_data=True) as hdus:
-            for hdu in hdus:
-                if 'DATASUM' in hdu.header and hdu.verify_datasum() != 1: raise Interrupted(f'wrong bytes in {hdu.name or "the first HDU"}')
+        try:
+            with fits.open(io.BytesIO(data), disable_image_compression=True, do_not_scale_image_data=True) as hdus:
+                wrong = next((hdu.name or 'the first HDU' for hdu in hdus if 'DATASUM' in hdu.header and hdu.verify_datasum() != 1 or 'CHECKSUM' in hdu.header and hdu.verify_checksum() != 1), None)
+        except Exception as e: raise Interrupted(f'wrong bytes, which make no FITS file ({type(e).__name__})') from e
+    if wrong: raise Interrupted(f'wrong bytes in {wrong}')
 
 # %% ../nbs/41_archive.ipynb #c1ccb633
 def fetch_needed(
@@ -325,7 +343,10 @@ def fetch_needed(
         with ThreadPoolExecutor(CONNECTIONS) as pool: data = b''.join(pool.map(lambda r: read(*r, exact=True), ranges))
         _check_sums(data, path)
         return data
-    data = again(once, path, archive.patience, tries=2)
+    for k in range(3):
+        try: data = again(once, path, archive.patience, tries=2); break
+        except BrokenFile:
+            if k == 2: raise
     dst.parent.mkdir(parents=True, exist_ok=True)
     dst.write_bytes(data)
     return dst

@@ -29,7 +29,7 @@ from astropy.table import Table
 from tqdm import tqdm
 
 from . import __version__
-from .archive import TIMEOUT, Archive, Unreachable, fetch_pair, list_pixels, open_archive
+from .archive import PATIENCE, TIMEOUT, Archive, Unreachable, fetch_pair, list_pixels, open_archive
 from .catalogue import load_weights, score_spectra
 from .dataset import close_dataset, part_path, write_part
 from .desi import extract
@@ -79,7 +79,7 @@ def _read_pixel(job, hpx, scratch):
                 spectra = None  # nothing but sky fibres: done, with no rows
         record['notes'] = ' | '.join(str(w.message).replace(str(coadd), Path(coadd).name) for w in told)[:300]
     except Unreachable as e: return None, record | dict(error=str(e), passing=True)
-    except (ReadError, ValueError) as e: return None, record | dict(error=str(e).replace(str(scratch), '').lstrip('/'))
+    except (ReadError, ValueError) as e: return None, record | dict(error=str(e).replace(f'{scratch}/', ''))
     finally:
         record['seconds'] = time.time() - start
         if job.archive.remote:
@@ -197,6 +197,7 @@ def local_executor(
 def cluster_executor(
     cluster, # address of a Dask scheduler, its scheduler file (.json), or 'slurm'
     workers=None, # jobs to start on Slurm
+    timeout=30, # seconds to wait for the scheduler
     **options, # of dask_jobqueue.SLURMCluster, e.g. queue, account, walltime, cores, memory
 ): # Dask's executor
     "An existing Dask scheduler, or one that is started on Slurm."
@@ -208,7 +209,7 @@ def cluster_executor(
             slurm = SLURMCluster(**(dict(cores=1, processes=1, memory='4GB') | options))
             slurm.scale(jobs=workers or 1)
             client = Client(slurm)
-        else: client = Client(scheduler_file=cluster, timeout=30) if str(cluster).endswith('.json') else Client(cluster, timeout=30)
+        else: client = Client(scheduler_file=cluster, timeout=timeout) if str(cluster).endswith('.json') else Client(cluster, timeout=timeout)
     except (OSError, TimeoutError, ValueError) as e: raise ValueError(f"{cluster}: no Dask scheduler answers there ({str(e).splitlines()[0][:100]}); start one with `dask scheduler`, and give its address") from e
     return client.get_executor(retries=3, pure=False)
 
@@ -247,8 +248,13 @@ def run_jobs(
                 if quiet >= QUIET: raise _Lost
             if broken:
                 suspects.extend(running.values()); running = {}
-                pool.shutdown(wait=False, cancel_futures=True); pool = executor()
-    finally: pool.shutdown(wait=False, cancel_futures=True)
+                _stop(pool); pool = executor()
+    finally: _stop(pool)
+
+def _stop(pool):
+    "Let a pool go without waiting for what it has not begun."
+    try: pool.shutdown(wait=False, cancel_futures=True)
+    except TypeError: pool.shutdown(wait=False)  # Dask's
 
 def _failure(job, hpx, error): return dict(survey=job.survey, program=job.program, hpx=int(hpx), n=0, bytes=0, seconds=0., error=error, passing=False, notes='')
 
@@ -278,6 +284,7 @@ class SurveySettings:
     scratch: str | None = None  # folder for what is fetched
     endpoint: str | None = None  # of an S3 server
     timeout: float = TIMEOUT  # seconds without an answer of a server
+    patience: float = PATIENCE  # seconds before a second try
 
     def __post_init__(self):
         if self.workers is not None and self.workers < 1: raise ValueError(f"workers={self.workers}: at least one")
@@ -315,7 +322,7 @@ def run_survey(
 ): # `SurveyResult`
     "From an archive to a catalogue. Run it again to go on."
     s, dest = settings, Path(dest)
-    archive = open_archive(source, s.endpoint, s.timeout)
+    archive = open_archive(source, s.endpoint, s.timeout, s.patience)
     pixels = list_pixels(archive, s.surveys, s.programs, s.pixels)
     identity = _identity(archive, load_weights(s.weights))
     with locked(dest):
@@ -341,7 +348,7 @@ def _sweep(dest):
 def _do(archive, todo, dest, s, total, before, progress):
     "Run what is missing; returns the failures."
     workers = s.workers or len(os.sched_getaffinity(0))
-    executor = (lambda: cluster_executor(s.cluster, s.workers, **s.cluster_options)) if s.cluster else (lambda: local_executor(workers))
+    executor = (lambda: cluster_executor(s.cluster, s.workers, min(30, s.timeout), **s.cluster_options)) if s.cluster else (lambda: local_executor(workers))
     limit, failed = 4*workers if not s.cluster else 400, {}
     jobs = _make_jobs(archive, todo, dest, s)
     if not jobs: return failed

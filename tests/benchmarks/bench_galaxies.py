@@ -103,8 +103,8 @@ def report(train, test, kind, model, device, residual_steps):
              'density, image latents (twin)': density(encode_images(twin, sample), encode_images(twin, test)), **plain(train, test)}
     kinds, count = sorted(set(kind) - {''}) + ['all'], lambda k: int(((kind != '') if k == 'all' else kind == k).sum())
     print(f"{(kind == '').sum()} ordinary images; AUC of each kind against them")
-    print(f'{"":32}' + ''.join(f'{f"{k} ({count(k)})":18}' for k in kinds))
-    for name, score in table.items(): print(f'{name:32}' + ''.join(f'{area(kind, k, score):18}' for k in kinds))
+    print(f'{"":32}' + ''.join(f'{f"{k} ({count(k)})":20}' for k in kinds))
+    for name, score in table.items(): print(f'{name:32}' + ''.join(f'{area(kind, k, score):20}' for k in kinds))
     print(f'\nscoring with 10 steps: {rate:.1f} images a second on one core, {test.shape[1]} pixels')
     for k, s in fast.items(): print(f'{k} steps: rank correlation with 10 steps {spearmanr(s.combined, scores.combined)[0]:.3f}, AUC of all kinds: critic {area(kind, "all", s.critic)}, combined {area(kind, "all", s.combined)}')
 

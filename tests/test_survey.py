@@ -1,0 +1,271 @@
+"""A whole archive: from a disk, a web server and a bucket; with workers that die, servers that fail, disks that fill; and the catalogue is the same."""
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.table import Table
+from servers import bucket, free_port, serving
+
+from skyseek.archive import list_pixels, open_archive, write_archive
+from skyseek.cli import main
+from skyseek.dataset import list_parts, read_dataset
+from skyseek.survey import SurveySettings, run_survey
+
+PIXELS = {('main', 'dark'): [5, 42, 27245, 27246], ('main', 'bright'): [27245], ('sv1', 'dark'): [27245]}
+KILLS = 20 if os.environ.get('SKYSEEK_SLOW') else 3
+QUICK = dict(workers=2, timeout=4., patience=.1)
+
+
+@pytest.fixture(scope='module')
+def release(tmp_path_factory):
+    "A small release in DESI's layout."
+    root = tmp_path_factory.mktemp('release')
+    write_archive(root/'spectro/redux/iron', PIXELS, n=6, exptimes={('sv1', 'dark'): (5000., 6000.)})
+    return root
+
+
+@pytest.fixture(scope='module')
+def expected(release, tmp_path_factory):
+    "The catalogue of an undisturbed run."
+    dest = tmp_path_factory.mktemp('expected')
+    result = run_survey(release, dest, SurveySettings(workers=2), progress=False)
+    assert result.done == 6 and not result.failed
+    return contents(dest)
+
+
+def contents(dest):
+    "All rows of a catalogue, as a hash for each part."
+    out = {}
+    for path in list_parts(dest):
+        table = read_dataset_part(path)
+        out[path.name] = hashlib.sha256(b''.join(np.ascontiguousarray(np.asarray(table[c]).astype('S') if table[c].dtype.kind == 'U' else np.asarray(table[c])).tobytes() for c in table.colnames)).hexdigest()
+    return out
+
+
+def read_dataset_part(path):
+    import pyarrow.parquet as pq
+    from skyseek.dataset import as_table
+    return as_table(pq.read_table(path))
+
+
+def no_leftovers(dest): return not [p for p in Path(dest).rglob('.tmp*')] and not list(Path(dest).rglob('skyseek-*'))
+
+
+def start(source, dest, *options):
+    "The command in a process of its own."
+    return subprocess.Popen([str(Path(sys.executable).with_name('skyseek')), 'survey', str(source), str(dest), '--workers', '2', *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+# Where it lies
+
+def test_web_server(release, expected, tmp_path):
+    with serving(release, log=tmp_path/'log') as address:
+        result = run_survey(address, tmp_path/'c', SurveySettings(**QUICK), progress=False)
+    assert contents(tmp_path/'c') == expected and not result.failed
+    sent = sum(int(line.split()[0]) for line in (tmp_path/'log').read_text().splitlines() if 'coadd-' in line or 'redrock-' in line or 'sha256' in line)
+    assert result.bytes == sent
+
+
+def test_resolution_is_never_fetched(tmp_path):
+    write_archive(tmp_path/'a/iron', {('main', 'dark'): [7]}, n=30, resolution=True)
+    coadd = next((tmp_path/'a').rglob('coadd-*'))
+    with serving(tmp_path/'a') as address: result = run_survey(f'{address}/iron', tmp_path/'c', SurveySettings(**QUICK), progress=False)
+    assert result.bytes < .3*coadd.stat().st_size
+    assert result.bytes/30 < 115_000  # headers and tables of a file are shared by 30 spectra here, by 500 in DESI's
+
+
+def test_bucket(release, expected, tmp_path):
+    with bucket(release) as (address, endpoint):
+        assert len(list_pixels(open_archive(address, endpoint))) == 6
+        result = run_survey(address, tmp_path/'c', SurveySettings(endpoint=endpoint, **QUICK), progress=False)
+    assert contents(tmp_path/'c') == expected and result.bytes > 0
+
+
+def test_selection_and_spectra_are_kept(release, tmp_path):
+    assert main(['survey', str(release), str(tmp_path/'c'), '--survey', 'main', '--program', 'dark', '--pixels', '5', '42', '--keep-spectra', '--workers', '1']) == 0
+    assert [p.name for p in list_parts(tmp_path/'c')] == ['main-dark-5.parquet', 'main-dark-42.parquet']
+    spectra = sorted((tmp_path/'c/spectra/main/dark').glob('spectra-*.fits'))
+    assert len(spectra) == 2 and {'summary.txt', 'summary.fits', 'sky.png', 'anomalies.fits'} <= {p.name for p in (tmp_path/'c').iterdir()}
+
+
+# Servers that fail
+
+@pytest.mark.parametrize('faults', [{'500': .15, '503': .05, 'cut': .15}, {'wrong': .1, 'stall': .03}], ids=['errors', 'lies'])
+def test_a_bad_server_changes_nothing(release, expected, tmp_path, faults):
+    with serving(release, faults, only='coadd|redrock') as address:
+        for _ in range(4):
+            result = run_survey(address, tmp_path/'c', SurveySettings(workers=2, timeout=2., patience=.1), progress=False)
+            if not result.failed: break
+    assert contents(tmp_path/'c') == expected and no_leftovers(tmp_path/'c')
+
+
+@pytest.mark.parametrize(('fault', 'words'), [('404', 'redrock'), ('416', 'redrock'), ('whole', 'byte ranges')])
+def test_what_will_not_pass_is_a_note(release, tmp_path, capsys, fault, words):
+    only = 'coadd-main-dark-42' if fault == 'whole' else 'redrock-main-dark-42'
+    with serving(release, {fault: 1.}, only=only) as address:
+        assert main(['survey', address, str(tmp_path/'c'), '--survey', 'main', '--program', 'dark', '--workers', '2', '--timeout', '3']) == 1
+    said = capsys.readouterr()
+    assert words in said.err and '1 of 4 files failed, 3 done' in said.err
+    note = json.loads((tmp_path/'c/failed/main-dark-42.json').read_text())
+    assert note['hpx'] == 42 and words in note['error']
+    assert main(['survey', str(release), str(tmp_path/'c'), '--survey', 'main', '--program', 'dark', '--workers', '1', '--list']) == 0
+    assert '0 pixels to do, 3 done, 1 failed before' in capsys.readouterr().out
+    assert main(['survey', str(release), str(tmp_path/'c'), '--survey', 'main', '--program', 'dark', '--workers', '1', '--retry-failed']) == 0
+    assert len(list_parts(tmp_path/'c')) == 4 and not list((tmp_path/'c/failed').iterdir())
+
+
+def test_a_server_that_is_gone(tmp_path, capsys):
+    assert main(['survey', f'http://127.0.0.1:{free_port()}/dr1', str(tmp_path/'c'), '--timeout', '2']) == 1
+    assert 'try again later' in capsys.readouterr().err
+
+
+# Runs and workers that are killed
+
+def test_kill_minus_nine_at_any_moment(release, expected, tmp_path):
+    rng, seen = random.Random(3), set()
+    for k in range(KILLS):
+        run, enough = start(release, tmp_path/'c'), len(contents(tmp_path/'c')) + rng.randrange(3)
+        while run.poll() is None and len(list_parts(tmp_path/'c')) < enough: time.sleep(.02)
+        try: run.wait(rng.uniform(0, 1.5 if enough else 7))
+        except subprocess.TimeoutExpired: pass
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        done = contents(tmp_path/'c')
+        assert done.items() <= expected.items(), f'after {k + 1} kills'
+        seen |= set(done)
+        if KILLS > 10 and len(done) == len(expected): shutil.rmtree(tmp_path/'c/catalogue')  # begin again, to be killed more often
+    assert seen, 'no run got as far as a part; let them live longer'
+    result = run_survey(release, tmp_path/'c', SurveySettings(workers=2), progress=False)
+    assert contents(tmp_path/'c') == expected and no_leftovers(tmp_path/'c') and result.before + result.done == 6
+
+
+def workers_of(pid):
+    "Processes that a run has started."
+    children = [int(p.name) for p in Path('/proc').iterdir() if p.name.isdigit() and f'\nPPid:\t{pid}\n' in _status(p)]
+    return [c for c in children if 'spawn_main' in Path(f'/proc/{c}/cmdline').read_bytes().decode(errors='replace')]
+
+
+def _status(p):
+    try: return (p/'status').read_text()
+    except OSError: return ''
+
+
+def test_a_worker_that_dies_is_replaced(release, expected, tmp_path):
+    run, killed = start(release, tmp_path/'c'), 0
+    while run.poll() is None and killed < 2:
+        time.sleep(3)
+        for pid in workers_of(run.pid)[:1]:
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 0 and killed, err
+    assert contents(tmp_path/'c') == expected
+
+
+def test_workers_go_when_their_run_is_gone(release, tmp_path):
+    run = start(release, tmp_path/'c')
+    for _ in range(60):
+        time.sleep(.25)
+        if workers := workers_of(run.pid): break
+    run.kill(); run.wait()
+    for _ in range(60):
+        if not any(Path(f'/proc/{w}').exists() and 'Z' not in _status(Path(f'/proc/{w}')).split('State:')[1][:4] for w in workers): break
+        time.sleep(.25)
+    else: pytest.fail('a worker lives on')
+
+
+# Disks and folders
+
+def test_a_full_disk(release, expected, tmp_path, capsys):
+    full = tmp_path/'full'
+    full.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=150k', 'tmpfs', str(full)], capture_output=True).returncode: pytest.skip('a small disk cannot be mounted here')
+    try:
+        assert main(['survey', str(release), str(full/'c'), '--workers', '1']) == 1
+        assert 'No space left on device' in capsys.readouterr().err
+        assert contents(full/'c').items() <= expected.items() and no_leftovers(full/'c')
+        subprocess.run(['mount', '-o', 'remount,size=50m', str(full)], check=True)
+        assert main(['survey', str(release), str(full/'c'), '--workers', '1']) == 0
+        assert contents(full/'c') == expected
+    finally: subprocess.run(['umount', str(full)])
+
+
+def test_two_runs_at_once(release, tmp_path):
+    first = start(release, tmp_path/'c')
+    while not (tmp_path/'c/survey.json').exists(): time.sleep(.1)
+    second = start(release, tmp_path/'c')
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 1 and 'another run is writing here' in err
+    assert first.wait(timeout=120) == 0
+
+
+@pytest.mark.parametrize(('options', 'words'), [(['--survey', 'boss'], 'no survey boss'), (['--program', 'noon'], 'no program noon'), (['--survey', 'sv3'], 'it holds'), (['--workers', '0'], 'at least one'), (['--cluster', 'tcp://127.0.0.1:9'], 'no Dask scheduler')])
+def test_options_that_make_no_sense(release, tmp_path, capsys, options, words):
+    assert main(['survey', str(release), str(tmp_path/'c'), '--timeout', '2', *options]) == 1
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('make', 'words'), [(lambda p: None, 'no healpix/'), (lambda p: (p/'healpix').mkdir(), 'no coadd in healpix/'), (lambda p: [(p/n/'healpix').mkdir(parents=True) for n in ('iron', 'fuji')], 'several productions')])
+def test_folders_that_are_no_archive(tmp_path, capsys, make, words):
+    make(tmp_path)
+    assert main(['survey', str(tmp_path), str(tmp_path/'c')]) == 1 and words in capsys.readouterr().err
+
+
+def test_a_catalogue_of_one_production(release, tmp_path, capsys):
+    assert main(['survey', str(release), str(tmp_path/'c'), '--pixels', '5', '--workers', '1']) == 0
+    shutil.copytree(release/'spectro/redux/iron', tmp_path/'fuji')
+    assert main(['survey', str(tmp_path/'fuji'), str(tmp_path/'c')]) == 1 and 'production iron, this is fuji' in capsys.readouterr().err
+
+
+def test_a_coadd_without_redrock(tmp_path, capsys):
+    write_archive(tmp_path/'iron', {('main', 'dark'): [5, 6]}, n=4)
+    next((tmp_path/'iron').rglob('redrock-main-dark-5.fits')).unlink()
+    assert main(['survey', str(tmp_path/'iron'), str(tmp_path/'c'), '--workers', '1']) == 1
+    assert 'no redrock file of this pixel' in capsys.readouterr().err and len(list_parts(tmp_path/'c')) == 1
+
+
+# Dask
+
+def test_dask_scheduler_and_workers_in_processes_of_their_own(release, expected, tmp_path):
+    port = free_port()
+    dask = [sys.executable, '-m', 'dask']
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    scheduler = subprocess.Popen([*dask, 'scheduler', '--host', '127.0.0.1', '--port', str(port), '--no-dashboard'], **quiet)
+    worker = lambda: subprocess.Popen([*dask, 'worker', f'tcp://127.0.0.1:{port}', '--nthreads', '1', '--no-dashboard', '--no-nanny'], **quiet)
+    workers = [worker(), worker()]
+    try:
+        run = start(release, tmp_path/'c', '--cluster', f'tcp://127.0.0.1:{port}')
+        time.sleep(9)
+        workers[0].kill()
+        workers.append(worker())
+        out, err = run.communicate(timeout=180)
+        assert run.returncode == 0, err
+    finally:
+        for process in (*workers, scheduler): process.kill(); process.wait()
+    assert contents(tmp_path/'c') == expected
+
+
+# What is made of it
+
+def test_export_and_truth_from_repeats(release, tmp_path, capsys):
+    assert main(['survey', str(release), str(tmp_path/'c'), '--workers', '2']) == 0
+    assert main(['export', str(tmp_path/'c'), '-o', str(tmp_path/'all.fits')]) == 0
+    table, rows = Table.read(tmp_path/'all.fits'), read_dataset(tmp_path/'c')
+    assert len(table) == len(rows) and table['PRIMARY'].sum() == len(np.unique(rows['TARGETID'])) < len(rows)
+    assert main(['truth-from-repeats', str(tmp_path/'c'), '-o', str(tmp_path/'truth.fits'), '--secure', '20']) == 0
+    truth = Table.read(tmp_path/'truth.fits')
+    assert set(np.char.strip(np.asarray(truth['DEEP_SURVEY']).astype(str))) == {'sv1'} and (truth['DEPTH_RATIO'] > 2).all()
+    real = {}
+    for path in release.rglob('truth-sv1-dark-*.fits'): real |= {t: z for t, z in Table.read(path).iterrows('TARGETID', 'TRUE_Z')}
+    off = [abs(real[t] - z)/(1 + z) for t, z in truth.iterrows('TARGETID', 'TRUE_Z')]
+    assert np.mean(np.array(off) < .0033) > .6
+    assert main(['export', str(tmp_path/'c'), '-o', str(tmp_path/'all.parquet')]) == 1 and 'name it *.fits' in capsys.readouterr().err
