@@ -7,6 +7,8 @@ __all__ = ['cost_of', 'least_squares', 'AnswerFits', 'same_answer', 'advantage',
            'telling_wavelengths']
 
 # %% ../nbs/24_answers.ipynb #c81fed42
+from functools import lru_cache
+
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -43,6 +45,11 @@ class AnswerFits:
         settings=ScanSettings(), # `ScanSettings`
     ):
         self.bases, self.fits = list(bases), [NativeFit(b, wave, settings) for b in bases]
+        self._shifted = lru_cache(maxsize=48)(self._shift)  # the same few answers are asked for again and again, 0.5 MB each
+
+    def _shift(self, k, z):
+        "Templates of basis k at a redshift, (L, C)."
+        return self.fits[k].columns(torch.tensor([np.log10(1 + z)], dtype=torch.float64))[0][0].numpy()
 
     def candidates(self, spectype, z):
         "Numbers of the bases of this type; only those that may have this redshift, if there are such."
@@ -51,7 +58,7 @@ class AnswerFits:
 
     def columns(self, k, z, flux, ivar): # (L, C) templates of basis k at redshift z, (C,) precision of their coefficients
         "The templates of one basis at a redshift, and what their mixtures cost for a spectrum of this brightness."
-        x = self.fits[k].columns(torch.tensor([np.log10(1 + z)], dtype=torch.float64))[0][0].numpy()
+        x = self._shifted(k, float(z))
         if self.bases[k].variance is None: return x, np.zeros(x.shape[1])
         n = (ivar > 0).sum()
         power = (max((ivar*np.asarray(flux, float)**2).sum() - n, 0) + 2*np.sqrt(n))/max(ivar.sum(), 1e-300)  # as typical_power

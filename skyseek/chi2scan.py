@@ -8,6 +8,7 @@ __all__ = ['C_KMS', 'OVERSAMPLE', 'STRIDES', 'rebin_sum', 'LogSums', 'log_sums',
 
 # %% ../nbs/20_chi2scan.ipynb #675da30d
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -58,13 +59,14 @@ def log_sums(
     return LogSums(first, pixel, rebin_sum(values, edges, np.arange(first, stop + 1)*pixel).to(dtype))
 
 # %% ../nbs/20_chi2scan.ipynb #4cc7ce92
+@lru_cache(maxsize=24)
 def log_templates(
     basis, # `Basis`
     first, # number of the first pixel on the comb
     n, # number of pixels
     pixel, # width in dex
     sigma_v=0., # smoothing, Gaussian σ in km/s
-): # (K, n) mean flux per pixel, constant beyond the ends; (n,) True where the basis has data
+): # (K, n) mean flux per pixel, constant beyond the ends; (n,) True where the basis has data; both read-only
     "Templates averaged in log-λ pixels."
     edges, old = 10**((first + np.arange(n + 1))*pixel), pixel_edges(np.asarray(basis.wave, float))
     mean = np.stack([bin_average(basis.wave, f, edges) for f in basis.flux])
@@ -73,6 +75,7 @@ def log_templates(
     lo, hi = np.flatnonzero(covered)[[0, -1]]
     mean[:, :lo], mean[:, hi + 1:] = mean[:, lo:lo + 1], mean[:, hi:hi + 1]
     if sigma_v: mean = gaussian_filter1d(mean, sigma_v/C_KMS/np.log(10)/pixel, axis=-1, mode='nearest')
+    for a in (mean, covered): a.flags.writeable = False  # kept for the next file
     return mean, covered
 
 # %% ../nbs/20_chi2scan.ipynb #41f65f1a

@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import threading
 import time
 import warnings
@@ -118,6 +119,8 @@ def survey_part(
         _write(spectra, tables.get(record['hpx'], Table()), record, job)
     return [r for _, r in read]
 
+def _peak(): return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)  # MB, of this process so far
+
 def _score_alone(spectra, record, tables, job):
     "Score one pixel of those that failed together."
     try: tables[record['hpx']], = _score_together([spectra], job)
@@ -125,7 +128,7 @@ def _score_alone(spectra, record, tables, job):
 
 def _write(spectra, table, record, job):
     "Write the part, and the spectra if they are wanted."
-    path, facts = part_path(job.dest, job.survey, job.program, record['hpx']), {k: record[k] for k in ('bytes', 'notes')} | dict(version=__version__, seconds=round(record['seconds'], 2))
+    path, facts = part_path(job.dest, job.survey, job.program, record['hpx']), {k: record[k] for k in ('bytes', 'notes')} | dict(version=__version__, seconds=round(record['seconds'], 2), peak_mb=_peak())
     try:
         if job.keep_spectra and spectra is not None: write_spectra(spectra, Path(job.dest)/'spectra'/job.survey/job.program/f"spectra-{job.survey}-{job.program}-{record['hpx']}.fits")
         write_part(table, path, facts)
