@@ -26,7 +26,7 @@ from astropy.table import Table
 from astropy.utils.exceptions import AstropyWarning
 
 from .desi import healpix_path
-from .files import ReadError
+from .files import ReadError, find_fsspec
 
 log = logging.getLogger('skyseek')
 
@@ -50,19 +50,13 @@ class Archive:
     @cached_property
     def fs(self): # fsspec filesystem
         "The filesystem, opened in this process."
-        return _fsspec().filesystem(self.root.split('://')[0] if self.remote else 'file', **self.options)
+        return find_fsspec().filesystem(self.root.split('://')[0] if self.remote else 'file', **self.options)
 
     def path(self, name): # path below the root → what `fs` takes
         "A file of the archive."
         return f'{self.root}/{name}' if not self.remote or self.root.startswith('http') else f"{self.root.split('://', 1)[1]}/{name}"
 
     def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k != 'fs'}
-
-def _fsspec():
-    "fsspec, or an error that says how to get it."
-    try: import fsspec
-    except ImportError as e: raise ImportError("archives need fsspec; pip install 'skyseek[survey]'") from e
-    return fsspec
 
 # %% ../nbs/41_archive.ipynb #463353dc
 def _of_network(e):

@@ -60,11 +60,12 @@ def fetch_vi(a):
 def train_autoencoder(a):
     "Train the autoencoder on feature shards, without labels; a killed run goes on where it was."
     from skyseek.autoencoder import Autoencoder, as_published, train_autoencoder_file
+    from skyseek.features import find_shards
     from skyseek.train import TrainSettings
     from dataclasses import asdict
     model = Autoencoder(**asdict(as_published())) if a.published else None
     settings = TrainSettings(epochs=a.epochs, lr=a.lr, seed=a.seed, precision=a.precision, device=a.device)
-    history = train_autoencoder_file(a.features, a.output/'autoencoder', model, settings, a.batch_size)
+    history = train_autoencoder_file(find_shards(a.features), a.output/'autoencoder', model, settings, a.batch_size)
     print(f"{a.output/'autoencoder'}: epoch {history['best']} kept, validation loss {history['validation'][history['best']]:.4f}")
     return 0
 
@@ -73,11 +74,11 @@ def train_classifier(a):
     from skyseek.autoencoder import Autoencoder
     from skyseek.classifier import CLASSIFIER_TRAINING, WrongClassifier, train_classifier_file
     from skyseek.desi import read_truth
-    from skyseek.features import METADATA
+    from skyseek.features import METADATA, find_shards
     from skyseek.train import TrainSettings, load_model
     encoder, settings = load_model(a.autoencoder or a.output/'autoencoder', Autoencoder), TrainSettings(**CLASSIFIER_TRAINING | dict(epochs=a.epochs), seed=a.seed, device='cpu')
     model = WrongClassifier(METADATA[a.columns], members=a.members)
-    history = train_classifier_file(a.features, read_truth(a.truth), encoder, a.output/'classifier', model, a.tolerance, settings, a.about)
+    history = train_classifier_file(find_shards(a.features), read_truth(a.truth), encoder, a.output/'classifier', model, a.tolerance, settings, a.about)
     if a.columns == 'second': _copy_judge(a.output)
     print(f"{a.output/'classifier'}: epoch {history['best']} kept, validation loss {history['validation'][history['best']]:.4f}")
     return 0
@@ -215,7 +216,7 @@ def _fetch_commands(sub):
 # %% ../nbs/50_cli.ipynb #48ae9dc4
 def _training_commands(sub):
     "train-autoencoder, train-classifier."
-    shards, seed, out = _path('features', 'feature shards', nargs='+'), _number('--seed', 0, 'random seed'), _path('-o --output', 'folder for the weights', required=True)
+    shards, seed, out = ('features', dict(nargs='+', help='feature shards: files, or https:// and s3:// addresses, which may hold a *')), _number('--seed', 0, 'random seed'), _path('-o --output', 'folder for the weights', required=True)
     _command(sub, train_autoencoder, shards, out, _number('--epochs', 20, 'passes at most'), _number('--batch-size', 32, 'spectra a batch'), _number('--lr', 2e-3, 'peak learning rate', float),
              ('--precision', dict(default='32-true', help='32-true or bf16-mixed')), ('--device', dict(default='auto', help='cpu, cuda or auto')), seed,
              _switch('--published', "the first Skyseek's architecture and loss (far slower)"))

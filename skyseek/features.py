@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['CHANNELS', 'NOISE_LIMIT', 'COEFFS', 'TYPES', 'QUALITY', 'EVIDENCE', 'METADATA', 'ARMS', 'PER_SPECTRUM', 'normalise',
            'fill_masked', 'input_channels', 'arm_quality', 'metadata_table', 'build_features', 'write_features',
-           'read_features', 'FeatureStream', 'ArrayStream', 'build_features_file']
+           'read_features', 'find_shards', 'FeatureStream', 'ArrayStream', 'build_features_file']
 
 # %% ../nbs/06_features.ipynb #23246836
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -17,6 +19,7 @@ from astropy.table import Table
 from fastcore.basics import patch
 
 from . import __version__
+from .files import find_fsspec
 from .spectra import Spectra, is_fresh, write_atomic
 
 # %% ../nbs/06_features.ipynb #4c86411e
@@ -149,16 +152,27 @@ def write_features(
     return Path(path)
 
 # %% ../nbs/06_features.ipynb #a194232c
+@contextmanager
+def _opened(path):
+    "A shard, open for reading; an https:// or s3:// address is read through fsspec, by the ranges that are asked for."
+    if '://' not in str(path):
+        if not Path(path).exists(): raise ValueError(f"{path}: no such file; check the name")
+        with open(path, 'rb') as f: yield f
+        return
+    try:
+        with find_fsspec().open(str(path), 'rb') as f: yield f
+    except FileNotFoundError as e: raise ValueError(f"{path}: no such file, or no access; check the address") from e
+
 def _load(path, names=None):
     "Arrays of an .npz file (all, or those named); `ValueError` if it is not a whole one."
-    if not Path(path).exists(): raise ValueError(f"{path}: no such file; check the name")
-    try:
-        with np.load(path, allow_pickle=False) as z: return {k: z[k] for k in names or z.files}
-    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, BadZipFile) as e:
-        raise ValueError(f"{path}: not a whole feature shard ({type(e).__name__}); build it again with `skyseek features`") from e
+    with _opened(path) as f:
+        try:
+            with np.load(f, allow_pickle=False) as z: return {k: z[k] for k in names or z.files}
+        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, BadZipFile) as e:
+            raise ValueError(f"{path}: not a whole feature shard ({type(e).__name__}); build it again with `skyseek features`") from e
 
 def read_features(
-    path, # a shard written by `write_features`
+    path, # a shard written by `write_features`; a file, or an https:// or s3:// address
     wave=None, # (L,) grid the model was built for; checked if given
 ): # dict of arrays
     "Read a shard; raise `ValueError` if it is damaged or on another grid than the model's."
@@ -173,6 +187,19 @@ def read_features(
                          "that the model was trained on; build the features on the model's grid")
     return features
 
+def find_shards(
+    paths, # files, and addresses, which may hold a *
+): # list of files and addresses, sorted
+    "Feature shards, with `s3://bucket/folder/*.npz` spelt out; a shell does that for files."
+    found = []
+    for path in map(str, paths):
+        if '://' not in path or '*' not in path: found.append(path); continue
+        fs, name = find_fsspec().core.url_to_fs(path)
+        some = [fs.unstrip_protocol(p) for p in fs.glob(name)]
+        if not some: raise ValueError(f"{path}: names no shard; check the address")
+        found += some
+    return sorted(found)
+
 PER_SPECTRUM = ('targetid', 'flux', 'weight', 'scale', 'exptime', 'metadata')  # arrays of a shard with one row a spectrum
 
 # %% ../nbs/06_features.ipynb #f0ffac2e
@@ -180,15 +207,15 @@ class FeatureStream:
     "Batches of feature shards, shuffled, in bounded memory; `stream.epoch(e)` iterates over epoch `e`."
     def __init__(
         self,
-        paths, # feature shards
+        paths, # feature shards: files, or https:// and s3:// addresses
         batch_size=64, # spectra a batch
         seed=0, # order of shards and rows
         shuffle=True, # False keeps the order of the files
-        held=4, # shards in memory at a time
+        held=4, # shards in memory at a time; as many more are read while these are used
         keep=None, # function targetid (N,) → bool (N,): which spectra to use, e.g. one side of a split
         wave=None, # (L,) grid to insist on
     ):
-        self.paths, self.batch_size, self.seed, self.shuffle = [Path(p) for p in paths], batch_size, seed, shuffle
+        self.paths, self.batch_size, self.seed, self.shuffle = list(paths), batch_size, seed, shuffle
         self.held, self.keep, self.wave, self._n = held, keep, wave, None
         if batch_size < 1: raise ValueError(f"batch_size={batch_size}: must be at least 1")
         if not self.paths: raise ValueError("no feature shard given; build some with `skyseek features`")
@@ -213,20 +240,32 @@ def epoch(
     "One pass over all shards."
     rng = np.random.default_rng((self.seed, epoch))
     order = rng.permutation(len(self.paths)) if self.shuffle else np.arange(len(self.paths))
-    waiting = []
-    for start in range(0, len(order), self.held):
-        for batch in _pooled_batches(self, [self.paths[i] for i in order[start:start + self.held]], rng):
+    groups, waiting = [[self.paths[i] for i in order[start:start + self.held]] for start in range(0, len(order), self.held)], []
+    for pool in _ahead(lambda paths: _pooled(self, paths), groups):
+        for batch in _batches(self, pool, rng):
             waiting.append(batch)
             if len(waiting) == world: yield _tensors(waiting[rank]); waiting = []
     if waiting and world == 1: yield _tensors(waiting[0])
 
 # %% ../nbs/06_features.ipynb #7591cf8e
-def _pooled_batches(stream, paths, rng):
-    "Batches of the pooled, shuffled rows of a few shards."
+def _ahead(work, items):
+    "What `work` makes of each item; the next is made in a thread while one is used."
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(work, items[0])
+        for following in items[1:]:
+            now, coming = coming.result(), thread.submit(work, following)
+            yield now
+        yield coming.result()
+
+def _pooled(stream, paths):
+    "The rows of a few shards."
     parts = [_kept(read_features(p, stream.wave), stream.keep) for p in paths]
     shared = [k for k in PER_SPECTRUM if all(k in p for p in parts)]
     if len({p['metadata'].shape[1] for p in parts if 'metadata' in p}) > 1: raise ValueError(f"{paths[0]} … {paths[-1]}: their metadata have different columns; build all features with the same version")
-    pool = {k: np.concatenate([p[k] for p in parts]) for k in shared}
+    return {k: np.concatenate([p[k] for p in parts]) for k in shared}
+
+def _batches(stream, pool, rng):
+    "Batches of pooled rows, shuffled."
     n = len(pool['targetid'])
     rows = rng.permutation(n) if stream.shuffle else np.arange(n)
     for i in range(0, n, stream.batch_size): yield {k: v[rows[i:i + stream.batch_size]] for k, v in pool.items()}

@@ -29,8 +29,8 @@ class LocalFit:
         n = self.m + -(-(self.high - self.low)//OVERSAMPLE) + 1
         t, covered = log_templates(basis, sums.first*OVERSAMPLE - self.high, (n + 1)*OVERSAMPLE, self.step, settings.sigma_v)
         device = sums.sums.device
-        mean = torch.as_tensor(t, device=device).unfold(-1, OVERSAMPLE, 1).mean(-1)[:, :n*OVERSAMPLE]
-        inside = torch.as_tensor(covered, device=device).unfold(-1, OVERSAMPLE, 1).all(-1)[:n*OVERSAMPLE]
+        mean = torch.tensor(t, device=device).unfold(-1, OVERSAMPLE, 1).mean(-1)[:, :n*OVERSAMPLE]
+        inside = torch.tensor(covered, device=device).unfold(-1, OVERSAMPLE, 1).all(-1)[:n*OVERSAMPLE]
         phases = mean.unflatten(-1, (n, OVERSAMPLE)).permute(2, 0, 1).contiguous()
         self.templates = {dtype: phases.to(dtype).unfold(-1, self.m, 1) for dtype in (torch.float32, torch.float64)}  # (4, K, start, M), views
         self.inside = inside.unflatten(-1, (n, OVERSAMPLE)).T.contiguous().unfold(-1, self.m, 1)

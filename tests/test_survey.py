@@ -75,6 +75,23 @@ def test_web_server(release, expected, tmp_path):
     assert result.bytes == sent
 
 
+def test_training_streams_from_a_bucket(tmp_path):
+    "The same network from shards on the disk and in a bucket."
+    from skyseek.features import build_features, write_features
+    from skyseek.simulate import simulate_spectra
+    spectra, _ = simulate_spectra(60, seed=3)
+    for k in range(3): write_features(build_features(spectra[20*k:20*k + 20]), tmp_path/f'shards/features-{k}.npz')
+    train = [str(Path(sys.executable).with_name('skyseek')), 'train-autoencoder', '--epochs', '1', '--device', 'cpu', '-o']
+    with bucket(tmp_path/'shards', 'mine', 'features/') as (address, endpoint):
+        env = os.environ | {'FSSPEC_S3': json.dumps({'anon': True, 'endpoint_url': endpoint}), 'OMP_NUM_THREADS': '1'}
+        for name, shards in (('near', [str(p) for p in sorted((tmp_path/'shards').glob('*.npz'))]), ('far', [f'{address}/*.npz'])):
+            subprocess.run([*train, str(tmp_path/name), *shards], env=env, check=True, timeout=300)
+        lost = subprocess.run([*train, str(tmp_path/'lost'), f'{address}/none-*.npz'], env=env, capture_output=True, text=True, timeout=300)
+    assert 'names no shard' in lost.stderr and lost.returncode == 1
+    near, far = ((tmp_path/name/'autoencoder/model.safetensors').read_bytes() for name in ('near', 'far'))
+    assert near == far
+
+
 def test_resolution_is_never_fetched(tmp_path):
     write_archive(tmp_path/'a/iron', {('main', 'dark'): [7]}, n=30, resolution=True)
     coadd = next((tmp_path/'a').rglob('coadd-*'))
