@@ -2,7 +2,9 @@
 import os
 from pathlib import Path
 
-import pytest
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # tests run side by side; before torch is imported
+
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

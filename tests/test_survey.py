@@ -252,22 +252,40 @@ def test_a_coadd_without_redrock(tmp_path, capsys):
 
 # Dask
 
-def test_dask_scheduler_and_workers_in_processes_of_their_own(release, expected, tmp_path):
-    port = free_port()
-    dask = [sys.executable, '-m', 'dask']
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    scheduler = subprocess.Popen([*dask, 'scheduler', '--host', '127.0.0.1', '--port', str(port), '--no-dashboard'], **quiet)
-    worker = lambda: subprocess.Popen([*dask, 'worker', f'tcp://127.0.0.1:{port}', '--nthreads', '1', '--no-dashboard', '--no-nanny'], **quiet)
+@pytest.fixture
+def dask():
+    "A scheduler and two workers, each a process of its own: (address, list of workers, function that starts one more, the scheduler)."
+    port, quiet = free_port(), dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, '-m', 'dask']
+    scheduler = subprocess.Popen([*command, 'scheduler', '--host', '127.0.0.1', '--port', str(port), '--no-dashboard'], **quiet)
+    worker = lambda: subprocess.Popen([*command, 'worker', f'tcp://127.0.0.1:{port}', '--nthreads', '1', '--no-dashboard', '--no-nanny'], **quiet)
     workers = [worker(), worker()]
-    try:
-        run = start(release, tmp_path/'c', '--cluster', f'tcp://127.0.0.1:{port}')
-        time.sleep(9)
-        workers[0].kill()
-        workers.append(worker())
+    yield f'tcp://127.0.0.1:{port}', workers, worker, scheduler
+    for process in (*workers, scheduler): process.kill(); process.wait()
+
+
+def test_workers_of_dask_that_die(release, expected, tmp_path, dask):
+    "Workers are killed at random moments, once here and twenty times with SKYSEEK_SLOW=1; the catalogue is the same."
+    (address, workers, another, _), rng, killed = dask, random.Random(0), 0
+    while killed < (KILLS if KILLS > 3 else 1):
+        shutil.rmtree(tmp_path/'c', ignore_errors=True)
+        run = start(release, tmp_path/'c', '--cluster', address)
+        while run.poll() is None and killed < KILLS:
+            time.sleep(rng.uniform(4, 12))
+            if run.poll() is None: workers.pop(rng.randrange(2)).kill(); workers.append(another()); killed += 1
         out, err = run.communicate(timeout=180)
         assert run.returncode == 0, err
-    finally:
-        for process in (*workers, scheduler): process.kill(); process.wait()
+        assert contents(tmp_path/'c') == expected
+
+
+def test_a_scheduler_that_dies(release, expected, tmp_path, dask):
+    address, _, _, scheduler = dask
+    run = start(release, tmp_path/'c', '--cluster', address)
+    while run.poll() is None and not list((tmp_path/'c').rglob('*.parquet')): time.sleep(.1)
+    scheduler.kill()
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 1 and 'the Dask scheduler went away' in err and no_leftovers(tmp_path/'c')
+    run_survey(release, tmp_path/'c', SurveySettings(workers=2), progress=False)
     assert contents(tmp_path/'c') == expected
 
 
