@@ -8,6 +8,7 @@ The last table is arithmetic: DR1 from the rates measured here. Half an hour on 
 
 import argparse
 import hashlib
+import heapq
 import os
 import random
 import shutil
@@ -30,11 +31,11 @@ import numpy as np  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from servers import bucket, free_port, serving  # noqa: E402
 
-from skyseek.archive import needed_ranges, plan_pieces, write_archive  # noqa: E402
+from skyseek.archive import Archive, needed_ranges, plan_pieces, write_archive  # noqa: E402
 from skyseek.dataset import as_table, list_parts  # noqa: E402
 from skyseek.desi import extract, read_coadd  # noqa: E402
 from skyseek.files import write_spectra  # noqa: E402
-from skyseek.survey import SurveySettings, run_survey  # noqa: E402
+from skyseek.survey import Job, SurveySettings, cluster_executor, run_jobs, run_survey  # noqa: E402
 
 DR1 = dict(spectra=28_425_963, files=27_000)
 
@@ -91,11 +92,13 @@ def facts(dest): return [json.loads(pq.read_schema(p).metadata[b'skyseek']) for 
 def size(paths): return sum(p.stat().st_size for p in paths)
 
 
-def run(name, source, dest, archive_bytes, **settings):
+def run(name, source, dest, release, **settings):
     """One run, its line of the table, and its hash."""
     shutil.rmtree(dest, ignore_errors=True)
     result = run_survey(source, dest, SurveySettings(**settings), progress=False)
     peak = max(f['peak_mb'] for f in facts(dest))
+    wanted = {p.stem for p in list_parts(dest)}
+    archive_bytes = size(p for p in release.rglob('*.fits') if p.stem.split('-', 1)[0] in ('coadd', 'redrock') and p.stem.split('-', 1)[1] in wanted)
     fetched = f'{result.bytes/result.spectra/1e3:6.1f} kB ({result.bytes/archive_bytes:.0%} of the files)' if result.bytes else 'read in place'
     print(f'{name:34}{result.spectra:8} {result.seconds:7.0f} s {result.spectra/result.seconds:8.1f} /s   {fetched:32} {peak:6} MB   {contents(dest)}', flush=True)
     return result
@@ -155,16 +158,41 @@ def kills(release, work, n, expected):
     print(f'{n} runs killed by kill -9, with {counts} of {len(some)} parts done at that moment; then one undisturbed: {"the same catalogue" if contents(dest) == expected(some) else "ANOTHER CATALOGUE"}')
 
 
-def cost(rate, fetched, kept, part):
+def nothing(job): return [dict(survey=job.survey, program=job.program, hpx=0, n=0, bytes=0, seconds=0., error='', passing=False, notes='')]
+
+
+def scheduling(cluster, jobs=5000):
+    """Jobs a second that pass through our loop and Dask's scheduler, if they do nothing."""
+    archive = Archive('/nowhere')
+    some = [Job(archive, 'main', 'dark', (k,), '/nowhere') for k in range(jobs)]
+    start = time.time()
+    n = sum(len(r) for r in run_jobs(some, lambda: cluster_executor(cluster), 5000, nothing))
+    rate = n/(time.time() - start)
+    print(f'{n} jobs that do nothing, through the run and Dask: {rate:.0f} a second')
+    return rate
+
+
+def makespan(durations, workers, rate):
+    """Hours until all jobs are done, handed out one by one at a rate to whoever is free, and the share of the time that workers work: an event model."""
+    free = [0.]*workers
+    for k, d in enumerate(durations): heapq.heapreplace(free, max(free[0], k/rate) + d)
+    return max(free)/3600, sum(durations)/workers/max(free)
+
+
+def cost(rate, fetched, kept, part, seconds, jobs_a_second):
     """DR1 from the rates: a table with its arithmetic."""
     n, f = DR1['spectra'], DR1['files']
     print(f'\nDR1: {n} spectra in {f} files, from the figures above')
     print(f'  fetched        {n} x {fetched/1e3:.0f} kB = {n*fetched/1e12:.2f} TB (of 12.7 TB); at 100 MB/s {n*fetched/1e8/3600:.0f} h')
     print(f'  processor      {n} / {rate:.1f} per core and second = {n/rate/3600:.0f} core-hours; redrock 16,000')
     print(f'  catalogue      {n} x {part:.0f} B = {n*part/1e9:.1f} GB; compact spectra, if they are kept, {n} x {kept/1e3:.1f} kB = {n*kept/1e9:.0f} GB')
-    for cores in (2, 16, 128, 1000):
-        compute, network = n/rate/cores/3600, n*fetched/min(cores*20e6, 2e9)/3600
-        print(f'  {cores:5} workers   {max(compute, network):7.1f} h  (computing {compute:.1f} h, network {network:.1f} h at 20 MB/s a worker and 2 GB/s in all; scheduler {f/cores*.002:.1f} s at 2 ms a file)')
+    rng = np.random.default_rng(0)
+    sizes = rng.lognormal(0, .6, f)
+    durations = sizes*n/sizes.sum()*rng.choice(seconds, f)*(1/rate/np.mean(seconds))
+    print(f'  files of {int(np.median(sizes*n/sizes.sum()))} spectra in the median, the longest takes {durations.max()/60:.0f} min; jobs handed out at {jobs_a_second:.0f} a second at most')
+    for workers in (2, 16, 128, 1000):
+        hours, busy = makespan(durations, workers, jobs_a_second)
+        print(f'  {workers:5} workers   {hours:7.1f} h, busy {busy:.0%} of the time; they fetch {n*fetched/hours/3600/1e6:.0f} MB/s in all')
 
 
 def main():
@@ -181,25 +209,26 @@ def main():
     archive_bytes = size(coadds) + size(release.rglob('redrock-*.fits'))
     print(f'{len(coadds)} healpix files, {archive_bytes/1e9:.1f} GB, made in {time.time() - start:.0f} s\n')
     print(f'{"":34}{"spectra":>8} {"time":>9} {"rate":>11}   {"fetched a spectrum":32} {"memory":>9}   catalogue')
-    one = run('disk, 1 worker', release, a.work/'one', archive_bytes, workers=1)
-    two = run('disk, 2 workers', release, a.work/'two', archive_bytes, workers=2)
-    with web(release, a.work) as (address, server): far = run(f'http ({server}), 2 workers', address, a.work/'web', archive_bytes, workers=2)
+    one = run('disk, 1 worker', release, a.work/'one', release, workers=1)
+    two = run('disk, 2 workers', release, a.work/'two', release, workers=2)
+    with web(release, a.work) as (address, server): far = run(f'http ({server}), 2 workers', address, a.work/'web', release, workers=2)
     few = sorted({int(p.stem.rsplit('-', 1)[1]) for p in coadds})[:12]
     sub = a.work/'sub'
     if not sub.exists():
         for p in release.rglob('*'):
             if p.is_file() and (p.name == 'tilepix.fits' or any(f'-{h}.' in p.name or f'_{h}.' in p.name for h in few)): (sub/p.relative_to(release)).parent.mkdir(parents=True, exist_ok=True); os.link(p, sub/p.relative_to(release))
-    with bucket(sub) as (address, endpoint): run('S3 (moto), 2 workers, 12 pixels', address, a.work/'s3', archive_bytes, workers=2, endpoint=endpoint, pixels=tuple(few))
-    run('disk, 2 workers, 12 pixels', release, a.work/'few', archive_bytes, workers=2, pixels=tuple(few))
+    with bucket(sub) as (address, endpoint): run('S3 (moto), 2 workers, 12 pixels', address, a.work/'s3', release, workers=2, endpoint=endpoint, pixels=tuple(few))
+    run('disk, 2 workers, 12 pixels', release, a.work/'few', release, workers=2, pixels=tuple(few))
     from distributed import LocalCluster
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster: run('Dask LocalCluster, 12 pixels', release, a.work/'dask', archive_bytes, cluster=cluster.scheduler_address, pixels=tuple(few))
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        run('Dask LocalCluster, 12 pixels', release, a.work/'dask', release, cluster=cluster.scheduler_address, pixels=tuple(few))
+        jobs_a_second = scheduling(cluster.scheduler_address)
     print(f'two workers over one: {one.seconds/two.seconds:.2f}')
     memory(a.work/'two', a.files)
     flagged = np.mean(np.concatenate([pq.read_table(p, columns=['FLAG_Z_WRONG', 'FLAG_S_WRONG']).to_pandas().any(axis=1) for p in list_parts(a.work/'two')]))
     print(f'{flagged:.1%} of the rows are flagged; each costs a search for its cause\n')
     extraction(coadds[:20])
     parts = list_parts(a.work/'two')
-    from skyseek.archive import open_archive  # noqa: F401
     kept = write_spectra(extract(coadds[0]), a.work/'spectra-x.fits').stat().st_size/len(extract(coadds[0]))
     def expected(pixels):
         some = a.work/'some'
@@ -207,7 +236,8 @@ def main():
         for h in pixels: (some/'catalogue/main/dark/270').mkdir(parents=True, exist_ok=True); shutil.copy(a.work/f'two/catalogue/main/dark/270/main-dark-{h}.parquet', some/'catalogue/main/dark/270')
         return contents(some)
     if a.kills: kills(release, a.work, a.kills, expected)
-    cost(one.spectra/one.seconds, far.bytes/far.spectra, kept, size(parts)/two.spectra)
+    each = [(f['seconds'], pq.read_metadata(p).num_rows) for f, p in zip(facts(a.work/'one'), list_parts(a.work/'one'))]
+    cost(one.spectra/one.seconds, far.bytes/far.spectra, kept, size(parts)/two.spectra, [s/n for s, n in each if n], jobs_a_second)
 
 
 if __name__ == '__main__': main()
