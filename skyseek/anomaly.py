@@ -207,6 +207,7 @@ def fit_reference(
     _set_quantiles(reference, raw, log_snr(spectra))
     return reference.eval()
 
+# %% ../nbs/33_anomaly.ipynb #b3731533
 def _set_quantiles(reference, raw, snr):
     "Quantiles of the scores, and of the total of their surprises."
     nodes = reference.config['nodes']

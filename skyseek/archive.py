@@ -9,7 +9,6 @@ __all__ = ['log', 'SURVEYS', 'PROGRAMS', 'PRODUCTIONS', 'CHUNK', 'TRIES', 'PATIE
            'fetch_pair']
 
 # %% ../nbs/41_archive.ipynb #a9690dde
-import asyncio
 import hashlib
 import json
 import logging
@@ -61,7 +60,7 @@ class Archive:
 # %% ../nbs/41_archive.ipynb #463353dc
 def _of_network(e):
     "Whether an error is one of files and networks, and not a mistake of ours."
-    return isinstance(e, (OSError, EOFError, asyncio.TimeoutError)) or type(e).__module__.split('.')[0] in ('aiohttp', 'botocore', 'aiobotocore')
+    return isinstance(e, (OSError, EOFError)) or type(e).__module__.split('.')[0] in ('aiohttp', 'botocore', 'aiobotocore')
 
 def _cause(e):
     "What is behind a FileNotFoundError that fsspec makes of whatever goes wrong."
@@ -71,8 +70,7 @@ def _lasting(e):
     "Whether an error will still be there in a minute."
     e = _cause(e)
     status = getattr(e, 'status', None)
-    if isinstance(e, (FileNotFoundError, PermissionError, IsADirectoryError)): return True
-    return isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+    return isinstance(e, (FileNotFoundError, PermissionError, IsADirectoryError)) or isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
 
 def _reason(e):
     "An error of a network in a few words."
@@ -80,9 +78,10 @@ def _reason(e):
     status = getattr(e, 'status', None)
     if isinstance(status, int): return f"{status} {getattr(e, 'message', '')}".strip()
     if isinstance(e, FileNotFoundError): return 'there is no such file'
-    if isinstance(e, (asyncio.TimeoutError, TimeoutError)): return 'no answer in time'
+    if isinstance(e, TimeoutError): return 'no answer in time'
     return (str(e) or type(e).__name__).splitlines()[0][:120]
 
+# %% ../nbs/41_archive.ipynb #1d3ac4b2
 def again(
     work, # function without arguments
     what, # name of the thing, for the error
@@ -126,6 +125,7 @@ def open_archive(
     if others: raise ReadError(f"{source}: holds several productions ({', '.join(others)}); give the one that is wanted, e.g. {source}/{others[0]}")
     raise ReadError(f"{source}: no healpix/ there, nor below {' or '.join(PRODUCTIONS[1:])}; give the root of a release or of a production, e.g. https://data.desi.lbl.gov/public/dr1")
 
+# %% ../nbs/41_archive.ipynb #f74be65e
 def _options(scheme, endpoint, timeout):
     "Options of fsspec's filesystem: anonymous, with timeouts, without caches of whole blocks."
     if scheme in ('http', 'https'):
@@ -204,6 +204,7 @@ def _from_folders(archive):
     names = [re.search(r'coadd-([a-z0-9]+)-([a-z]+)-(\d+)\.fits', p) for p in found]
     return Table(rows=[(m[1], m[2], int(m[3])) for m in names if m], names=['SURVEY', 'PROGRAM', 'HEALPIX'], dtype=['U8', 'U8', int])
 
+# %% ../nbs/41_archive.ipynb #e1c87353
 def list_pixels(
     archive, # `Archive`
     surveys=None, # of SURVEYS; None takes all
@@ -238,6 +239,7 @@ class Piece:
     data: int  # first byte of its data
     stop: int  # first byte after it
 
+# %% ../nbs/41_archive.ipynb #119d3dc7
 def _data_size(header):
     "Bytes of the data that follow a header, padded to whole blocks (FITS standard 4.0, eq. 1 and 2)."
     sizes = [header[f'NAXIS{i}'] for i in range(1, header.get('NAXIS', 0) + 1)]
@@ -345,6 +347,7 @@ def fetch_needed(
     dst.write_bytes(data)
     return dst
 
+# %% ../nbs/41_archive.ipynb #9a7473d5
 def fetch_whole(
     archive, # `Archive`
     name, # path below the root

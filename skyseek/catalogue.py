@@ -117,6 +117,7 @@ def score_spectra(
     out['RECON_CHI2'], out['SNR'], out['LATENT'] = code['chi2'], spectra.snr, code['latent']
     return out
 
+# %% ../nbs/40_catalogue.ipynb #7ac28684
 def _look(spectra, weights, device):
     "Everything that is computed from spectra: with evidence, second opinion and its fit (None without a judge), features, latents."
     opinion = fit = None

@@ -154,6 +154,7 @@ def survey(a):
     print(repr(result) + (f'\n{describe(result.summary)}' if result.summary is not None else ''))
     return _report(result.failed, result.done + len(result.failed))
 
+# %% ../nbs/49_commands.ipynb #bdc57729
 def export(a):
     "Write the catalogue of a survey as one FITS table."
     from skyseek.dataset import export_fits

@@ -62,6 +62,7 @@ def as_arrow(
         arrays.append(array); fields.append(pa.field(name, array.type, metadata={'description': words} | ({'unit': unit} if unit else {})))
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata={'skyseek': json.dumps(about or {}, sort_keys=True)}))
 
+# %% ../nbs/41_dataset.ipynb #85b37b5d
 def part_path(
     dest, # folder of a catalogue
     survey, # e.g. main
@@ -100,6 +101,7 @@ def read_dataset(
     tables = [pq.read_table(p, columns=columns, filters=where) for p in parts]
     return as_table(pa.concat_tables(tables))
 
+# %% ../nbs/41_dataset.ipynb #087ca8f1
 def as_table(
     arrow, # pyarrow Table in the schema of the catalogue
 ): # astropy Table
@@ -151,6 +153,7 @@ def truth_from_repeats(
     return Table(dict(TARGETID=ids[row], TRUE_Z=np.asarray(table['Z'], float)[deep], TRUE_SPECTYPE=spectype[deep], SURVEY=survey[row], PROGRAM=program[row], DEEP_SURVEY=survey[deep], DEEP_PROGRAM=program[deep],
                       DEPTH_RATIO=(depth[deep]/depth[row]).astype(np.float32), Z=np.asarray(table['Z'], float)[row], SPECTYPE=spectype[row]))
 
+# %% ../nbs/41_dataset.ipynb #72ecd617
 def read_repeats(
     source, # folder of a catalogue, or a FITS file such as zall-pix-iron.fits
 ): # Table of REPEAT_COLUMNS
@@ -184,6 +187,7 @@ def summarise(
     for name in ('RA', 'DEC'): table[name].unit = 'deg'
     return table
 
+# %% ../nbs/41_dataset.ipynb #bfd6aea2
 def _mean_angle(deg):
     "Mean of angles in degrees, right across 0."
     return float(np.degrees(np.angle(np.mean(np.exp(1j*np.radians(deg))))) % 360)
@@ -244,6 +248,7 @@ def _close(figure):
     import matplotlib.pyplot as plt
     plt.close(figure)
 
+# %% ../nbs/41_dataset.ipynb #256f70be
 def _oddest(dest, most):
     "The oddest rows of the whole, in order; the threshold comes from one column, so that few rows are read in full."
     odd = np.sort(np.concatenate([np.nan_to_num(pq.read_table(p, columns=['ANOMALY']).column(0).to_numpy(), nan=-1) for p in list_parts(dest)]))[::-1]
@@ -274,6 +279,7 @@ def _rows(table, names, dtype):
         out[name] = a
     return out
 
+# %% ../nbs/41_dataset.ipynb #213670f5
 def export_fits(
     dest, # folder of a catalogue
     dst, # FITS file to write
@@ -296,6 +302,7 @@ def export_fits(
         f.write(b'\0'*(-written % 2880))
     return Path(dst)
 
+# %% ../nbs/41_dataset.ipynb #d0a0ecd5
 def _parts_as_tables(dest) -> Iterator[Table]:
     for path in list_parts(dest): yield as_table(pq.read_table(path))
 

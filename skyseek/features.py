@@ -171,6 +171,7 @@ def _load(path, names=None):
         except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, BadZipFile) as e:
             raise ValueError(f"{path}: not a whole feature shard ({type(e).__name__}); build it again with `skyseek features`") from e
 
+# %% ../nbs/06_features.ipynb #2d37ee2c
 def read_features(
     path, # a shard written by `write_features`; a file, or an https:// or s3:// address
     wave=None, # (L,) grid the model was built for; checked if given
@@ -187,6 +188,7 @@ def read_features(
                          "that the model was trained on; build the features on the model's grid")
     return features
 
+# %% ../nbs/06_features.ipynb #57994491
 def find_shards(
     paths, # files, and addresses, which may hold a *
 ): # list of files and addresses, sorted
@@ -270,6 +272,7 @@ def _batches(stream, pool, rng):
     rows = rng.permutation(n) if stream.shuffle else np.arange(n)
     for i in range(0, n, stream.batch_size): yield {k: v[rows[i:i + stream.batch_size]] for k, v in pool.items()}
 
+# %% ../nbs/06_features.ipynb #09476f4f
 def _kept(features, keep):
     "The rows of a shard that `keep` wants."
     if keep is None: return features

@@ -169,6 +169,7 @@ def check_destination(
     if dst.suffix not in TABLE_SUFFIXES or dst.is_dir(): raise ValueError(f"{dst}: a catalogue is a file named {', '.join('*' + s for s in TABLE_SUFFIXES)}; choose such a name")
     return dst
 
+# %% ../nbs/01a_files.ipynb #1b21a56a
 PLAIN = str.maketrans({'Å': 'Angstrom', 'χ': 'chi', '²': '2', 'Δ': 'delta ', 'α': 'alpha', 'β': 'beta', 'γ': 'gamma', 'δ': 'delta', 'σ': 'sigma', 'λ': 'lambda', '–': '-', '−': '-', '≈': '~', '±': '+-', '×': 'x', '…': '...'})
 
 def ascii_text(words): # str → str of ASCII letters only
@@ -183,6 +184,7 @@ def _plain_strings(table):
     for name in strange: table[name] = Column([ascii_text(str(x)) for x in table[name]], description=table[name].description)
     return table
 
+# %% ../nbs/01a_files.ipynb #3aff11fd
 def write_table(
     table, # Table with units and descriptions
     dst, # destination; .parquet writes Parquet, anything else FITS

@@ -179,18 +179,23 @@ class NativeFit:
     def _forest(self, u): # (R, L) mean transmission
         return torch.where(self.wave < LYA*10**u[:, None], mean_forest(self.wave), 1.)
 
-    def columns(self, u): # (R,) log10(1+z) → (R, L, C) template and polynomial columns, (R, L) True where covered
-        i, share, inside = self._places(u)
-        t = torch.lerp(self.templates[i], self.templates[i + 1], share[..., None])
-        if self.basis.forest: t = t*self._forest(u)[..., None]
-        return torch.cat([t, self.poly.expand(len(u), -1, -1)], -1)*inside[..., None], inside
+# %% ../nbs/20_fits.ipynb #e39a9f5a
+@patch
+def columns(self: NativeFit, u): # (R,) log10(1+z) → (R, L, C) template and polynomial columns, (R, L) True where covered
+    "Templates at each redshift, and the polynomial."
+    i, share, inside = self._places(u)
+    t = torch.lerp(self.templates[i], self.templates[i + 1], share[..., None])
+    if self.basis.forest: t = t*self._forest(u)[..., None]
+    return torch.cat([t, self.poly.expand(len(u), -1, -1)], -1)*inside[..., None], inside
 
-    def mixtures(self, u, coeff): # (R,) log10(1+z), (R, C) coefficients → (R, L) models
-        (i, share, inside), k = self._places(u), len(self.basis.flux)
-        mixed = coeff[:, :k] @ self.templates.T  # mixed first and shifted then: many times less to interpolate
-        model = torch.lerp(mixed.gather(1, i), mixed.gather(1, i + 1), share)
-        if self.basis.forest: model = model*self._forest(u)
-        return (model + coeff[:, k:] @ self.poly.T)*inside
+@patch
+def mixtures(self: NativeFit, u, coeff): # (R,) log10(1+z), (R, C) coefficients → (R, L) models
+    "What the coefficients make of the columns."
+    (i, share, inside), k = self._places(u), len(self.basis.flux)
+    mixed = coeff[:, :k] @ self.templates.T  # mixed first and shifted then: many times less to interpolate
+    model = torch.lerp(mixed.gather(1, i), mixed.gather(1, i + 1), share)
+    if self.basis.forest: model = model*self._forest(u)
+    return (model + coeff[:, k:] @ self.poly.T)*inside
 
 # %% ../nbs/20_fits.ipynb #5fc19d5e
 @dataclass(frozen=True, eq=False)

@@ -75,6 +75,7 @@ class Generator(_WithSettings):
         if self.training and s.noise: x = x + s.noise*torch.randn_like(x)
         return torch.sigmoid(self.up[3](F.relu(self.up[2](x))))
 
+# %% ../nbs/31_galaxies.ipynb #ce54cf1f
 class Critic(_WithSettings):
     "Images to one number, the larger the more real; its last convolution is what images are compared by."
     def __init__(
@@ -93,6 +94,7 @@ class Critic(_WithSettings):
 
     def forward(self, x): return self.dense(self.features(x))[:, 0]  # (B,)
 
+# %% ../nbs/31_galaxies.ipynb #b114151f
 class ImageEncoder(_WithSettings):
     "Images to latents: a first guess of the numbers that a generator would draw an image from."
     def __init__(
@@ -220,6 +222,7 @@ def train_wgan(
         if checkpoint and ((iteration + 1) % 250 == 0 or last): _save_game(checkpoint, nets, adam, done)
     return nets['generator'].cpu().eval(), nets['critic'].cpu().eval(), done['distance']
 
+# %% ../nbs/31_galaxies.ipynb #95277bd8
 def _round(fabric, pairs, images, settings, iteration):
     "One iteration; returns the critic's distance between real and drawn images."
     (generator, adam_g), (critic, adam_d) = pairs['generator'], pairs['critic']
@@ -246,6 +249,7 @@ def combined_score(s_gen, s_disc, weight=LAMBDA): # (B,) scores → (B,)
     "Generator and critic score together."
     return (1 - weight)*s_gen + weight*s_disc
 
+# %% ../nbs/31_galaxies.ipynb #180cc6de
 def train_encoder(
     images, # (N, S, S, 3) uint8
     generator, # trained `Generator`

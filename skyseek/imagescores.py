@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from astropy.table import Table
+from fastcore.basics import patch
 from torch import nn
 
 from .cutouts import read_hdf5, write_hdf5
@@ -52,6 +53,7 @@ def _search(real, generator, critic, encoder, steps, lr):
         adam.step()
     return z.detach(), seen
 
+# %% ../nbs/32_imagescores.ipynb #31cf316e
 def score_images(
     images, # (N, S, S, 3) uint8
     generator, # `Generator`
@@ -89,6 +91,7 @@ def _spread(values, usable):
     out[usable] = standardise(values)
     return out
 
+# %% ../nbs/32_imagescores.ipynb #4ff73b03
 def image_catalogue(
     cutouts, # `Cutouts`
     scores, # `ImageScores` of the usable ones, in their order
@@ -141,11 +144,14 @@ class ResidualAutoencoder(_WithSettings):
         for conv in self.up: y = F.relu(conv(y))
         return y
 
-    def loss(self, batch): # dict of image (B, S, S, 3) in 0…255 → scalar
-        "Mean squared error in 8-bit units, over 255²."
-        x = batch['image'].movedim(-1, 1).float()/255
-        return F.mse_loss(self(x), x)
+# %% ../nbs/32_imagescores.ipynb #b915a34c
+@patch
+def loss(self: ResidualAutoencoder, batch): # dict of image (B, S, S, 3) in 0…255 → scalar
+    "Mean squared error in 8-bit units, over 255²."
+    x = batch['image'].movedim(-1, 1).float()/255
+    return F.mse_loss(self(x), x)
 
+# %% ../nbs/32_imagescores.ipynb #d16493b0
 def residuals(
     images, # (N, S, S, 3) uint8
     drawn, # (N, S, S, 3) uint8
@@ -265,6 +271,7 @@ def score_images_file(
         for k in range(0, len(good), part): Path(results).with_suffix(f'.part{k//part}.h5').unlink(missing_ok=True)
     return image_catalogue(cutouts, scores), scores
 
+# %% ../nbs/32_imagescores.ipynb #a14cea59
 def _score_part(path, some, nets, steps, device):
     "Score a part, and keep it."
     scores = score_images(some.images, *nets, steps=steps, device=device)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from astropy.table import Table, hstack, vstack
+from fastcore.basics import patch
 from scipy.ndimage import maximum_filter
 from torch import nn
 
@@ -145,23 +146,27 @@ class StellarAutoencoder(nn.Module):
     def _same(self, x): # pads so that a convolution keeps the length
         return F.pad(x, ((self.settings.kernel - 1)//2, self.settings.kernel//2))
 
-    def encode(self, flux): # (B, 640) → (B, channels, 40)
-        "The bottleneck."
-        x = flux[:, None]/self.settings.ceiling
-        for conv in self.encoder: x = F.max_pool1d(F.relu(conv(self._same(x))), 2)
-        return x
-
     def forward(self, flux): # (B, 640) → (B, 640)
         "Reconstruction, in the units of the input."
         x = self.encode(flux)
         for conv in self.decoder: x = F.interpolate(F.relu(conv(self._same(x))), scale_factor=2)
         return self.settings.ceiling*torch.sigmoid(self.last(self._same(x)))[:, 0]
 
-    def loss(self, batch): # dict of flux (B, 640), weight (B, 640) → scalar
-        "Mean squared error over the points that hold data."
-        good = batch['weight'] > 0
-        residual = self(fill_masked(batch['flux'], good)) - batch['flux']
-        return (residual**2*good).sum()/good.sum().clamp(min=1)
+# %% ../nbs/30_outliers.ipynb #e0622daf
+@patch
+def encode(self: StellarAutoencoder, flux): # (B, 640) → (B, channels, 40)
+    "The bottleneck."
+    x = flux[:, None]/self.settings.ceiling
+    for conv in self.encoder: x = F.max_pool1d(F.relu(conv(self._same(x))), 2)
+    return x
+
+# %% ../nbs/30_outliers.ipynb #c667d63c
+@patch
+def loss(self: StellarAutoencoder, batch): # dict of flux (B, 640), weight (B, 640) → scalar
+    "Mean squared error over the points that hold data."
+    good = batch['weight'] > 0
+    residual = self(fill_masked(batch['flux'], good)) - batch['flux']
+    return (residual**2*good).sum()/good.sum().clamp(min=1)
 
 # %% ../nbs/30_outliers.ipynb #149ced79
 STELLAR_TRAINING = dict(epochs=1000, lr=1e-3, weight_decay=0., patience=20, min_delta=1e-4, schedule='constant')
@@ -262,6 +267,7 @@ def plot_error_histograms(
     axes[2].set_title(f'{beyond} beyond 3σ', fontsize=9)
     return fig
 
+# %% ../nbs/30_outliers.ipynb #3ec8cf9e
 def plot_reconstructions(
     stars, # `StellarFlux`
     drawn, # (N, 640)
@@ -343,6 +349,7 @@ def stellar_catalogue(
                             SIGMA='EXCESS in robust standard deviations of the sample', WAVE_WORST='where the difference is largest, vacuum').items(): out[name].description = words
     return out, drawn
 
+# %% ../nbs/30_outliers.ipynb #60e4d679
 def stellar_report(
     dst, # destination, .html
     stars, # `StellarFlux`

@@ -33,6 +33,7 @@ def _sample_targets(paths, weights, most, seed):
     shared = [c for c in parts[0].meta.colnames if all(c in p.meta.colnames for p in parts) and c in (*KEEP, 'COEFF')]
     return concatenate([p.replace(meta=p.meta[shared]) for p in parts]), failed
 
+# %% ../nbs/44_reference.ipynb #683dff7a
 def reference_files(
     paths, # coadds, compact files, or spectra of SDSS and LAMOST
     dst, # folder of weights to write

@@ -60,6 +60,7 @@ def fetch_sparcl(
     for name in ('TARGETID', 'ZWARN', 'HEALPIX'): meta[name] = meta[name].astype(np.int64)
     return Spectra(wave_desi(), np.array(flux), np.array(ivar), meta), [t for t in dict.fromkeys(ids) if t not in best]
 
+# %% ../nbs/41_sparcl.ipynb #42772733
 def _plain(record): return dict(record) if isinstance(record, dict) else dict(vars(record))
 
 def _offered(client, release):

@@ -25,6 +25,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 
+# %% ../nbs/41_survey.ipynb #7909b972
 import numpy as np
 import torch
 from astropy.table import Table
@@ -91,6 +92,7 @@ def _read_pixel(job, hpx, scratch):
         record['n'] = len(spectra)
     return spectra, record
 
+# %% ../nbs/41_survey.ipynb #8cc61c9b
 def _score_together(spectra, job):
     "Score tables of several pixels at once; each on its own if that fails."
     weights = _weights(job.weights, job.device)
@@ -120,6 +122,7 @@ def survey_part(
         _write(spectra, tables.get(record['hpx'], Table()), record, job)
     return [r for _, r in read]
 
+# %% ../nbs/41_survey.ipynb #4b9ab133
 def _peak(): return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)  # MB, of this process so far
 
 def _score_alone(spectra, record, tables, job):
@@ -198,6 +201,7 @@ def local_executor(
     "One machine, all cores."
     return ProcessPoolExecutor(workers or len(os.sched_getaffinity(0)), mp_context=get_context('spawn'), initializer=_begin, initargs=(os.getpid(),))
 
+# %% ../nbs/41_survey.ipynb #91ca08d3
 def cluster_executor(
     cluster, # address of a Dask scheduler, its scheduler file (.json), or 'slurm'
     workers=None, # jobs to start on Slurm
@@ -225,6 +229,7 @@ HANDED = 5000  # jobs that a cluster has at a time
 class _Lost(Exception):
     "Too many failures of the network in a row."
 
+# %% ../nbs/41_survey.ipynb #4ce903dc
 def run_jobs(
     jobs, # list of `Job`
     executor, # function → an executor; called again when one is broken
@@ -235,18 +240,14 @@ def run_jobs(
     waiting, suspects, deaths, running, done, pool, quiet, dead = deque(jobs), deque(), Counter(), {}, SimpleQueue(), executor(), 0, 0
     try:
         while waiting or suspects or running:
-            while len(running) < (1 if suspects else limit) and (suspects or waiting):
-                job = suspects.popleft() if suspects else waiting.popleft()
-                future = pool.submit(work, job)
-                running[future] = job
+            for job in _next_jobs(waiting, suspects, limit - len(running), bool(running)):
+                running[future := pool.submit(work, job)] = job
                 future.add_done_callback(done.put)
-                if deaths[job.name]: break
             broken = False
             for future in _finished(done, running):
                 job = running.pop(future)
                 records, died = _outcome(future, job)
-                dead = dead + 1 if died else 0
-                if dead >= HOPELESS: raise ValueError(f"the workers die as soon as they begin, {dead} times in a row; try one file with `skyseek score`, and look at the memory of the machine")
+                if (dead := dead + 1 if died else 0) >= HOPELESS: raise ValueError(f"the workers die as soon as they begin, {dead} times in a row; try one file with `skyseek score`, and look at the memory of the machine")
                 if died:
                     deaths[job.name], broken = deaths[job.name] + 1, broken or isinstance(future.exception(), BrokenExecutor)
                     if deaths[job.name] < ATTEMPTS: suspects.append(job); continue
@@ -258,6 +259,12 @@ def run_jobs(
                 suspects.extend(running.values()); running = {}
                 _stop(pool); pool = executor()
     finally: _stop(pool)
+
+# %% ../nbs/41_survey.ipynb #433678d9
+def _next_jobs(waiting, suspects, room, busy):
+    "Jobs to hand out: suspects one at a time, when nothing else runs, then as many as there is room for."
+    if suspects: return [] if busy else [suspects.popleft()]
+    return [waiting.popleft() for _ in range(min(room, len(waiting)))]
 
 def _finished(done, running):
     "Wait for a future, take all that are there; those of a pool that was given up do not count."
@@ -313,6 +320,7 @@ def _make_jobs(archive, todo, dest, s):
         out += [Job(archive, survey, program, tuple(pixels[i:i + size]), str(dest), s.weights, s.device, s.keep_spectra, s.scratch) for i in range(0, len(pixels), size)]
     return out
 
+# %% ../nbs/41_survey.ipynb #fca4ca41
 @dataclass(frozen=True)
 class SurveyResult:
     "What a run did."
@@ -351,6 +359,7 @@ def run_survey(
         summary = close_dataset(dest) if next(iter((dest/'catalogue').rglob('*.parquet')), None) and _any_rows(dest) else None
     return SurveyResult(total['done'], before, failed, total['n'], total['bytes'], time.time() - start, summary)
 
+# %% ../nbs/41_survey.ipynb #ca88d553
 def _any_rows(dest):
     import pyarrow.parquet as pq
     from skyseek.dataset import list_parts
