@@ -6,6 +6,7 @@ wrong (some bytes turned round); whole (ranges are ignored). Each answer's bytes
 import argparse
 import asyncio
 import json
+import logging
 import random
 import re
 import socket
@@ -89,6 +90,7 @@ def bucket(root, name='desidata', below='dr1/'):
     "An S3 server (moto) with a copy of a folder; yields (s3 address, endpoint)."
     import boto3
     from moto.server import ThreadedMotoServer
+    logging.getLogger('werkzeug').setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
     server.start()
     endpoint = 'http://{}:{}'.format(*server.get_host_and_port())

@@ -9,6 +9,7 @@ The last table is arithmetic: DR1 from the rates measured here. Half an hour on 
 import argparse
 import hashlib
 import heapq
+import logging
 import os
 import random
 import shutil
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT/'tests')]
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 warnings.simplefilter('ignore')
+logging.getLogger('distributed').setLevel(logging.CRITICAL)  # of the cluster that is closed
 
 import json  # noqa: E402
 
@@ -140,11 +142,11 @@ def extraction(coadds):
     return n/sum(times['read and merge'])
 
 
-def kills(release, work, n, expected):
+def kills(release, work, n, few, expected):
     """Runs that are killed at random moments, then one that is not."""
     rng, dest, command = random.Random(1), work/'killed', str(Path(sys.executable).with_name('skyseek'))
     shutil.rmtree(dest, ignore_errors=True)
-    some = [str(h) for h in range(27000, 27012)]
+    some = [str(h) for h in few]
     arguments = [command, 'survey', str(release), str(dest), '--survey', 'main', '--program', 'dark', '--workers', '2', '--pixels', *some]
     counts = []
     for _ in range(n):
@@ -235,7 +237,7 @@ def main():
         shutil.rmtree(some, ignore_errors=True)
         for h in pixels: (some/'catalogue/main/dark/270').mkdir(parents=True, exist_ok=True); shutil.copy(a.work/f'two/catalogue/main/dark/270/main-dark-{h}.parquet', some/'catalogue/main/dark/270')
         return contents(some)
-    if a.kills: kills(release, a.work, a.kills, expected)
+    if a.kills: kills(release, a.work, a.kills, sorted(int(p.stem.rsplit('-', 1)[1]) for p in coadds if '/main/dark/' in str(p))[:12], expected)
     each = [(f['seconds'], pq.read_metadata(p).num_rows) for f, p in zip(facts(a.work/'one'), list_parts(a.work/'one'))]
     cost(one.spectra/one.seconds, far.bytes/far.spectra, kept, size(parts)/two.spectra, [s/n for s, n in each if n], jobs_a_second)
 
