@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from astropy.stats import binom_conf_interval
-from astropy.table import Table, vstack
+from astropy.table import Table
 from scipy.ndimage import binary_dilation, uniform_filter1d
 
 from .accidents import ARM_EDGES, JUNCTIONS, STRONG_SKY, SWAPS, TROUGHS
@@ -282,7 +282,7 @@ def _second_object(case, rows):
 def clue_blend(case): # `Case` → `Clue`
     "Δχ² of a second object at another redshift over a smooth correction with as many coefficients."
     far = [m[np.abs(np.log((1 + m['Z'])/(1 + case.ours['Z'])))*C_KMS > 3000] for m in (case.rest, case.minima)]
-    gain, share, row, where = _second_object(case, vstack([m[np.argsort(cost_of(m))][:n] for m, n in zip(far, (4, 2))], metadata_conflicts='silent'))
+    gain, share, row, where = _second_object(case, Table(np.concatenate([m[np.argsort(cost_of(m))[:n]].as_array() for m, n in zip(far, (4, 2))])))
     if row is None: return Clue()
     text = f"{row['SPECTYPE']} at z = {row['Z']:.4f} besides the {case.ours['SPECTYPE']} at z = {case.ours['Z']:.4f}: together Δχ² = {gain:.0f}"
     return Clue(gain*min(share/.3, 1), where, text + _places(where))  # much misfit that it leaves: the templates, not a second object
