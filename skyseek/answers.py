@@ -7,7 +7,7 @@ __all__ = ['cost_of', 'least_squares', 'AnswerFits', 'same_answer', 'advantage',
            'telling_wavelengths']
 
 # %% ../nbs/24_answers.ipynb #c81fed42
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -37,6 +37,10 @@ def least_squares(
     return (w*(f - x @ c)**2).sum() + (prior*c*c).sum(), x @ c
 
 # %% ../nbs/24_answers.ipynb #c7e7059c
+def _shift(fits, k, z):
+    "Templates of fit k at a redshift, (L, C)."
+    return fits[k].columns(torch.tensor([np.log10(1 + z)], dtype=torch.float64))[0][0].numpy()
+
 class AnswerFits:
     "Least-squares fits of given answers: any redshift, any type."
     def __init__(self,
@@ -45,11 +49,7 @@ class AnswerFits:
         settings=ScanSettings(), # `ScanSettings`
     ):
         self.bases, self.fits = list(bases), [NativeFit(b, wave, settings) for b in bases]
-        self._shifted = lru_cache(maxsize=48)(self._shift)  # the same few answers are asked for again and again, 0.5 MB each
-
-    def _shift(self, k, z):
-        "Templates of basis k at a redshift, (L, C)."
-        return self.fits[k].columns(torch.tensor([np.log10(1 + z)], dtype=torch.float64))[0][0].numpy()
+        self._shifted = lru_cache(maxsize=48)(partial(_shift, self.fits))  # the same few answers are asked for again and again; 1 MB each
 
     def candidates(self, spectype, z):
         "Numbers of the bases of this type; only those that may have this redshift, if there are such."
