@@ -67,6 +67,7 @@ def catalogue_features(
     if 'SPECTYPE_ALT' in catalogue.colnames: columns += [2.*(np.char.strip(np.asarray(catalogue['SPECTYPE_ALT']).astype(str)) == kind) for kind in ('GALAXY', 'QSO', 'STAR')]
     return np.column_stack([*columns, *([plain('LATENT')] if 'LATENT' in catalogue.colnames else [])])
 
+# %% ../nbs/35_active.ipynb #ad4a0e22
 def rerank_catalogue(
     catalogue, # Table from `make_catalogue`
     marks, # Table with TARGETID and MARK (0 to 5); a target may be marked more than once, the mean counts
@@ -75,8 +76,11 @@ def rerank_catalogue(
     "The catalogue in the order of its reader's interest."
     lacking = [c for c in ('TARGETID', 'MARK') if c not in marks.colnames]
     if lacking: raise ValueError(f"the table of marks lacks {', '.join(lacking)}; it needs TARGETID and MARK (0 to {BEST_MARK:g})")
-    ids, at = np.unique(np.asarray(marks['TARGETID']), return_inverse=True)
-    mean = np.bincount(at, np.asarray(marks['MARK'], float))/np.bincount(at)
+    mark = np.ma.filled(np.ma.asarray(marks['MARK'], float), np.nan)
+    given = np.isfinite(mark)  # a list that is half filled in has blanks
+    if not given.any(): raise ValueError("no mark is given; write numbers from 0 to 5 into the column MARK")
+    ids, at = np.unique(np.asarray(marks['TARGETID'])[given], return_inverse=True)
+    mean = np.bincount(at, mark[given])/np.bincount(at)
     own = np.asarray(catalogue['TARGETID'])
     found = np.isin(own, ids)
     if not found.any(): raise ValueError(f"none of the {len(ids)} marked targets is among the {len(own)} of the catalogue; marks need its TARGETIDs")

@@ -361,9 +361,9 @@ def fetch_whole(
         data = archive.fs.cat_file(path)
         counter.bytes, counter.requests = counter.bytes + len(data), counter.requests + 1
         if sha256 and hashlib.sha256(data).hexdigest() != sha256: raise Interrupted('the checksum is not the one that the archive gives')
+        if not sha256: _check_sums(data, path)
         return data
     data = again(once, path, archive.patience)
-    if not sha256: _check_sums(data, path)
     dst.parent.mkdir(parents=True, exist_ok=True)
     dst.write_bytes(data)
     return dst

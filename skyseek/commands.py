@@ -97,13 +97,18 @@ def train_stars(a):
     if len(test): print(f"on {len(test)} stars of the test side, R2 = {r_squared(test, drawn := reconstruct(model, test)):.4f}\n{error_statistics(reconstruction_errors(test, drawn))}")
     return _report(failed, len(a.spectra))
 
+# %% ../nbs/49_commands.ipynb #f7a34a6a
 def score_stars(a):
     "Say how strange each star is: errors of its reconstruction, the published tables, the strangest first in RANK."
     from skyseek.files import check_destination, write_table
-    from skyseek.outliers import error_statistics, load_stellar, read_stars, stellar_catalogue, stellar_report
+    from skyseek.outliers import error_statistics, is_star, load_stellar, read_stars, stellar_catalogue, stellar_report
     check_destination(a.output)
     model = load_stellar(a.model, a.device)
     stars, about, failed = read_stars(a.spectra)
+    keep = is_star(about) | a.all_types
+    if not keep.any(): raise ValueError(f"none of {len(keep)} spectra has the type STAR; --all-types scores what there is")
+    if not keep.all(): print(f'{(~keep).sum()} of {len(keep)} spectra are of another type than STAR, and are left out')
+    stars, about = stars[keep], about[keep]
     table, drawn = stellar_catalogue(stars, about, model, a.device)
     print(error_statistics(table))
     print(f"{write_table(table, a.output)}: {len(table)} spectra, {(table['SIGMA'] > 3).sum()} beyond 3 sigma, {(table['REASON'] != '').sum()} that cannot be used")
@@ -111,12 +116,16 @@ def score_stars(a):
     return _report(failed, len(a.spectra))
 
 # %% ../nbs/49_commands.ipynb #bfd2e712
+def _stamps(a, size):
+    "The images that a command was given."
+    from skyseek.cutouts import read_cutouts
+    return read_cutouts(a.images[0] if len(a.images) == 1 else a.images, size, a.how, a.stretch, a.Q, a.blue_first)
+
 def train_galaxies(a):
     "Train generator, critic and encoder on images of galaxies; a killed run goes on where it was."
-    from skyseek.cutouts import read_cutouts
     from skyseek.galaxies import GanSettings
     from skyseek.imagescores import train_images_file
-    cutouts = read_cutouts(a.images[0] if len(a.images) == 1 else a.images, a.size, a.how)
+    cutouts = _stamps(a, a.size)
     cutouts = cutouts[cutouts.usable]
     settings = GanSettings(iterations=a.iterations, lr=a.lr, batch_size=a.batch_size, seed=a.seed, device=a.device)
     distance = train_images_file(cutouts.images, a.output, settings, a.encoder_steps, True, width=a.width)
@@ -125,12 +134,11 @@ def train_galaxies(a):
 
 def score_galaxies(a):
     "Say how odd each image of a galaxy is: critic, generator and combined score in sigma."
-    from skyseek.cutouts import read_cutouts
     from skyseek.files import check_destination, write_table
     from skyseek.imagescores import load_images_model, score_images_file
     check_destination(a.output)
     size = load_images_model(a.model)[0].settings.size
-    cutouts = read_cutouts(a.images[0] if len(a.images) == 1 else a.images, size, a.how)
+    cutouts = _stamps(a, size)
     table, _ = score_images_file(cutouts, a.model, a.results, a.steps, device=a.device)
     bad = int((table['reason'] != '').sum())
     print(f"{write_table(table, a.output)}: {len(table)} images, {table['high'].sum()} beyond 3 sigma in the critic's score, {bad} that cannot be used")
@@ -186,7 +194,7 @@ def survey_commands(sub):
     _command(sub, survey, ('source', dict(help='archive: folder, https://… or s3://bucket/… of a release or a production')), _path('dest', 'folder of the catalogue; what is done already is kept'),
              ('--survey', dict(nargs='+', help='cmx, special, sv1, sv2, sv3, main (default: all there are)')), ('--program', dict(nargs='+', help='dark, bright, backup, other (default: all there are)')), ('--pixels', dict(nargs='+', type=int, help='healpix pixels, nside 64 nested (default: all)')),
              _path('--weights', 'folder of weights (default: those in the package)'), ('--workers', dict(type=int, help='processes, or jobs on Slurm (default: one a core)')), ('--cluster', dict(help="Dask scheduler: its address, its scheduler file, or 'slurm'")),
-             ('--cluster-option', dict(action='append', default=[], metavar='KEY=VALUE', help='for Slurm, e.g. account=desi queue=regular walltime=06:00:00')), DEVICE, ('--together', dict(type=int, help='pixels a job (default: 1 on a CPU, 8 on a GPU)')),
+             ('--cluster-option', dict(action='append', default=[], metavar='KEY=VALUE', help='for Slurm, as often as needed: --cluster-option account=desi --cluster-option walltime=06:00:00')), DEVICE, ('--together', dict(type=int, help='pixels a job (default: 1 on a CPU, 8 on a GPU)')),
              _switch('--keep-spectra', 'keep compact spectra too, 15 kB each'), _switch('--retry-failed', 'do again what failed before'), _path('--scratch', "folder for what is fetched and removed again (default: the system's)"),
              ('--endpoint', dict(help='URL of another S3 server')), _number('--timeout', 60., 'seconds without an answer', float), _switch('--list', 'say what is to be done, and stop'))
     _command(sub, export, _path('dest', 'folder of a catalogue'), _path('-o --output', 'FITS table to write', required=True), _switch('--primary', 'one row for each target: no warning first, then the deepest'))
@@ -204,8 +212,9 @@ def odd_commands(sub):
              _number('--most', 10_000, 'spectra to learn from, about'), seed, DEVICE)
     spectra = _path('spectra', 'SDSS or LAMOST spectra, coadds, or folders of them', nargs='+')
     _command(sub, train_stars, spectra, out, _number('--min-snr', 20., 'median S/N per pixel', float), _number('--epochs', 1000, 'passes at most'), seed, auto)
-    _command(sub, score_stars, spectra, table, _path('--model', 'model folder (default: the one in the package)'), _path('--report', 'page to write, .html'), DEVICE)
-    images, how = _path('images', 'jpg, png or FITS stamps, folders of them, or one .h5 file', nargs='+'), ('--how', dict(default='crop', choices=['crop', 'shrink'], help='what is done with larger stamps'))
-    _command(sub, train_galaxies, images, out, _number('--size', 96, 'pixels of a stamp'), how, _number('--width', 64, 'channels of the first convolution'), _number('--iterations', 10_000, 'of the generator'),
+    _command(sub, score_stars, spectra, table, _path('--model', 'model folder (default: the one in the package)'), _path('--report', 'page to write, .html'), _switch('--all-types', 'score galaxies and quasars too'), DEVICE)
+    images, how = _path('images', 'jpg, png or FITS stamps (three bands, the reddest first), folders of them, or one .h5 file', nargs='+'), (('--how', dict(default='crop', choices=['crop', 'shrink'], help='what is done with larger stamps')),
+        _number('--stretch', .5, 'of the colours of fluxes (Lupton et al. 2004), in their unit', float), _number('--Q', 15., 'of the same', float), _switch('--blue-first', 'the first band of fluxes is the bluest, as in g, r, z of the Legacy Surveys'))
+    _command(sub, train_galaxies, images, out, _number('--size', 96, 'pixels of a stamp'), *how, _number('--width', 64, 'channels of the first convolution'), _number('--iterations', 10_000, 'of the generator'),
              _number('--encoder-steps', 5_000, 'of the encoder'), _number('--batch-size', 32, 'images a step'), _number('--lr', 1e-4, 'learning rate of generator and critic', float), seed, auto)
-    _command(sub, score_galaxies, images, table, _path('--model', 'model folder', required=True), how, _number('--steps', 10, 'of the search of latents; 0 takes the guess'), _path('--results', 'file for images, drawings and latents, .h5'), DEVICE)
+    _command(sub, score_galaxies, images, table, _path('--model', 'model folder', required=True), *how, _number('--steps', 10, 'of the search of latents; 0 takes the guess'), _path('--results', 'file for images, drawings and latents, .h5'), DEVICE)

@@ -90,14 +90,16 @@ def why_unusable(
     if not image.any(): return 'all black'
     return 'the same everywhere' if image.min() == image.max() else ''
 
-def _one_image(data, size, how, stretch, Q):
+def _one_image(data, size, how, stretch, Q, blue_first=False):
     "(stamp, reason) of an image of any kind: (H, W, 3) of 8 bits, or (3, H, W) fluxes."
     nothing = np.zeros((size, size, 3), np.uint8)
     data = np.asarray(data)
     if data.ndim == 2: return nothing, 'one band, three are needed'
     if data.ndim != 3 or 3 not in (data.shape[0], data.shape[-1]): return nothing, f'an array {data.shape}, (H, W, 3) or (3, H, W) is needed'
     if data.dtype.kind == 'f' and not np.isfinite(data).any(): return nothing, 'no finite pixel'
-    image = data if data.dtype == np.uint8 and data.shape[-1] == 3 else lupton_rgb(data if data.shape[0] == 3 else np.moveaxis(data, -1, 0), stretch, Q)
+    bands = (data if data.shape[0] == 3 else np.moveaxis(data, -1, 0))[::-1 if blue_first else 1]
+    if data.dtype == np.uint8: image = data if data.shape[-1] == 3 else np.moveaxis(data, 0, -1)  # colours already
+    else: image = lupton_rgb(bands, stretch, Q)
     try: stamp = to_size(image, size, how)
     except ValueError as e: return nothing, str(e)
     return stamp, why_unusable(stamp)
@@ -119,15 +121,19 @@ def _position(name):
     except ValueError: return np.nan, np.nan
 
 # %% ../nbs/30_cutouts.ipynb #a361fb2f
+def _degrees(value):
+    "A number of a header, nan if it is none."
+    try: return float(value)
+    except (TypeError, ValueError): return np.nan
+
 def _read_fits(path):
-    "Fluxes (3, H, W), ra, dec of a FITS cutout: one cube, or three images, red first."
+    "Fluxes (3, H, W), ra, dec of a FITS cutout: one cube, or three images."
     with open_fits(path) as hdus:
         images = [np.asarray(h.data, float) for h in hdus if getattr(h, 'is_image', False) and h.data is not None and h.data.ndim >= 2]
         header = hdus[0].header
         if not images: raise ReadError(f"{path}: no image in it; give cutouts with three bands")
         if len(images) >= 3 and len({i.shape for i in images[:3]}) == 1: images = [np.array(images[:3])]
-        at = [float(header[k]) if k in header else np.nan for k in ('RA', 'DEC')]
-        return images[0], *at
+        return images[0], *(_degrees(header.get(k)) for k in ('RA', 'DEC'))
 
 def _files_in(paths):
     "Image files of a path, a folder with its subfolders, or several of these."
@@ -143,9 +149,10 @@ def read_cutouts(
     how='crop', # what is done with larger ones, see `to_size`
     stretch=0.5, # of `lupton_rgb`, for fluxes
     Q=15., # of `lupton_rgb`, for fluxes
+    blue_first=False, # fluxes whose first band is the bluest, as g, r, z of the Legacy Surveys
 ): # `Cutouts`, one row a file; those that cannot be used are black and have a REASON
     "Read stamps; one that cannot be read never stops the others."
-    if isinstance(paths, (str, Path)) and Path(paths).suffix in ('.h5', '.hdf5'): return read_hdf5(paths, size, how, stretch, Q)
+    if isinstance(paths, (str, Path)) and Path(paths).suffix in ('.h5', '.hdf5'): return read_hdf5(paths, size, how, stretch, Q, blue_first)
     files = _files_in(paths)
     if not files: raise ReadError(f"{paths}: no jpg, png or FITS file there; check the name")
     images, rows = np.zeros((len(files), size, size, 3), np.uint8), []
@@ -153,11 +160,12 @@ def read_cutouts(
         try:
             if not path.is_file(): raise ReadError(f"{path}: no such file; check the name")
             data, ra, dec = (_read_picture if KINDS.get(path.suffix.lower()) == 'picture' else _read_fits)(path)
-            images[k], reason = _one_image(data, size, how, stretch, Q)
+            images[k], reason = _one_image(data, size, how, stretch, Q, blue_first)
         except ReadError as e: ra, dec, reason = np.nan, np.nan, str(e).removeprefix(f'{path}: ')
         rows.append((path.name.split('.fits')[0].removesuffix(path.suffix), ra, dec, path.name, reason))
     return _checked(Cutouts(images, cutout_table(*map(list, zip(*rows)))), paths)
 
+# %% ../nbs/30_cutouts.ipynb #6974a752
 def _checked(cutouts, paths):
     "Say in one warning what is wrong; raise if nothing is right."
     table, bad = cutouts.table, ~cutouts.usable
@@ -198,6 +206,7 @@ def read_hdf5(
     how='crop', # what is done with larger ones, see `to_size`
     stretch=0.5, # of `lupton_rgb`, for fluxes
     Q=15., # of `lupton_rgb`, for fluxes
+    blue_first=False, # fluxes whose first band is the bluest, as g, r, z of the Legacy Surveys
 ): # `Cutouts`
     "Read stamps from HDF5."
     h5py, path = _h5py(), Path(path)
@@ -208,7 +217,7 @@ def read_hdf5(
             data, part = f['images'][:], {k: f[k][:] for k in ('object_id', 'ra', 'dec', 'file') if k in f and f[k].shape == f['images'].shape[:1]}
     except OSError as e: raise ReadError(f"{path}: not a whole HDF5 file ({str(e).splitlines()[0]}); copy it again") from e
     size = size or (data.shape[1] if data.shape[-1] == 3 else data.shape[-1])
-    made = [_one_image(image, size, how, stretch, Q) for image in data]
+    made = [_one_image(image, size, how, stretch, Q, blue_first) for image in data]
     text = lambda k, default: np.char.decode(part[k], 'utf-8') if k in part and part[k].dtype.kind == 'S' else part.get(k, default)
     table = cutout_table(text('object_id', np.arange(len(data))), part.get('ra'), part.get('dec'), text('file', ''), [reason for _, reason in made])
     return _checked(Cutouts(np.array([stamp for stamp, _ in made]), table), path)

@@ -87,7 +87,7 @@ def list_parts(
 ): # list of paths, in the order of the catalogue
     "The parts that are there."
     key = lambda p: (p.parts[-4], p.parts[-3], int(p.stem.rsplit('-', 1)[1]))
-    return sorted(Path(dest, 'catalogue').glob('*/*/*/*-*-*.parquet'), key=key)
+    return sorted((p for p in Path(dest, 'catalogue').glob('*/*/*/*-*-*.parquet') if p.name[0] != '.'), key=key)  # what is being written has a dot
 
 def read_dataset(
     dest, # folder of a catalogue

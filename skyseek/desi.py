@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from astropy.table import Column, Table, vstack
 
-from .files import ReadError, open_fits, read_spectra, read_table, write_spectra
+from .files import ReadError, open_fits, read_spectra, read_table, read_written_table, write_spectra
 from .spectra import _all_finite, N_WAVE, Spectra, _comb_slice, is_fresh, wave_desi
 
 # %% ../nbs/02_desi.ipynb #00aed6c4
@@ -264,7 +264,8 @@ def _read_vi(path, min_quality):
 
 # %% ../nbs/02_desi.ipynb #fc2127d0
 def _read_simulated_truth(path):
-    "The truth table that the simulator writes beside a coadd."
+    "The truth table that the simulator writes beside a coadd, or that repeats have given."
+    if Path(path).suffix == '.parquet': return read_written_table(path)
     with open_fits(path) as hdus:
         for hdu in hdus[1:]:
             if not hdu.is_image and {'TARGETID', 'TRUE_Z', 'TRUE_SPECTYPE'} <= set(hdu.columns.names): return read_table(hdu)

@@ -310,7 +310,7 @@ def _columns(catalogue):
 
 def _labelled(catalogue, truth, tolerance):
     "Rows with a known truth and a redrock answer, their labels (N, 2) and their side of the split."
-    label = label_wrong(catalogue, match_truth(catalogue['TARGETID'], truth), tolerance)
+    label = label_wrong(catalogue, match_truth(catalogue['TARGETID'], truth, catalogue), tolerance)
     use = np.asarray(label['KNOWN']) & np.isfinite(np.asarray(catalogue['P_Z_WRONG'], float))
     if not use.any(): raise ValueError("no row of the catalogue has both a probability and a truth; give the truth table of these targets")
     rows = catalogue[use]

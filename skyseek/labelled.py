@@ -62,7 +62,7 @@ def _truth_of(coadd, truth):
 def _join_truth(spectra, truth):
     "Spectra with the truth's columns in meta."
     meta, ids = spectra.meta.copy(), np.asarray(spectra.meta['TARGETID'])
-    for name, column in match_truth(ids, truth).items(): meta[name] = column
+    for name, column in match_truth(ids, truth, meta).items(): meta[name] = column
     if 'OBJTYPE' in meta.colnames: meta['TRUE_SPECTYPE'] = np.where(np.asarray(meta['OBJTYPE']) == 'SKY', 'SKY', np.asarray(meta['TRUE_SPECTYPE']).astype('U6'))
     row = {int(t): i for i, t in enumerate(truth['TARGETID'])}
     rows = np.array([row.get(int(t), -1) for t in ids])

@@ -29,7 +29,7 @@ def clean_artefacts(
 def _what(found, step, significance):
     "What was taken away, in words; the strongest first."
     words = [f'{what} at {wave:.0f} Angstrom ({snr:+.0f} sigma)' for wave, snr, what in sorted(found, key=lambda f: -abs(f[1]))[:2]]
-    words += [f'step of {100*s:+.0f} % at {x:.0f} Angstrom' for s, g, x in zip(step, significance, JUNCTIONS) if g > STEP]
+    words += [f'step by {100*s:+.0f} % of the mean flux at {x:.0f} Angstrom' for s, g, x in zip(step, significance, JUNCTIONS) if g > STEP]
     return '; '.join(words)
 
 def lost_arms(

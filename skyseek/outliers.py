@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['N_STELLAR', 'PIVOT', 'MIN_COVERAGE', 'AROUND', 'STELLAR_SHARES', 'STELLAR_TRAINING', 'ABOUT', 'wave_stellar',
-           'StellarFlux', 'prepare_stars', 'looks_odd', 'select_stars', 'stellar_side', 'StellarSettings',
+           'StellarFlux', 'prepare_stars', 'looks_odd', 'is_star', 'select_stars', 'stellar_side', 'StellarSettings',
            'StellarAutoencoder', 'train_stellar', 'reconstruct', 'reconstruction_errors', 'error_statistics',
            'snr_bins', 'r_squared', 'plot_error_histograms', 'plot_reconstructions', 'spoil_stretch', 'load_stellar',
            'read_stars', 'stellar_catalogue', 'stellar_report']
@@ -89,15 +89,21 @@ def looks_odd(
     spike = (excess*np.sqrt(stars.weight) > 10) & (excess > .4*np.abs(around))
     return spike.any(1) | ((stars.weight > 0).mean(1) < .9)
 
+def is_star(
+    meta, # table of the pipeline, with SPECTYPE if it has types
+): # (N,) bool
+    "Of type STAR; all, if the pipeline gives no types."
+    return np.char.strip(np.asarray(meta['SPECTYPE']).astype(str)) == 'STAR' if 'SPECTYPE' in meta.colnames else np.ones(len(meta), bool)
+
 def select_stars(
-    meta, # table of the pipeline: SPECTYPE, ZWARN and SN_MEDIAN_ALL, as far as there are such columns
+    meta, # table of the pipeline: SPECTYPE, ZWARN and SN_MEDIAN_ALL (where there is none, SNR), as far as there are such columns
     min_snr=20., # median S/N per pixel that is wanted
 ): # (N,) bool
     "The published selection: type STAR, no warning, S/N above 20. A column that is missing is not asked."
-    keep = np.ones(len(meta), bool)
-    if 'SPECTYPE' in meta.colnames: keep &= np.char.strip(np.asarray(meta['SPECTYPE']).astype(str)) == 'STAR'
+    keep = is_star(meta)
     if 'ZWARN' in meta.colnames: keep &= np.asarray(meta['ZWARN']) == 0
-    if 'SN_MEDIAN_ALL' in meta.colnames: keep &= np.asarray(meta['SN_MEDIAN_ALL'], float) > min_snr
+    snr = [np.ma.filled(np.ma.asarray(meta[c], float), np.nan) for c in ('SN_MEDIAN_ALL', 'SNR') if c in meta.colnames]
+    if snr: keep &= np.where(np.isfinite(snr[0]), snr[0], snr[-1]) > min_snr
     return keep
 
 # %% ../nbs/30_outliers.ipynb #3cb22dc3
@@ -359,7 +365,7 @@ def stellar_report(
 ): # the path
     "The published tables and figures of a sample as one page."
     errors, shown = table[table['REASON'] == ''], [np.argmin(np.where(table['RANK'] > 0, np.abs(table['RANK'].astype(int) - k), 10**9)) for k in range(1, min(n, int(table['RANK'].max())) + 1)]
-    snr = np.asarray(errors['SN_MEDIAN_ALL'] if 'SN_MEDIAN_ALL' in errors.colnames else errors['SNR'], float)
+    snr = np.asarray(errors['SNR'], float)
     pages = [f'<pre>{escape(chr(10).join(t.pformat(max_lines=-1, max_width=-1)))}</pre>' for t in (error_statistics(table), snr_bins(errors, snr))]
     titles = [f"{row['TARGETID']}  {row['SUBTYPE'] if 'SUBTYPE' in table.colnames else ''}  RMSE {row['RMSE']:.3f}, {row['SIGMA']:.1f} sigma" for row in table[shown]]
     pages += [embed(plot_error_histograms(errors)), embed(plot_reconstructions(stars, drawn, shown, titles))]

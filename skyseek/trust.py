@@ -370,7 +370,7 @@ def keep_sample(
 ): # (Table of the kept rows with the guarantee in meta, `Guarantee`); `ValueError` if there is no guarantee
     "The largest sample with a guaranteed share of right answers."
     p, usable = _usable(catalogue, head)
-    label = label_wrong(catalogue, match_truth(catalogue['TARGETID'], truth), tolerance)
+    label = label_wrong(catalogue, match_truth(catalogue['TARGETID'], truth, catalogue), tolerance)
     once = np.isin(np.arange(len(catalogue)), np.unique(np.asarray(catalogue['TARGETID']), return_index=True)[1])
     known = np.array(label['KNOWN']) & usable & once
     if test_only: known &= split_of(catalogue['TARGETID']) == 'test'

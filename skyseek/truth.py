@@ -45,6 +45,7 @@ def _text(column):
 def match_truth(
     targetid, # (N,) int64 TARGETIDs of the pipeline's rows
     truth, # table with TARGETID, TRUE_Z, TRUE_SPECTYPE (and VI_QUALITY, if there is one), any order
+    about=None, # table of the N rows with SURVEY and PROGRAM: truth from repeats is that of the shallow observation only
 ): # Table of N rows: TRUE_Z (nan if unknown), TRUE_SPECTYPE ('' if unknown)
     "The truth rows of these targets, in their order; negative TARGETIDs (sky, stuck fibres) never match."
     quality = next((truth[c] for c in ('VI_QUALITY', 'QUALITY') if c in truth.colnames), None)
@@ -54,6 +55,10 @@ def match_truth(
     if not len(ids): raise ValueError("the truth table is empty; give a table with TARGETID, TRUE_Z and TRUE_SPECTYPE")
     at = np.minimum(np.searchsorted(ids, targetid), len(ids) - 1)
     found, row = (ids[at] == targetid) & (targetid >= 0), order[first[at]]
+    if 'DEEP_SURVEY' in truth.colnames and about is not None and {'SURVEY', 'PROGRAM'} <= set(about.colnames):  # the deep one would be its own judge
+        key = lambda ids, t: list(zip(np.asarray(ids).tolist(), _text(t['SURVEY']).tolist(), _text(t['PROGRAM']).tolist()))
+        shallow = set(key(truth['TARGETID'], truth))
+        found &= np.array([k in shallow for k in key(targetid, about)], bool)
     out = Table({'TRUE_Z': np.where(found, np.asarray(truth['TRUE_Z'], float)[row], np.nan)})
     out['TRUE_SPECTYPE'] = np.where(found, _text(truth['TRUE_SPECTYPE'])[row], '')
     return out

@@ -344,6 +344,7 @@ def check_pages():
 def make_readme(media):
     "README.md, as text; the pictures that its code made are written to `media`, which is published as nbs/images/."
     meta, body = notebook_markdown(PROC / 'index.ipynb', media)
+    body = re.sub(r'(?<=\]\()(?=[\w/]+\.html)', f'{get_config().doc_host}{get_config().doc_baseurl}/', body)
     body = re.sub(r'(\]\(|src="|href=")(?!https?:|#|/)', r'\1nbs/', body.replace(f']({media.name}/', '](images/'))
     head = f"# {meta['title']}\n\n> {meta['description']}\n\n"
     text, _ = pandoc(head + body, 'gfm', 'README.md', f'{READ}-smart')

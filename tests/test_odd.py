@@ -74,7 +74,7 @@ def test_marks_rank_again(survey, capsys):
     assert len(read_written_table(folder/'objects.parquet')) == 5
 
 
-@pytest.mark.parametrize(('marks', 'words'), [('TARGETID,MARK\n1,5\n2,0\n', 'none of the 2 marked'), ('NAME,MARK\na,5\n', 'lacks TARGETID'), ('TARGETID,MARK\n', 'marks'), (None, 'not a readable csv')])
+@pytest.mark.parametrize(('marks', 'words'), [('TARGETID,MARK\n1,5\n2,0\n', 'none of the 2 marked'), ('NAME,MARK\na,5\n', 'lacks TARGETID'), ('TARGETID,MARK\n', 'no mark is given'), ('TARGETID,MARK\n1,\n2,\n', 'no mark is given'), (None, 'not a readable csv')])
 def test_marks_that_cannot_be_used(survey, tmp_path, capsys, marks, words):
     path = tmp_path/'marks.csv'
     if marks is not None: path.write_text(marks)
@@ -117,7 +117,7 @@ def test_stars_that_cannot_be_used_are_rows_with_a_reason(tmp_path, capsys):
     write_sdss(tmp_path, 5, coadd=dict(ivar=np.where(wave < 6000, 25, 0).astype('f4')))
     (tmp_path/'spec-0001-50000-0006.fits').write_text('not a FITS file')
     with warnings.catch_warnings(action='ignore'):
-        assert main(['score-stars', str(tmp_path), '-o', str(tmp_path/'out/stars.fits'), '--report', str(tmp_path/'stars.html')]) == 1
+        assert main(['score-stars', str(tmp_path), '-o', str(tmp_path/'out/stars.fits'), '--report', str(tmp_path/'stars.html'), '--all-types']) == 1
     table = read_written_table(tmp_path/'out/stars.fits')
     reasons = [str(r).strip() for r in table['REASON']]
     assert len(table) == 5 and reasons[0] == ''
@@ -145,7 +145,12 @@ def test_training_on_stars_resumes_and_scores(tmp_path, capsys):
     for i in range(120): write_sdss(tmp_path, i + 1, answer=dict(CLASS=['STAR'], ZWARNING=np.array([0], 'i4'), SN_MEDIAN_ALL=np.array([30], 'f4')), coadd=dict(ivar=np.full(3800, 400, 'f4')))
     assert main(['train-stars', str(tmp_path), '-o', str(tmp_path/'model'), '--epochs', '2', '--device', 'cpu']) == 0
     assert 'R2' in capsys.readouterr().out and not list(tmp_path.glob('*checkpoint*'))
-    assert main(['score-stars', str(tmp_path/'spec-0266-51602-0003.fits'), '-o', str(tmp_path/'s.parquet'), '--model', str(tmp_path/'model')]) == 0
+    write_sdss(tmp_path, 3, answer=dict(CLASS=['GALAXY']))
+    some = [str(tmp_path/f'spec-0266-51602-000{i}.fits') for i in (3, 4)]
+    assert main(['score-stars', *some, '-o', str(tmp_path/'s.parquet'), '--model', str(tmp_path/'model')]) == 0 and len(read_written_table(tmp_path/'s.parquet')) == 1
+    assert '1 of 2 spectra are of another type' in capsys.readouterr().out
+    assert main(['score-stars', some[0], '-o', str(tmp_path/'s.parquet'), '--model', str(tmp_path/'model')]) == 1 and '--all-types' in capsys.readouterr().err
+    write_sdss(tmp_path, 3, answer=dict(CLASS=['STAR'], ZWARNING=np.array([0], 'i4'), SN_MEDIAN_ALL=np.array([30], 'f4')))
     assert main(['train-stars', str(tmp_path/'spec-0266-51602-0003.fits'), '-o', str(tmp_path/'other'), '--device', 'cpu']) == 1 and 'give more stars' in capsys.readouterr().err
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ import pytest
 from astropy.table import Table
 from servers import bucket, free_port, serving
 
-from skyseek.archive import list_pixels, open_archive, write_archive
+from skyseek.archive import Archive, list_pixels, open_archive, write_archive
 from skyseek.cli import main
 from skyseek.dataset import list_parts, read_dataset
-from skyseek.survey import SurveySettings, run_survey
+from skyseek.desi import read_truth
+from skyseek.jobs import DestinationError, local_executor, run_jobs
+from skyseek.survey import Job, SurveySettings, run_survey, survey_part
+from skyseek.truth import label_wrong, match_truth
 
 PIXELS = {('main', 'dark'): [5, 42, 27245, 27246], ('main', 'bright'): [27245], ('sv1', 'dark'): [27245]}
 KILLS = 20 if os.environ.get('SKYSEEK_SLOW') else 3
@@ -60,9 +64,9 @@ def read_dataset_part(path):
 def no_leftovers(dest): return not [p for p in Path(dest).rglob('.tmp*')] and not list(Path(dest).rglob('skyseek-*'))
 
 
-def start(source, dest, *options):
+def start(source, dest, *options, cwd=None):
     "The command in a process of its own."
-    return subprocess.Popen([str(Path(sys.executable).with_name('skyseek')), 'survey', str(source), str(dest), '--workers', '2', *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([str(Path(sys.executable).with_name('skyseek')), 'survey', str(source), str(dest), '--workers', '2', *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
 
 
 # Where it lies
@@ -188,6 +192,45 @@ def test_a_worker_that_dies_is_replaced(release, expected, tmp_path):
     assert contents(tmp_path/'c') == expected
 
 
+def dies_once(job):
+    "Work for the test below: kill the worker once, if the job is number 5."
+    flag = Path(job.dest)/'died'
+    if job.pixels == (5,) and not flag.exists(): flag.touch(); os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(.05)
+    return [dict(survey=job.survey, program=job.program, hpx=job.pixels[0], passing=False, error='')]
+
+
+def always_dies(job): os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize('workers', [2, 4])
+def test_one_death_does_not_stop_a_run_of_many_workers(tmp_path, workers):
+    "All that a pool is doing is lost when one of its workers dies; it is done again, and is one death, not many."
+    jobs = [Job(Archive('/nowhere'), 'main', 'dark', (k,), str(tmp_path)) for k in range(40)]
+    done = [r['hpx'] for records in run_jobs(jobs, lambda: local_executor(workers), 4*workers, dies_once) for r in records]
+    assert (tmp_path/'died').exists() and sorted(done) == list(range(40))
+
+
+def test_workers_that_always_die(tmp_path):
+    jobs = [Job(Archive('/nowhere'), 'main', 'dark', (k,), str(tmp_path)) for k in range(40)]
+    with pytest.raises(ValueError, match='die as soon as they begin'): list(run_jobs(jobs, lambda: local_executor(2), 8, always_dies))
+
+
+def test_a_part_that_is_being_written_is_none(release, tmp_path):
+    "A worker that was stopped leaves a file with a dot; neither readers nor the end of the run take it for a part."
+    run_survey(release, tmp_path/'c', SurveySettings(workers=1, surveys=('sv1',)), progress=False)
+    part = list_parts(tmp_path/'c')[0]
+    (part.parent/f'.tmp77-{part.name}').write_bytes(b'PAR1')
+    assert list_parts(tmp_path/'c') == [part] and len(read_dataset(tmp_path/'c'))
+    assert main(['survey', str(release), str(tmp_path/'c'), '--workers', '1', '--survey', 'sv1']) == 0 and no_leftovers(tmp_path/'c')
+
+
+def test_weights_that_change_under_a_worker(release, tmp_path):
+    job = Job(open_archive(release), 'sv1', 'dark', (27245,), str(tmp_path), identity='other')
+    with pytest.raises(DestinationError, match='other weights'): survey_part(job)
+    with pytest.raises(DestinationError, match='no such folder'): survey_part(replace(job, identity='', scratch=str(tmp_path/'gone')))
+
+
 def test_workers_go_when_their_run_is_gone(release, tmp_path):
     run = start(release, tmp_path/'c')
     for _ in range(60):
@@ -269,7 +312,7 @@ def test_workers_of_dask_that_die(release, expected, tmp_path, dask):
     (address, workers, another, _), rng, killed = dask, random.Random(0), 0
     while killed < (KILLS if KILLS > 3 else 1):
         shutil.rmtree(tmp_path/'c', ignore_errors=True)
-        run = start(release, tmp_path/'c', '--cluster', address)
+        run = start(release, 'c', '--cluster', address, cwd=tmp_path)  # the workers were started in another folder
         while run.poll() is None and killed < KILLS:
             time.sleep(rng.uniform(4, 12))
             if run.poll() is None: workers.pop(rng.randrange(2)).kill(); workers.append(another()); killed += 1
@@ -302,5 +345,8 @@ def test_export_and_truth_from_repeats(release, tmp_path, capsys):
     real = {}
     for path in release.rglob('truth-sv1-dark-*.fits'): real |= {t: z for t, z in Table.read(path).iterrows('TARGETID', 'TRUE_Z')}
     off = [abs(real[t] - z)/(1 + z) for t, z in truth.iterrows('TARGETID', 'TRUE_Z')]
+    known = label_wrong(rows, match_truth(rows['TARGETID'], read_truth(tmp_path/'truth.fits'), rows))['KNOWN']
+    assert known.sum() == len(truth) and set(rows['SURVEY'][known]) == {'main'}  # the deep observation is not its own judge
+    assert main(['truth-from-repeats', str(tmp_path/'c'), '-o', str(tmp_path/'truth.parquet'), '--secure', '20']) == 0 and len(read_truth(tmp_path/'truth.parquet')) == len(truth)
     assert np.mean(np.array(off) < .0033) > .6
     assert main(['export', str(tmp_path/'c'), '-o', str(tmp_path/'all.parquet')]) == 1 and 'name it *.fits' in capsys.readouterr().err

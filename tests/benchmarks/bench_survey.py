@@ -37,7 +37,8 @@ from skyseek.archive import Archive, needed_ranges, plan_pieces, write_archive  
 from skyseek.dataset import as_table, list_parts  # noqa: E402
 from skyseek.desi import extract, read_coadd  # noqa: E402
 from skyseek.files import write_spectra  # noqa: E402
-from skyseek.survey import Job, SurveySettings, cluster_executor, run_jobs, run_survey  # noqa: E402
+from skyseek.jobs import cluster_executor, run_jobs  # noqa: E402
+from skyseek.survey import Job, SurveySettings, run_survey  # noqa: E402
 
 DR1 = dict(spectra=28_425_963, files=27_000)
 
