@@ -162,7 +162,7 @@ def log_snr(spectra): # (N,) ln of the median S/N per pixel, at least that of 0.
     return np.log(np.maximum(np.asarray(spectra.snr, float), .05))
 
 # %% ../nbs/33_anomaly.ipynb #200b5949
-COMBINED = ('TEMPLATE', 'LATENT', 'ANSWER', 'ROBUST')  # what the rank is made of: chosen by what they find (tutorial on anomalies)
+COMBINED = ('TEMPLATE', 'LATENT', 'ANSWER', 'ROBUST')  # what the rank is made of: of all sums, the one that finds most in the benchmark's training files (tutorial on anomalies)
 
 def surprises(
     reference, # `AnomalyReference`
