@@ -234,7 +234,9 @@ def error_statistics(
     known = errors[np.isfinite(errors['RMSE'])]
     if not len(known): raise ValueError(f"none of {len(errors)} spectra could be used, the first because: {errors['REASON'][0]}; look at REASON")
     functions = dict(count=len, mean=np.mean, std=lambda x: np.std(x, ddof=1) if len(x) > 1 else np.nan, min=np.min, **{f'{q} %': lambda x, q=q: np.percentile(x, q) for q in (25, 50, 75)}, max=np.max)
-    return Table(rows=[(name, *(float(f(np.asarray(known[c]))) for c in ('MSE', 'RMSE', 'MEAN_DIFF'))) for name, f in functions.items()], names=('statistic', 'MSE', 'RMSE', 'MEAN_DIFF'))
+    out = Table(rows=[(name, *(float(f(np.asarray(known[c]))) for c in ('MSE', 'RMSE', 'MEAN_DIFF'))) for name, f in functions.items()], names=('statistic', 'MSE', 'RMSE', 'MEAN_DIFF'))
+    for name in out.colnames[1:]: out[name].format = '.4f'
+    return out
 
 def snr_bins(
     errors, # table of `reconstruction_errors`

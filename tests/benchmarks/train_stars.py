@@ -41,7 +41,7 @@ Trained with skyseek {version} by `tests/benchmarks/train_stars.py`.
 {figures}
 ```
 
-- **Limits.** Simulated stars, half of them with line strengths from a simple model: real spectra are drawn worse, so compare real stars among themselves, or train on your own (`skyseek train-stars`).
+- **Limits.** Simulated stars, half of them with line strengths from a simple model: real spectra may be drawn worse (LAMOST's are), so compare real stars among themselves, or train on your own (`skyseek train-stars`).
 - **Licence.** BSD-3-Clause, as the package; the Pickles library (1998, PASP 110, 863) is public.
 """
 
