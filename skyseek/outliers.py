@@ -238,6 +238,7 @@ def error_statistics(
     for name in out.colnames[1:]: out[name].format = '.4f'
     return out
 
+# %% ../nbs/30_outliers.ipynb #9778cfbd
 def snr_bins(
     errors, # table of `reconstruction_errors`
     snr, # (N,) median S/N per pixel
