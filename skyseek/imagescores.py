@@ -192,7 +192,9 @@ def map_2d(
     x = np.asarray(x, np.float32)
     if len(x) <= max(neighbours, 3): raise ValueError(f"{len(x)} objects; a map with {neighbours} neighbours needs more than that, give more objects or fewer neighbours")
     if (bad := int((~np.isfinite(x)).any(1).sum())): raise ValueError(f"{bad} of {len(x)} objects have numbers that are not finite; leave them out")
-    return UMAP(n_neighbors=neighbours, min_dist=min_dist, random_state=seed, n_jobs=1).fit_transform(x)
+    threads = torch.get_num_threads()  # numba sets those of OpenMP, and these are torch's: more of them than was asked for can make it a hundred times slower
+    try: return UMAP(n_neighbors=neighbours, min_dist=min_dist, random_state=seed, n_jobs=1).fit_transform(x)
+    finally: torch.set_num_threads(threads)
 
 # %% ../nbs/32_imagescores.ipynb #175522d7
 def plot_thumbnail_map(
