@@ -15,3 +15,14 @@ def data():
     path = Path(os.environ.get('SKYSEEK_DATA', ROOT.parent / 'shared' / 'data'))
     if not path.is_dir(): pytest.skip(f'no real data at {os.path.relpath(path)}: set SKYSEEK_DATA to the folder that holds it')
     return path
+
+
+def pytest_configure(config):
+    "Side by side (-n 2 --dist loadfile), files are begun in the order below, not those with many tests first."
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    "Files that take minutes come first, so that no worker is left with one of them at the end."
+    long = ['test_survey', 'test_runs', 'test_vi', 'test_benchmark', 'test_odd', 'test_bad_input']
+    items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
