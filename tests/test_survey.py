@@ -211,7 +211,8 @@ def test_one_death_does_not_stop_a_run_of_many_workers(tmp_path, workers):
     assert (tmp_path/'died').exists() and sorted(done) == list(range(40))
 
 
-def test_workers_that_always_die(tmp_path):
+def test_workers_that_always_die(tmp_path, monkeypatch):
+    monkeypatch.setattr('skyseek.jobs.HOPELESS', 3)
     jobs = [Job(Archive('/nowhere'), 'main', 'dark', (k,), str(tmp_path)) for k in range(40)]
     with pytest.raises(ValueError, match='die as soon as they begin'): list(run_jobs(jobs, lambda: local_executor(2), 8, always_dies))
 
