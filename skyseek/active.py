@@ -77,10 +77,10 @@ def rerank_catalogue(
     lacking = [c for c in ('TARGETID', 'MARK') if c not in marks.colnames]
     if lacking: raise ValueError(f"the table of marks lacks {', '.join(lacking)}; it needs TARGETID and MARK (0 to {BEST_MARK:g})")
     mark = np.ma.filled(np.ma.asarray(marks['MARK'], float), np.nan)
-    given = np.isfinite(mark)  # a list that is half filled in has blanks
-    if not given.any(): raise ValueError("no mark is given; write numbers from 0 to 5 into the column MARK")
-    ids, at = np.unique(np.asarray(marks['TARGETID'])[given], return_inverse=True)
-    mean = np.bincount(at, mark[given])/np.bincount(at)
+    filled = np.isfinite(mark)  # a list that is half filled in has blanks
+    if not filled.any(): raise ValueError("no mark is given; write numbers from 0 to 5 into the column MARK")
+    ids, at = np.unique(np.asarray(marks['TARGETID'])[filled], return_inverse=True)
+    mean = np.bincount(at, mark[filled])/np.bincount(at)
     own = np.asarray(catalogue['TARGETID'])
     found = np.isin(own, ids)
     if not found.any(): raise ValueError(f"none of the {len(ids)} marked targets is among the {len(own)} of the catalogue; marks need its TARGETIDs")

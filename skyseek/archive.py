@@ -10,7 +10,6 @@ __all__ = ['log', 'SURVEYS', 'PROGRAMS', 'PRODUCTIONS', 'CHUNK', 'TRIES', 'PATIE
 
 # %% ../nbs/41_archive.ipynb #a9690dde
 import hashlib
-import json
 import logging
 import random
 import re
@@ -117,7 +116,7 @@ def open_archive(
     scheme = source.split('://')[0] if '://' in source else 'file'
     if '://' in source and '@' in source.split('/')[2]: raise ReadError(f"{re.sub('//[^@]*@', '//…@', source)}: the archive is public; give its address without name and password")
     options = _options(scheme, endpoint, timeout)
-    roots = [f'{source}/{p}'.rstrip('/') for p in PRODUCTIONS] if scheme != 'file' else [str(Path(source)/p) for p in PRODUCTIONS]
+    roots = [f'{source}/{p}'.rstrip('/') for p in PRODUCTIONS] if scheme != 'file' else [str(Path(source).absolute()/p) for p in PRODUCTIONS]
     for root in roots:
         archive = Archive(root, options, patience, timeout)
         if _has_healpix(archive): return archive

@@ -97,9 +97,8 @@ def _one_image(data, size, how, stretch, Q, blue_first=False):
     if data.ndim == 2: return nothing, 'one band, three are needed'
     if data.ndim != 3 or 3 not in (data.shape[0], data.shape[-1]): return nothing, f'an array {data.shape}, (H, W, 3) or (3, H, W) is needed'
     if data.dtype.kind == 'f' and not np.isfinite(data).any(): return nothing, 'no finite pixel'
-    bands = (data if data.shape[0] == 3 else np.moveaxis(data, -1, 0))[::-1 if blue_first else 1]
     if data.dtype == np.uint8: image = data if data.shape[-1] == 3 else np.moveaxis(data, 0, -1)  # colours already
-    else: image = lupton_rgb(bands, stretch, Q)
+    else: image = lupton_rgb((data if data.shape[0] == 3 else np.moveaxis(data, -1, 0))[::-1 if blue_first else 1], stretch, Q)
     try: stamp = to_size(image, size, how)
     except ValueError as e: return nothing, str(e)
     return stamp, why_unusable(stamp)

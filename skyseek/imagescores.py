@@ -22,7 +22,6 @@ from .cutouts import read_hdf5, write_hdf5
 from .features import ArrayStream
 from .files import ReadError
 from .galaxies import LAMBDA, Critic, GanSettings, Generator, ImageEncoder, _down, _up, _WithSettings, as_tensor, combined_score, score_parts, train_encoder, train_wgan
-from .spectra import write_atomic
 from .train import TrainSettings, fingerprint, fit, load_model, save_model
 
 # %% ../nbs/32_imagescores.ipynb #c10babd9

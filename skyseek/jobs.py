@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, ProcessPoolExecutor
 from multiprocessing import get_context
 from queue import SimpleQueue
 
@@ -92,6 +92,7 @@ class _Pool:
         return lost
 
     def stop(self):
+        "Let the pool go without waiting for what it has not begun."
         try: self.pool.shutdown(wait=False, cancel_futures=True)
         except TypeError: self.pool.shutdown(wait=False)  # Dask's
 
@@ -99,7 +100,7 @@ class _Pool:
 def run_jobs(
     jobs, # list of `Job`, or others with name, survey, program and pixels
     executor, # function → an executor; called again when one is broken
-    limit, # jobs that are handed out at a time
+    limit, # jobs that are handed out at a time; of this machine's processes, four each
     work, # function job → list of records, dicts with survey, program, hpx, error and passing
 ): # yields lists of records, as they are done
     "Hand jobs to workers; what a dead worker was doing is done again, one at a time."
@@ -138,8 +139,7 @@ def _failure(job, hpx, error): return dict(survey=job.survey, program=job.progra
 
 def _outcome(future, job):
     "(records, did its worker die)."
-    if future.cancelled(): raise ValueError("the Dask scheduler went away; start it again, and run again: whole parts are kept")
-    error = future.exception()
+    error = CancelledError() if future.cancelled() else future.exception()
     if error is None: return future.result(), False
     if isinstance(error, DestinationError): raise error
     if type(error).__name__ in ('FutureCancelledError', 'CancelledError'): raise ValueError("the Dask scheduler went away; start it again, and run again: whole parts are kept")

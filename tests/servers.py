@@ -103,6 +103,17 @@ def bucket(root, name='desidata', below='dr1/'):
     finally: server.stop()
 
 
+def part_bytes(path):
+    "All values of a part of a catalogue, column by column: what two runs must have in common."
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from skyseek.dataset import as_table
+    table = as_table(pq.read_table(path))
+    columns = (np.asarray(table[c]) for c in table.colnames)
+    return b''.join(np.ascontiguousarray(x.astype('S') if x.dtype.kind == 'U' else x).tobytes() for x in columns)
+
+
 if __name__ == '__main__':
     parser = argparse.ArgumentParser()
     parser.add_argument('root')

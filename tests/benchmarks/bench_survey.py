@@ -31,10 +31,10 @@ import json  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
-from servers import bucket, free_port, serving  # noqa: E402
+from servers import bucket, free_port, part_bytes, serving  # noqa: E402
 
-from skyseek.archive import Archive, needed_ranges, plan_pieces, write_archive  # noqa: E402
-from skyseek.dataset import as_table, list_parts  # noqa: E402
+from skyseek.archive import Archive, needed_ranges, plan_pieces  # noqa: E402
+from skyseek.dataset import list_parts  # noqa: E402
 from skyseek.desi import extract, read_coadd  # noqa: E402
 from skyseek.files import write_spectra  # noqa: E402
 from skyseek.jobs import cluster_executor, run_jobs  # noqa: E402
@@ -59,8 +59,10 @@ def make(work, files, n):
     (iron/'healpix').mkdir(parents=True)
     from astropy.table import Table, vstack
     for k in range(2):
-        for survey in (work/f'half{k}/healpix').glob('*/*'): shutil.move(survey, iron/'healpix'/survey.parent.name/survey.name) if (iron/'healpix'/survey.parent.name).is_dir() else (
-            (iron/'healpix'/survey.parent.name).mkdir(parents=True), shutil.move(survey, iron/'healpix'/survey.parent.name/survey.name))
+        for program in (work/f'half{k}/healpix').glob('*/*'):
+            home = iron/'healpix'/program.parent.name
+            home.mkdir(exist_ok=True)
+            shutil.move(program, home/program.name)
     vstack([Table.read(work/f'half{k}/healpix/tilepix.fits') for k in range(2)]).write(iron/'healpix/tilepix.fits')
     for k in range(2): shutil.rmtree(work/f'half{k}')
     return release
@@ -83,9 +85,7 @@ def web(release, work):
 def contents(dest):
     """A hash of all rows."""
     digest = hashlib.sha256()
-    for path in list_parts(dest):
-        table = as_table(pq.read_table(path))
-        for c in table.colnames: digest.update(np.ascontiguousarray(np.asarray(table[c]).astype('S') if table[c].dtype.kind == 'U' else np.asarray(table[c])).tobytes())
+    for path in list_parts(dest): digest.update(part_bytes(path))
     return digest.hexdigest()[:16]
 
 
@@ -232,7 +232,8 @@ def main():
     print(f'{flagged:.1%} of the rows are flagged; each costs a search for its cause\n')
     extraction(coadds[:20])
     parts = list_parts(a.work/'two')
-    kept = write_spectra(extract(coadds[0]), a.work/'spectra-x.fits').stat().st_size/len(extract(coadds[0]))
+    first = extract(coadds[0])
+    kept = write_spectra(first, a.work/'spectra-x.fits').stat().st_size/len(first)
     def expected(pixels):
         some = a.work/'some'
         shutil.rmtree(some, ignore_errors=True)
