@@ -16,7 +16,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from astropy.table import MaskedColumn, Table, vstack
-from tqdm import tqdm
 
 # %% ../nbs/40_catalogue.ipynb #e0bf6332
 from . import __version__
@@ -27,7 +26,7 @@ from .classifier import WrongClassifier, pick_columns, predict
 from .desi import ZWARN_NODATA
 from .evidence import Judge, second_look
 from .features import EVIDENCE, ArrayStream, build_features
-from .files import ReadError, ascii_text, check_destination, read_written_table, write_table
+from .files import ReadError, ascii_text, check_destination, progress_bar, read_written_table, write_table
 from .nature import split_nature
 from .plots import embed, plot_spectrum, write_page
 from .redshift import scan_redshift
@@ -292,12 +291,12 @@ def _score_some(paths, weights, options):
 def score_files(
     paths, # coadds, compact files, spectra of SDSS or LAMOST
     weights, # `Weights`
-    progress=True, # show a progress bar
+    progress=True, # show a progress bar; None: on a terminal only
     **options, # of `score_file`
 ): # (list of score Tables, dict path → reason for those that failed)
     "Score many files; one that cannot be read is reported and does not stop the others."
     tables, failed, paths = [], {}, list(paths)
-    with tqdm(total=len(paths), desc='score', unit='file', disable=not progress) as bar:
+    with progress_bar(None, progress, total=len(paths), desc='score', unit='file') as bar:
         for some in group_files(paths):
             scored, lost = _score_some(some, weights, options)
             tables, failed = tables + scored, failed | lost
