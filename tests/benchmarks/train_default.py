@@ -37,7 +37,7 @@ from skyseek.redshift import scan_redshift
 from skyseek.spectra import concatenate
 from skyseek.train import TrainSettings, fingerprint, load_model, save_model
 from skyseek.trust import errors_left, familiarity_inputs, fit_familiarity
-from skyseek.truth import choose_threshold, fold_of, split_of
+from skyseek.truth import choose_threshold, fold_of, half_of
 
 KEEP = ['TARGETID', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2', 'COEFF', 'TRUE_Z', 'TRUE_SPECTYPE', 'FLAGS']
 WRONG = ('Z_WRONG', 'S_WRONG')
@@ -92,7 +92,7 @@ def training_spectra(real, a):
 
 def cross_fit(spectra, real, a):
     """Evidence and opinion for all, from bases and judges of the other half; scans and candidates by half."""
-    half, halves = split_of(spectra.meta['TARGETID'], (.5, .5, 0)) == 'train', []
+    half, halves = half_of(spectra.meta['TARGETID']), []
     for mine in (half, ~half):
         rows = np.flatnonzero(mine)
         part = spectra[rows]
