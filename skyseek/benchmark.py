@@ -39,7 +39,7 @@ LABELS = ('Z_WRONG', 'S_WRONG')
 @dataclass(frozen=True)
 class BenchmarkSettings:
     "What to run; see `run_benchmark`."
-    tolerance: float = 0.001  # largest |z_true - Z|/(1 + Z) that is right
+    tolerance: float = 0.001  # largest |Z - z_true|/(1 + z_true) that is right
     others: tuple = (0.0033, 'DESI')  # further tolerances for a shorter table; 'DESI' is 0.0033, and 0.01 for quasars
     learn: str = 'auto'  # bases and judge anew: 'all', 'judge', 'none' or 'auto'
     weights: str = None  # folder of weights to score as they are; None takes those of the package

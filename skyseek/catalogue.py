@@ -26,7 +26,7 @@ from .classifier import WrongClassifier, pick_columns, predict
 from .desi import ZWARN_NODATA
 from .evidence import Judge, second_look
 from .features import EVIDENCE, ArrayStream, build_features
-from .files import ReadError, ascii_text, check_destination, progress_bar, read_written_table, write_table
+from .files import ReadError, ascii_text, check_destination, progress_bar, read_written_table, restore_folder, write_table
 from .nature import split_nature
 from .plots import embed, plot_spectrum, write_page
 from .redshift import scan_redshift
@@ -51,8 +51,9 @@ class Weights:
     about: str = ''  # what they were trained on, in a sentence
     name: str = field(default='', repr=False)
     familiarity: Familiarity | None = None  # without it nothing is said about how like the training a spectrum is
-    rates: tuple | None = None  # shares of wrong redshifts and types among the validation targets; without them there is no re-basing
+    rates: tuple | None = None  # fractions of wrong redshifts and types among the validation targets; without them there is no re-basing
     anomaly: AnomalyReference | None = None  # without it nothing is said about how odd a spectrum is
+    own_judge: bool = True  # False: the weights have none, and use the shipped one
 
 # %% ../nbs/40_catalogue.ipynb #77edaac3
 def load_weights(
@@ -61,17 +62,41 @@ def load_weights(
 ): # `Weights`
     "Load a set of weights; raise `ValueError` if the two models do not belong together."
     folder = Path(str(files('skyseek')/SHIPPED)) if folder is None else Path(folder)
+    restore_folder(folder)
     autoencoder, classifier = load_model(folder/'autoencoder', Autoencoder, device), load_model(folder/'classifier', WrongClassifier, device)
-    extra = read_config(folder/'classifier')['extra']
+    extra = _facts(folder/'classifier')
     width, want = autoencoder.settings.latent, classifier.config['latent']
     if want not in (0, width): raise ValueError(f"{folder}: the classifier wants {want} latents, the autoencoder gives {width}; use models that were trained together")
     if extra.get('autoencoder') not in (None, fingerprint(autoencoder)):
         raise ValueError(f"{folder}: the classifier was trained on the latents of another autoencoder; train the classifier again")
-    if not (folder/'judge').exists() and set(EVIDENCE) & set(classifier.columns):
+    judge, own = _judge(folder, classifier, extra, device)
+    familiarity, anomaly = _made_for(folder/'familiarity', Familiarity, autoencoder, device), _anomaly(folder, autoencoder, device)
+    return Weights(autoencoder=autoencoder, classifier=classifier, judge=judge, thresholds=extra['thresholds'], about=extra['about'],
+                   name=folder.name, familiarity=familiarity, rates=extra['rates'], anomaly=anomaly, own_judge=own)
+
+# %% ../nbs/40_catalogue.ipynb #88b74b29
+def _facts(folder):
+    "What a classifier's config.json says beside its settings; thresholds and rates as pairs of numbers."
+    extra = read_config(folder)['extra']
+    pair = lambda name, nothing: nothing if extra.get(name) is None else tuple(map(float, extra[name]))
+    try: out = extra | dict(thresholds=pair('thresholds', (.5, .5)), rates=pair('rates', None), about=str(extra.get('about', 'not recorded')))
+    except (TypeError, ValueError) as e: raise ValueError(f"{folder}: thresholds or rates in config.json are no numbers ({e}); copy or train the model again") from e
+    for name in ('thresholds', 'rates'):
+        if out[name] is not None and (len(out[name]) != 2 or not all(0 <= x <= 1 for x in out[name])):
+            raise ValueError(f"{folder}: {name} {out[name]} in config.json are no two numbers from 0 to 1; copy or train the model again")
+    return out
+
+# %% ../nbs/40_catalogue.ipynb #647656b3
+def _judge(folder, classifier, extra, device):
+    "The judge of a folder of weights, or the shipped one, and whether it is their own."
+    own = (folder/'judge').exists()
+    if not own and set(EVIDENCE) & set(classifier.columns):
         raise ValueError(f"{folder}: the classifier wants the evidence of a judge, and there is no judge/; copy it too, or train a classifier without evidence")
-    judge = load_model((folder if (folder/'judge').exists() else Path(str(files('skyseek')/SHIPPED)))/'judge', Judge, device)
-    rates = tuple(extra['rates']) if extra.get('rates') else None
-    return Weights(autoencoder, classifier, judge, tuple(extra.get('thresholds', (.5, .5))), extra.get('about', 'not recorded'), folder.name, _made_for(folder/'familiarity', Familiarity, autoencoder, device), rates, _anomaly(folder, autoencoder, device))
+    judge = load_model((folder if own else Path(str(files('skyseek')/SHIPPED)))/'judge', Judge, device)
+    if not own: log.warning("%s: has no judge/; the second opinion is that of the package's judge, which was trained on other spectra", folder)
+    elif extra.get('judge') not in (None, fingerprint(judge)):
+        raise ValueError(f"{folder}: the classifier was trained with another judge; copy the whole folder again, or train anew")
+    return judge, own
 
 # %% ../nbs/40_catalogue.ipynb #1e14730a
 def _made_for(folder, cls, autoencoder, device):
@@ -113,6 +138,7 @@ def score_spectra(
         familiar = weights.familiarity.p_value(familiarity_inputs(code, spectra))
         out['P_FAMILIAR'], out['UNFAMILIAR'] = familiar.astype(np.float32), familiar < UNFAMILIAR
     if weights.anomaly is not None and opinion is not None: _add_anomaly(out, looked, code, fit, opinion, weights, device)
+    if (seen := weights.classifier.has_seen(out['TARGETID'])) is not None: out['LABEL_USED'] = seen
     out['RECON_CHI2'], out['SNR'], out['LATENT'] = code['chi2'], spectra.snr, code['latent']
     return out
 
@@ -184,7 +210,7 @@ COLUMNS = {  # name: (unit, description)
     'COADD_EXPTIME': ('s', 'summed exposure time'), 'TSNR2_LRG': (None, 'effective depth: 12.15 s each of effective time for LRGs'), 'Z': (None, 'redrock redshift'), 'ZERR': (None, 'redrock redshift error'), 'ZWARN': (None, 'redrock warning bits, 0 is good'),
     'CHI2': (None, 'redrock best chi2'), 'NPIXELS': (None, 'pixels in the redrock fit'), 'SPECTYPE': (None, 'redrock type: GALAXY, QSO or STAR'), 'SUBTYPE': (None, 'redrock subtype'),
     'DELTACHI2': (None, 'redrock chi2 of second best minus best'),
-    'P_Z_WRONG': (None, 'probability that |z_true - Z|/(1+Z) is over the tolerance of the weights (0.001 unless TRAINED says otherwise)'), 'FLAG_Z_WRONG': (None, 'P_Z_WRONG at or above the threshold'),
+    'P_Z_WRONG': (None, 'probability that |Z - z_true|/(1 + z_true) is over the tolerance of the weights (0.001 unless TRAINED says otherwise)'), 'FLAG_Z_WRONG': (None, 'P_Z_WRONG at or above the threshold'),
     'P_S_WRONG': (None, 'probability that SPECTYPE is wrong'), 'FLAG_S_WRONG': (None, 'P_S_WRONG at or above the threshold'),
     'P_FAMILIAR': (None, 'share of the reference spectra of the weights that are at least as strange as this one'),
     'UNFAMILIAR': (None, 'P_FAMILIAR is below 0.01: unlike what the weights were trained on, do not take P_Z_WRONG and P_S_WRONG literally'),
@@ -199,6 +225,7 @@ COLUMNS = {  # name: (unit, description)
     'ANOMALY': (None, 'dex: -log10 of the share of reference spectra of this S/N that are odder in all; 2 is one in a hundred'), 'ANOMALY_WHY': (None, 'score that says so most'),
     'ANOMALY_WAVE': ('Angstrom', 'observed vacuum wavelengths that carry the misfit'), 'ANOMALY_RANK': (None, 'place in this catalogue, 1 is the oddest; 0 where there is no score'),
     'NATURE': (None, 'ARTEFACT or OBJECT, asked of what is odder than 1.3 dex'), 'ANOMALY_CLEAN': (None, 'dex: ANOMALY without what may be artefacts'), 'NATURE_TEXT': (None, 'what was found of the instrument'),
+    'LABEL_USED': (None, 'the label of this target took part in the training of the weights: do not measure them on it'),
     'LATENT': (None, 'autoencoder latents'), 'FILE': (None, 'name of the file of the spectrum')}
 
 # %% ../nbs/40_catalogue.ipynb #492acd2b
@@ -218,10 +245,16 @@ def make_catalogue(
     for name, (unit, description) in COLUMNS.items():
         if name in out.colnames: out[name].unit, out[name].description = unit, description
     out.meta |= {'SKYSEEK': __version__} | cards
-    if weights is not None: out.meta |= {'WEIGHTS': weights.name, 'TH_Z': thresholds[0], 'TH_S': thresholds[1], 'TRAINED': weights.about.encode('ascii', 'replace').decode()}
+    if weights is not None: out.meta |= _provenance(weights, thresholds)
     return out
 
 # %% ../nbs/40_catalogue.ipynb #04c1a230
+def _provenance(weights, thresholds):
+    "Header cards: which weights, their thresholds, what they were trained on; LABELS is -1 where they do not say how many."
+    labels = weights.classifier.config['labels']
+    return {'WEIGHTS': weights.name, 'TH_Z': thresholds[0], 'TH_S': thresholds[1], 'TRAINED': ascii_text(weights.about),
+            'LABELS': -1 if labels is None else labels, 'JUDGE': 'own' if weights.own_judge else 'shipped'}
+
 def _ranks(score):
     "1 for the largest, 0 for nan."
     score, out = np.asarray(np.ma.filled(np.ma.asarray(score, float), np.nan)), np.zeros(len(score), np.int32)

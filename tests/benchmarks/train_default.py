@@ -59,7 +59,7 @@ JUDGE_BODY = """- **Right** means the right type and |z - z_true|/(1 + z_true) <
 {figures}
 """
 CLASSIFIER_BODY = """- **Columns.** {columns}
-- **Wrong** means |z_true - Z|/(1 + Z) > 0.001, or another spectral type.
+- **Wrong** means |Z - z_true|/(1 + z_true) > 0.001, or another spectral type.
 - **Figures** on the {n_test} targets of the benchmark's validation files, beside trees on the same targets (value and half its 68 % interval), thresholds from the training files:
 
 {figures}
@@ -209,8 +209,9 @@ def train_final(spectra, n, held, sizes, facts, a, start):
     test = dict(p=predict(model, code_v['latent'], pick_columns(metadata_v, names, model.columns)), wrong=wrong_answers(held[known]), metadata=metadata_v, zwarn=np.asarray(held.meta['ZWARN'])[known])
     figures, crossed = classifier_figures(train, test, names)
     thresholds = [choose_threshold(train['wrong'][:, k], train['p'][:, k]) for k in range(2)]
-    about = 'trained on simulated DESI spectra with the answers of the real redrock 0.21 (no visual inspections); |dz|/(1+z) > 0.001 is wrong'
+    about = 'trained on simulated DESI spectra with the answers of the real redrock 0.21 (no visual inspections); |Z - z_true|/(1 + z_true) > 0.001 is wrong'
     card = CARD.format(title='Classifier with a second opinion', body=CLASSIFIER_BODY.format(columns=', '.join(model.columns), n_test=len(test['wrong']), n_train=len(train['wrong']), figures=figures, crossed=crossed), **facts)
+    model.record_labels(spectra.meta['TARGETID'][:n][use[:n]])
     save_model(model, a.weights/'classifier', card=card, thresholds=thresholds, rates=train['wrong'].mean(0).tolist(), about=about, tolerance='0.001', autoencoder=fingerprint(autoencoder))
     print(card, flush=True)
     model = fit_familiarity(familiarity_inputs(code, spectra[np.flatnonzero(use)]), fold == 0, bank=4000, reference=4000, seed=a.seed)
