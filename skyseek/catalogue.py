@@ -24,7 +24,7 @@ from .autoencoder import Autoencoder, encode
 from .causes import name_causes
 from .classifier import WrongClassifier, pick_columns, predict
 from .desi import ZWARN_NODATA
-from .evidence import Judge, second_look
+from .evidence import Judge, differs_from, rebase_opinion, reconcile, second_look, with_solutions
 from .features import EVIDENCE, ArrayStream, build_features
 from .files import ReadError, ascii_text, check_destination, progress_bar, read_written_table, restore_folder, write_table
 from .nature import split_nature
@@ -34,6 +34,7 @@ from .sdss import group_files, read_targets
 from .spectra import resample
 from .train import fingerprint, load_model, read_config
 from .trust import UNFAMILIAR, Familiarity, familiarity_inputs, restate
+from .truth import DESI_TOLERANCE
 
 log = logging.getLogger('skyseek')
 _all_ = ['check_destination']
@@ -53,6 +54,7 @@ class Weights:
     familiarity: Familiarity | None = None  # without it nothing is said about how like the training a spectrum is
     rates: tuple | None = None  # fractions of wrong redshifts and types among the validation targets; without them there is no re-basing
     anomaly: AnomalyReference | None = None  # without it nothing is said about how odd a spectrum is
+    tolerance: float = 0.001  # of P_Z_WRONG: largest |Z - z_true|/(1 + z_true) that is right
     own_judge: bool = True  # False: the weights have none, and use the shipped one
 
 # %% ../nbs/40_catalogue.ipynb #77edaac3
@@ -72,14 +74,16 @@ def load_weights(
     judge, own = _judge(folder, classifier, extra, device)
     familiarity, anomaly = _made_for(folder/'familiarity', Familiarity, autoencoder, device), _anomaly(folder, autoencoder, device)
     return Weights(autoencoder=autoencoder, classifier=classifier, judge=judge, thresholds=extra['thresholds'], about=extra['about'],
-                   name=folder.name, familiarity=familiarity, rates=extra['rates'], anomaly=anomaly, own_judge=own)
+                   name=folder.name, familiarity=familiarity, rates=extra['rates'], tolerance=extra['tolerance'], anomaly=anomaly, own_judge=own)
 
 # %% ../nbs/40_catalogue.ipynb #88b74b29
 def _facts(folder):
     "What a classifier's config.json says beside its settings; thresholds and rates as pairs of numbers."
     extra = read_config(folder)['extra']
     pair = lambda name, nothing: nothing if extra.get(name) is None else tuple(map(float, extra[name]))
-    try: out = extra | dict(thresholds=pair('thresholds', (.5, .5)), rates=pair('rates', None), about=str(extra.get('about', 'not recorded')))
+    try: tolerance = float(extra.get('tolerance', .001))
+    except ValueError: tolerance = max(DESI_TOLERANCE.values())  # a dict by type
+    try: out = extra | dict(tolerance=tolerance, thresholds=pair('thresholds', (.5, .5)), rates=pair('rates', None), about=str(extra.get('about', 'not recorded')))
     except (TypeError, ValueError) as e: raise ValueError(f"{folder}: thresholds or rates in config.json are no numbers ({e}); copy or train the model again") from e
     for name in ('thresholds', 'rates'):
         if out[name] is not None and (len(out[name]) != 2 or not all(0 <= x <= 1 for x in out[name])):
@@ -130,10 +134,11 @@ def score_spectra(
     looked, opinion, fit, features, code = _look(_with_chi2(spectra, device), weights, device)
     out = Table({c: spectra.meta[c] for c in KEEP if c in spectra.meta.colnames})
     probability = _probabilities(spectra, features, code, weights)
+    if opinion is not None: probability, opinion = reconcile(probability, opinion, weights.tolerance, _types(spectra))
     for k, name in enumerate(('Z_WRONG', 'S_WRONG')):
         out[f'P_{name}'] = probability[:, k]
         out[f'FLAG_{name}'] = probability[:, k] >= weights.thresholds[k]
-    if opinion is not None: _add_opinion(out, opinion, spectra, fit)
+    if opinion is not None: _add_opinion(out, opinion, spectra, fit, weights.judge.config['acceptance'])
     if weights.familiarity is not None:
         familiar = weights.familiarity.p_value(familiarity_inputs(code, spectra))
         out['P_FAMILIAR'], out['UNFAMILIAR'] = familiar.astype(np.float32), familiar < UNFAMILIAR
@@ -161,12 +166,20 @@ def _add_anomaly(out, spectra, code, fit, opinion, weights, device):
         for name in table.colnames: out[name] = table[name]
 
 # %% ../nbs/40_catalogue.ipynb #ba28d683
-def _add_opinion(out, opinion, spectra, fit):
-    "Put the second opinion beside the pipeline's columns, and a cause beside what is flagged."
-    for name in opinion.colnames: out[name] = opinion[name]
-    flagged = np.flatnonzero(out['FLAG_Z_WRONG'] | out['FLAG_S_WRONG'])
-    causes = name_causes(spectra[flagged], fit[flagged])
-    for name, nothing, kind in (('CAUSE', '', 'U16'), ('CAUSE_P', np.nan, 'f4'), ('CAUSE_WAVE', np.full(3, np.nan), 'f8'), ('CAUSE_TEXT', '', 'U240')):
+def _types(spectra):
+    "The pipeline's types; empty where there are none."
+    return spectra.meta['SPECTYPE'] if 'SPECTYPE' in spectra.meta.colnames else np.full(len(spectra), '')
+
+def _add_opinion(out, opinion, spectra, fit, acceptance):
+    "Put the second opinion beside the pipeline's columns, and a cause beside what is flagged; only what is flagged is corrected."
+    for name in opinion.colnames:
+        if name != 'P_S_PIPE': out[name] = opinion[name]
+    flagged = np.asarray(out['FLAG_Z_WRONG'] | out['FLAG_S_WRONG'])
+    if 'Z' in spectra.meta.colnames:
+        out['FLAG_ALT'] = flagged & (out['P_ALT'] >= acceptance) & differs_from(out, spectra.meta['Z'], _types(spectra))
+    flagged = np.flatnonzero(flagged)
+    causes = name_causes(spectra[flagged], with_solutions(fit[flagged], spectra[flagged], out[flagged]))
+    for name, nothing, kind in (('CAUSE', '', 'U16'), ('CAUSE_SCORE', np.nan, 'f4'), ('CAUSE_WAVE', np.full(3, np.nan), 'f8'), ('CAUSE_TEXT', '', 'U240')):
         out[name] = np.full((len(out),) + np.shape(nothing), nothing, kind)
         out[name][flagged] = [ascii_text(t) for t in causes[name]] if name == 'CAUSE_TEXT' else causes[name]
 
@@ -186,7 +199,7 @@ def _with_chi2(spectra, device='cpu'):
     if not {'Z', 'CHI2', 'NPIXELS', 'DELTACHI2'} <= set(t.colnames): return spectra
     rows = np.flatnonzero(np.isfinite(np.asarray(t['Z'], float)) & ~np.isfinite(np.asarray(t['CHI2'], float) + np.asarray(t['DELTACHI2'], float)))
     if not len(rows): return spectra
-    own, t = scan_redshift(spectra[rows].replace(meta=t['TARGETID',][rows]), device=device).table, t.copy()
+    own, t = scan_redshift(spectra[rows].replace(meta=t['TARGETID',][rows]), device=device).to_table(), t.copy()
     for name in ('CHI2', 'NPIXELS', 'DELTACHI2'): t[name][rows] = own[name]
     return spectra.replace(meta=t)
 
@@ -217,10 +230,10 @@ COLUMNS = {  # name: (unit, description)
     'RECON_CHI2': (None, 'autoencoder reconstruction chi2 per good pixel; grows with S/N'), 'SNR': (None, 'median signal-to-noise per 0.8 Angstrom pixel'),
     'Z_ALT': (None, 'most probable redshift, second opinion'), 'ZERR_ALT': (None, 'its statistical error'), 'SPECTYPE_ALT': (None, 'most probable type'), 'P_ALT': (None, 'probability that Z_ALT (to 1000 km/s) and SPECTYPE_ALT are right'),
     'Z_ALT2': (None, 'redshift of the runner-up'), 'ZERR_ALT2': (None, 'its statistical error'), 'SPECTYPE_ALT2': (None, 'type of the runner-up'), 'P_ALT2': (None, 'probability of the runner-up'),
-    'P_Z_PIPE': (None, 'probability that Z is right to 1000 km/s'), 'P_S_PIPE': (None, 'probability that SPECTYPE is right'), 'P_NONE': (None, 'probability that no candidate is right'),
+    'P_Z_PIPE': (None, 'probability that Z is right to 1000 km/s (0.0033); 1 - P_Z_PIPE is never above P_Z_WRONG, which has the narrower tolerance'), 'P_NONE': (None, 'probability that no candidate is right'),
     'R_ALT': (None, 'robustness of the scan: chi2 of second best minus best, over best'), 'ZWARN_ALT': (None, 'warning bits of the scan, as ZWARN'),
-    'FLAG_ALT': (None, 'proposed correction: the second opinion differs from Z (1000 km/s) or SPECTYPE, and P_ALT reaches the acceptance'),
-    'CAUSE': (None, 'likely cause of a flagged answer'), 'CAUSE_P': (None, 'how clear the cause is, 0 to 1'), 'CAUSE_WAVE': ('Angstrom', 'observed vacuum wavelengths that say so'), 'CAUSE_TEXT': (None, 'the cause in words'),
+    'FLAG_ALT': (None, 'proposed correction: Z or SPECTYPE is flagged, the second opinion differs (1000 km/s or type), and P_ALT reaches the acceptance'),
+    'CAUSE': (None, 'likely cause where Z or SPECTYPE is flagged'), 'CAUSE_SCORE': (None, 'how clear the trace of the cause is, 0 to 1; no probability'), 'CAUSE_WAVE': ('Angstrom', 'observed vacuum wavelengths that say so'), 'CAUSE_TEXT': (None, 'the cause in words'),
     **{f'ODD_{name}': (None, f'dex: -log10 of the share of reference spectra of this S/N that are odder: {words}') for name, words in SCORES.items()},
     'ANOMALY': (None, 'dex: -log10 of the share of reference spectra of this S/N that are odder in all; 2 is one in a hundred'), 'ANOMALY_WHY': (None, 'score that says so most'),
     'ANOMALY_WAVE': ('Angstrom', 'observed vacuum wavelengths that carry the misfit'), 'ANOMALY_RANK': (None, 'place in this catalogue, 1 is the oddest; 0 where there is no score'),
@@ -242,6 +255,7 @@ def make_catalogue(
     if 'ANOMALY' in out.colnames: out.add_column(_ranks(out['ANOMALY']), name='ANOMALY_RANK', index=out.colnames.index('ANOMALY') + 1)
     thresholds, trained = ((.5, .5), None) if weights is None else (weights.thresholds, weights.rates)
     out, thresholds, cards = restate(out, thresholds, trained, rates)
+    if cards and 'P_Z_PIPE' in out.colnames: rebase_opinion(out, cards.get('RATE0_Z'), cards.get('RATE_Z'))
     for name, (unit, description) in COLUMNS.items():
         if name in out.colnames: out[name].unit, out[name].description = unit, description
     out.meta |= {'SKYSEEK': __version__} | cards

@@ -78,6 +78,8 @@ class _Member(nn.Module):
 # %% ../nbs/12_classifier.ipynb #5fe51da4
 class WrongClassifier(nn.Module):
     "Latents and redrock's columns to P(Z_WRONG) and P(S_WRONG)."
+    inputs = 1  # version of what it sees (`metadata_table`, `evidence_columns`, PHYSICAL): raise it when their numbers change, so that old weights are refused
+
     def __init__(
         self,
         columns=METADATA['portable'], # names of the metadata columns it uses

@@ -177,7 +177,7 @@ def write_model(
     **extra, # JSON-able facts to keep in config.json, e.g. thresholds
 ):
     "Write the files of a model: weights as safetensors, settings as JSON."
-    config = dict(format=FORMAT, skyseek=__version__, model=type(model).__name__, config=model.config, extra=extra)
+    config = dict(format=FORMAT, skyseek=__version__, model=type(model).__name__, inputs=getattr(model, 'inputs', 1), config=model.config, extra=extra)
     (folder/'model.safetensors').write_bytes(_packed(model.state_dict()))
     (folder/'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
     if card: (folder/'card.md').write_text(card, encoding='utf-8')
@@ -224,6 +224,8 @@ def load_model(
     "Load a model that `save_model` wrote; raise `ValueError` if it is another class, another version or damaged."
     config = read_config(folder)
     if config.get('model') != cls.__name__: raise ValueError(f"{folder}: holds a {config.get('model')}, not a {cls.__name__}; give the folder of a {cls.__name__}")
+    then, now = config.get('inputs', 1), getattr(cls, 'inputs', 1)
+    if then != now: raise ValueError(f"{folder}: was trained on inputs of version {then}, this skyseek makes version {now}; train it again, or install skyseek {config['skyseek']}")
     try:
         model = cls(**config['config'])
         model.load_state_dict(load_file(Path(folder)/'model.safetensors'))

@@ -16,7 +16,7 @@ from . import __version__
 from .autoencoder import Autoencoder
 from .classifier import WrongClassifier, calibrate, pick_columns
 from .evaluate import average_precision, compare_detectors, format_table
-from .evidence import Judge
+from .evidence import reconcile
 from .features import METADATA
 from .files import check_folder, write_folder
 from .labelled import (choose_learning, classifier_inputs, cross_boosting, cross_fit, fit_classifier, is_labelled, learn_autoencoder,
@@ -123,6 +123,7 @@ def train_weights(
     inputs = classifier_inputs(crossed.spectra[rows], autoencoder, settings.device)
     (model, p), kept = fit_classifier(inputs, wrong, METADATA[settings.columns], seed=settings.seed), 'classifier'
     if learn == 'none' and not settings.epochs and settings.columns == 'second': model, p, kept = _or_shipped(model, p, inputs, wrong)
+    if settings.columns == 'second': p = reconcile(p, crossed.opinion[rows], settings.tolerance)[0]  # as in the catalogue
     model.record_labels(inputs['targetid'])
     learned = ', '.join([*['autoencoder']*bool(settings.epochs), *['judge']*(learn == 'judge'), kept])
     thresholds = [choose_threshold(wrong[:, k], p[:, k]) if wrong[:, k].any() else .5 for k in range(2)]

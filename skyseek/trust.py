@@ -246,6 +246,8 @@ def familiarity_inputs(
 # %% ../nbs/14_trust.ipynb #dcb0bc46
 class Familiarity(nn.Module):
     "How like the training spectra is a spectrum? A module, so that `save_model` and `load_model` keep it."
+    inputs = 1  # version of what it sees (`familiarity_inputs`): raise it when their numbers change, so that old weights are refused
+
     def __init__(
         self,
         width=43, # numbers a spectrum, the last three GOOD_B, GOOD_R, GOOD_Z
@@ -327,7 +329,7 @@ def restate(
     trained, # (2,) shares of wrong redshifts and types among the validation targets of the weights; None if not recorded
     rates, # (2,) wanted shares: None leaves a column as it is, 'auto' estimates the share from the table
 ): # (Table, thresholds, dict of header cards)
-    "Re-base the probabilities of a table; flags stay, thresholds move along. 'auto' leaves unfamiliar spectra out of the estimate."
+    "Re-base the probabilities of a table, flags stay, thresholds move along. 'auto' leaves unfamiliar spectra out of the estimate."
     check_rates(trained, rates)
     if all(rate is None for rate in rates): return table, tuple(thresholds), {}
     out, cuts, cards = table.copy(copy_data=False), list(thresholds), {}
