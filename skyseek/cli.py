@@ -128,13 +128,22 @@ def score(a):
     tables, failed = score_files(a.coadds, weights, progress=None, redrock=a.redrock, keep_sky=a.keep_sky, device=a.device)
     if tables:
         catalogue = make_catalogue(tables, weights, rates)
-        print(f"{write_catalogue(catalogue, a.output)}: {len(catalogue)} targets, {catalogue['FLAG_Z_WRONG'].sum()} redshifts and {catalogue['FLAG_S_WRONG'].sum()} types flagged" + _more(catalogue))
+        print(f"{write_catalogue(catalogue, a.output)}: {plural(len(catalogue), 'target')}, {_flagged(catalogue)}{_more(catalogue)}")
     elif not failed: raise ValueError('no target to score, nothing but sky fibres; --keep-sky scores them')
     return _report(failed, len(a.coadds))
 
+def _flagged(catalogue):
+    "How many are flagged, and of how many that could be judged."
+    lost = int(np.sum(~np.isfinite(np.asarray(catalogue['P_Z_WRONG'], float))))
+    if lost == len(catalogue): return "nothing was judged: no redshifts of a pipeline; give its redrock files (--redrock), or make redshifts with `skyseek redshift` first"
+    n, m = (int(catalogue[f'FLAG_{x}_WRONG'].sum()) for x in 'ZS')
+    return f"{plural(n, 'redshift')} and {plural(m, 'type')} flagged" + (f", {lost} without a redshift that could be judged" if lost else '')
+
 def _more(catalogue):
-    "What else a user must know of a catalogue: unfamiliar spectra, and probabilities that were re-based."
-    words, meta = f", {catalogue['UNFAMILIAR'].sum()} spectra unlike the training" if 'UNFAMILIAR' in catalogue.colnames else '', catalogue.meta
+    "What else a user must know of a catalogue: spectra out of distribution, and probabilities that were re-based."
+    strange = np.asarray(catalogue['UNFAMILIAR']) if 'UNFAMILIAR' in catalogue.colnames else np.zeros(1, bool)
+    words, meta = f", {plural(int(strange.sum()), 'spectrum', 'spectra')} unlike the training" if 'UNFAMILIAR' in catalogue.colnames else '', catalogue.meta
+    if strange.mean() > .05: words += ': their probabilities are not to be trusted; take weights trained on such spectra (`skyseek train`)'
     for head, what in (('Z', 'redshifts'), ('S', 'types')):
         if f'RATE_{head}' not in meta: continue
         how = f" (estimated, {100*meta[f'RATELO_{head}']:.2g} to {100*meta[f'RATEHI_{head}']:.2g} %)" if f'RATELO_{head}' in meta else ''

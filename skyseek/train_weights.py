@@ -22,7 +22,7 @@ from .files import check_folder, write_folder
 from .labelled import (choose_learning, classifier_inputs, cross_boosting, cross_fit, fit_classifier, is_labelled, learn_autoencoder,
                               probabilities, shipped, wrong_answers)
 from .train import TrainSettings, fingerprint, load_model, write_model
-from .trust import familiarity_inputs, fit_familiarity
+from .trust import UNFAMILIAR, Familiarity, familiarity_inputs, fit_familiarity
 from .truth import choose_threshold, fold_of, split_of
 
 log = logging.getLogger('skyseek')
@@ -107,7 +107,7 @@ def train_weights(
     about='', # a sentence on the data; kept with the weights
     extra=None, # further labelled `Spectra` for the judge
     say=lambda text: None, # called with a line per step
-): # dict: thresholds, learned, figures (text), model, p (labelled targets, out of fold)
+): # dict: thresholds, learned, figures (text), model, p (labelled targets, out of fold), targetid (of these)
     "Weights for `skyseek score` from labelled spectra."
     folder = check_folder(folder)
     spectra, side = _teaching(spectra, settings)
@@ -123,6 +123,7 @@ def train_weights(
     inputs = classifier_inputs(crossed.spectra[rows], autoencoder, settings.device)
     (model, p), kept = fit_classifier(inputs, wrong, METADATA[settings.columns], seed=settings.seed), 'classifier'
     if learn == 'none' and not settings.epochs and settings.columns == 'second': model, p, kept = _or_shipped(model, p, inputs, wrong)
+    if not settings.epochs: _say_strange(inputs, spectra[rows], say)
     if settings.columns == 'second': p = reconcile(p, crossed.opinion[rows], settings.tolerance)[0]  # as in the catalogue
     model.record_labels(inputs['targetid'])
     learned = ', '.join([*['autoencoder']*bool(settings.epochs), *['judge']*(learn == 'judge'), kept])
@@ -131,9 +132,15 @@ def train_weights(
     figures = _figures(p, wrong, inputs, spectra.meta[rows])
     _save(folder, (autoencoder, crossed.judge, familiarity, model), learned, settings,
           dict(thresholds=thresholds, rates=wrong.mean(0).tolist()), about=about, side=side, figures=figures)
-    return dict(thresholds=thresholds, learned=learned, figures=figures, model=model, p=p)
+    return dict(thresholds=thresholds, learned=learned, figures=figures, model=model, p=p, targetid=inputs['targetid'])
 
 # %% ../nbs/27_train_weights.ipynb #4faf6810
+def _say_strange(inputs, spectra, say):
+    "Say how many of the spectra are out of distribution for the package's autoencoder, and what to do about it."
+    strange = load_model(shipped('familiarity'), Familiarity).p_value(familiarity_inputs(inputs, spectra)) < UNFAMILIAR
+    advice = '; train the autoencoder on them too (--epochs 20)' if strange.mean() > .05 else ''
+    say(f"{100*strange.mean():.1f} % of these spectra are unlike those that the package's autoencoder was trained on{advice}")
+
 def _teaching(spectra, settings):
     "The spectra that may teach: those without a label, and all labelled ones but those of the test side; in words."
     held = is_labelled(spectra) & (split_of(spectra.meta['TARGETID']) == 'test')
