@@ -26,7 +26,7 @@ from .detectors import (OURS, PLAIN, SHIPPED, first_skyseek, our_detectors, plai
 from .evaluate import (KEPT_METRICS, METRICS, compare_all, compare_detectors, count_flagged, evaluate_groups, format_differences, format_table, kept_curve, kept_sample,
                               reliability)
 from .files import PLAIN as ASCII
-from .labelled import is_labelled, wrong_answers
+from .labelled import is_labelled, log, wrong_answers
 from .plots import plot_completeness_purity, plot_reliability
 from .recipes import RECIPES
 from .spectra import write_atomic

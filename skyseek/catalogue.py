@@ -345,6 +345,7 @@ def _once(paths):
     if twice := len(paths) - len(first): log.warning('%d of %d files are given more than once and scored once', twice, len(paths))
     return list(first.values())
 
+# %% ../nbs/40_catalogue.ipynb #94c30b4f
 def score_files(
     paths, # coadds, compact files, spectra of SDSS or LAMOST
     weights, # `Weights`

@@ -78,7 +78,7 @@ class _Member(nn.Module):
 # %% ../nbs/12_classifier.ipynb #5fe51da4
 class WrongClassifier(nn.Module):
     "Latents and redrock's columns to P(Z_WRONG) and P(S_WRONG)."
-    inputs = 1  # version of what it sees (`metadata_table`, `evidence_columns`, PHYSICAL): raise it when their numbers change, so that old weights are refused
+    inputs = 1  # version of `metadata_table`, `evidence_columns`, PHYSICAL; raised when their numbers change
 
     def __init__(
         self,
@@ -100,15 +100,18 @@ class WrongClassifier(nn.Module):
             self.register_buffer(name, value)
         if labels is not None: self.register_buffer('labels', torch.zeros(labels, dtype=torch.int64))
 
-    def logits(self, latent, metadata): # (members, B, 2)
-        "Uncalibrated logits of each member."
-        latent = (latent[:, :len(self.latent_mean)] - self.latent_mean)/self.latent_std
-        return torch.stack([m(latent, metadata) for m in self.members])
+# %% ../nbs/12_classifier.ipynb #79b75a7d
+@patch
+def logits(self: WrongClassifier, latent, metadata): # (members, B, 2)
+    "Uncalibrated logits of each member."
+    latent = (latent[:, :len(self.latent_mean)] - self.latent_mean)/self.latent_std
+    return torch.stack([m(latent, metadata) for m in self.members])
 
-    def forward(self, latent, metadata): # (B, 2)
-        "Calibrated probabilities that redshift and type are wrong."
-        mean = torch.logit(self.logits(latent, metadata).sigmoid().mean(dim=0), eps=1e-6)
-        return torch.sigmoid(self.slope*mean + self.offset)
+@patch
+def forward(self: WrongClassifier, latent, metadata): # (B, 2)
+    "Calibrated probabilities that redshift and type are wrong."
+    mean = torch.logit(self.logits(latent, metadata).sigmoid().mean(dim=0), eps=1e-6)
+    return torch.sigmoid(self.slope*mean + self.offset)
 
 # %% ../nbs/12_classifier.ipynb #853f4ee9
 @patch
@@ -137,6 +140,7 @@ def record_labels(
     self.config['labels'] = len(self.labels)
     return self
 
+# %% ../nbs/12_classifier.ipynb #8dcb4cd0
 @patch
 def has_seen(
     self: WrongClassifier,

@@ -132,6 +132,7 @@ def score(a):
     elif not failed: raise ValueError('no target to score, nothing but sky fibres; --keep-sky scores them')
     return _report(failed, len(a.coadds))
 
+# %% ../nbs/50_cli.ipynb #ebeb8f8f
 def _flagged(catalogue):
     "How many are flagged, and of how many that could be judged."
     lost = int(np.sum(~np.isfinite(np.asarray(catalogue['P_Z_WRONG'], float))))

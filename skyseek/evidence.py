@@ -64,8 +64,7 @@ class _Scores(nn.Module):
 # %% ../nbs/23_evidence.ipynb #bd675dfb
 class Judge(nn.Module):
     "Probabilities of candidates."
-    inputs = 1  # version of what it sees (`Candidates.features`, `judge_inputs`): raise it when their numbers change, so that old weights are refused
-
+    inputs = 1  # version of `Candidates.features` and `judge_inputs`; raised when their numbers change, so that old weights are refused
     def __init__(
         self,
         features=CANDIDATE_FEATURES, # names of the candidates' features
@@ -144,6 +143,7 @@ def _near(cand, z, limit):
     "(N, C) True where a candidate has the redshift z (N,) to within a limit of |Δz|/(1 + z)."
     return cand.known & (abs(cand.z - z[:, None]) <= limit*(1 + z[:, None]))
 
+# %% ../nbs/23_evidence.ipynb #3e3008ed
 def second_opinion(
     spectra, # `Spectra`; the pipeline's columns in meta, if there is one
     fit, # `RedshiftFit` of the same spectra
@@ -307,14 +307,21 @@ def with_solutions(
     z, kind = np.asarray(opinion['Z_ALT'], float), text(opinion['SPECTYPE_ALT'])
     rows = np.flatnonzero(np.isfinite(z) & ((abs(z - np.asarray(fit.table['Z'])) > 1e-8) | (kind != text(fit.table['SPECTYPE']))))
     if not len(rows): return fit
-    at, table, which, poly = fit_at(spectra[rows], z[rows], kind[rows], fit.bases, fit.settings, device, models=False), fit.table.copy(), fit.which.copy(), fit.poly.copy()
-    for row, i in zip(rows, range(len(rows))):
-        if at.which[i] < 0: continue
-        basis, other = fit.bases[at.which[i]], fit.minima[np.asarray(fit.minima['ROW']) == row]
-        n, far = len(basis.flux), ~((abs(other['Z'] - z[row]) <= SAME*(1 + z[row])) & (text(other['SPECTYPE']) == kind[row]))
-        rival = np.asarray(other['CHI2'] + other['PENALTY'])[far].min(initial=np.inf)
-        new = dict(Z=z[row], ZERR=opinion['ZERR_ALT'][row], CHI2=at.chi2[i], SPECTYPE=kind[row], SUBTYPE=basis.subtype, NCOEFF=n,
-                   COEFF=np.pad(at.coeff[i, :n], (0, 10 - n)), DELTACHI2=rival - at.cost[i] if np.isfinite(rival) else 0., R=np.nan, P=np.nan)
-        for name, value in new.items(): table[name][row] = value
-        which[row], poly[row] = at.which[i], at.coeff[i, n:n + poly.shape[1]]
+    f = fit_at(spectra[rows], z[rows], kind[rows], fit.bases, fit.settings, device, models=False)
+    table, which, poly = fit.table.copy(), fit.which.copy(), fit.poly.copy()
+    for i, row in enumerate(rows):
+        if f.which[i] < 0: continue
+        basis = fit.bases[f.which[i]]
+        n, rival = len(basis.flux), _rival(fit.minima[np.asarray(fit.minima['ROW']) == row], z[row], kind[row])
+        new = dict(Z=z[row], ZERR=opinion['ZERR_ALT'][row], CHI2=f.chi2[i], SPECTYPE=kind[row], SUBTYPE=basis.subtype, NCOEFF=n,
+                   COEFF=np.pad(f.coeff[i, :n], (0, 10 - n)), DELTACHI2=rival - f.cost[i] if np.isfinite(rival) else 0.,
+                   PENALTY=f.cost[i] - f.chi2[i], R=np.nan, P=np.nan)
+        for name in set(new) & set(table.colnames): table[name][row] = new[name]
+        which[row], poly[row] = f.which[i], f.coeff[i, n:n + poly.shape[1]]
     return replace(fit, table=table, which=which, poly=poly)
+
+# %% ../nbs/23_evidence.ipynb #d4d769ea
+def _rival(minima, z, kind):
+    "Cost of the best minimum that is another solution; infinite where there is none."
+    other = (abs(minima['Z'] - z) > SAME*(1 + z)) | (text(minima['SPECTYPE']) != kind)
+    return float(np.asarray(minima['CHI2'] + minima['PENALTY'])[np.asarray(other)].min(initial=np.inf))

@@ -83,6 +83,7 @@ Trained with skyseek {version} by `skyseek train` on {about}; {side}.
 - **Limits.** Probabilities hold for targets like these: the same selection, depth and pipeline.
 """
 
+# %% ../nbs/27_train_weights.ipynb #861d17c3
 def _save(folder, parts, learned, settings, extra, **about):
     "Write the folder of weights: all models, or none. Each names those that it belongs to."
     autoencoder, judge, familiarity, model = parts
@@ -98,6 +99,26 @@ def _save(folder, parts, learned, settings, extra, **about):
             (new/name).mkdir()
             kept = name in ('autoencoder', 'judge') and name not in learned
             write_model(part, new/name, (shipped(name)/'card.md').read_text(encoding='utf-8') if kept else card(title), **facts.get(name, {}))
+
+# %% ../nbs/27_train_weights.ipynb #66480e67
+def _learn(spectra, rows, wrong, settings, extra, say):
+    "Autoencoder, judge, familiarity and classifier; out-of-fold probabilities; what was learned here, in words; what the classifier saw."
+    autoencoder = load_model(shipped('autoencoder'), Autoencoder)
+    if settings.epochs: autoencoder = learn_autoencoder(spectra, TrainSettings(epochs=settings.epochs, seed=settings.seed, device=settings.device))
+    learn = 'none' if choose_learning(len(rows), settings.learn) == 'none' else 'judge'
+    crossed = cross_fit(spectra, learn, extra=extra, seed=settings.seed, device=settings.device)
+    say('evidence is ready, ' + dict(judge='judge learned anew', none='shipped judge')[learn])
+    inputs = classifier_inputs(crossed.spectra[rows], autoencoder, settings.device)
+    (model, p), kept = fit_classifier(inputs, wrong, METADATA[settings.columns], seed=settings.seed), 'classifier'
+    if not settings.epochs: _say_strange(inputs, spectra[rows], say)
+    if settings.columns == 'second':
+        if learn == 'none' and not settings.epochs: model, p, kept = _or_shipped(model, p, inputs, wrong)
+        p = reconcile(p, crossed.opinion[rows], settings.tolerance)[0]  # as in the catalogue
+    before = [] if model.config['labels'] is None else model.labels.tolist()  # of the shipped classifier, if that is kept
+    model.record_labels([*inputs['targetid'].tolist(), *before])
+    learned = ', '.join([*['autoencoder']*bool(settings.epochs), *['judge']*(learn == 'judge'), kept])
+    familiarity = fit_familiarity(familiarity_inputs(inputs, spectra[rows]), seed=settings.seed) if len(rows) >= 500 else None
+    return (autoencoder, crossed.judge, familiarity, model), p, learned, inputs
 
 # %% ../nbs/27_train_weights.ipynb #e5b750bf
 def train_weights(
@@ -115,24 +136,12 @@ def train_weights(
     wrong, about = wrong_answers(spectra, settings.tolerance)[rows], about or f'{len(rows)} labelled spectra'
     _check_labels(wrong)
     say(f'{len(rows)} labelled targets ({side}), {wrong[:, 0].mean():.3f} of the redshifts and {wrong[:, 1].mean():.3f} of the types wrong')
-    autoencoder = load_model(shipped('autoencoder'), Autoencoder)
-    if settings.epochs: autoencoder = learn_autoencoder(spectra, TrainSettings(epochs=settings.epochs, seed=settings.seed, device=settings.device))
-    learn = 'none' if choose_learning(len(rows), settings.learn) == 'none' else 'judge'
-    crossed = cross_fit(spectra, learn, extra=extra, seed=settings.seed, device=settings.device)
-    say('evidence is ready, ' + dict(judge='judge learned anew', none='shipped judge')[learn])
-    inputs = classifier_inputs(crossed.spectra[rows], autoencoder, settings.device)
-    (model, p), kept = fit_classifier(inputs, wrong, METADATA[settings.columns], seed=settings.seed), 'classifier'
-    if learn == 'none' and not settings.epochs and settings.columns == 'second': model, p, kept = _or_shipped(model, p, inputs, wrong)
-    if not settings.epochs: _say_strange(inputs, spectra[rows], say)
-    if settings.columns == 'second': p = reconcile(p, crossed.opinion[rows], settings.tolerance)[0]  # as in the catalogue
-    model.record_labels(inputs['targetid'])
-    learned = ', '.join([*['autoencoder']*bool(settings.epochs), *['judge']*(learn == 'judge'), kept])
+    parts, p, learned, inputs = _learn(spectra, rows, wrong, settings, extra, say)
     thresholds = [choose_threshold(wrong[:, k], p[:, k]) if wrong[:, k].any() else .5 for k in range(2)]
-    familiarity = fit_familiarity(familiarity_inputs(inputs, spectra[rows]), seed=settings.seed) if len(rows) >= 500 else None
     figures = _figures(p, wrong, inputs, spectra.meta[rows])
-    _save(folder, (autoencoder, crossed.judge, familiarity, model), learned, settings,
-          dict(thresholds=thresholds, rates=wrong.mean(0).tolist()), about=about, side=side, figures=figures)
-    return dict(thresholds=thresholds, learned=learned, figures=figures, model=model, p=p, targetid=inputs['targetid'])
+    facts = dict(thresholds=thresholds, rates=wrong.mean(0).tolist())
+    _save(folder, parts, learned, settings, facts, about=about, side=side, figures=figures)
+    return dict(thresholds=thresholds, learned=learned, figures=figures, model=parts[-1], p=p, targetid=inputs['targetid'])
 
 # %% ../nbs/27_train_weights.ipynb #4faf6810
 def _say_strange(inputs, spectra, say):

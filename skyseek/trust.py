@@ -246,7 +246,7 @@ def familiarity_inputs(
 # %% ../nbs/14_trust.ipynb #dcb0bc46
 class Familiarity(nn.Module):
     "How like the training spectra is a spectrum? A module, so that `save_model` and `load_model` keep it."
-    inputs = 1  # version of what it sees (`familiarity_inputs`): raise it when their numbers change, so that old weights are refused
+    inputs = 1  # version of `familiarity_inputs`; raised when their numbers change
 
     def __init__(
         self,
