@@ -53,7 +53,7 @@ def _limits(flux, ivar):
     "A y range that a few cosmic rays and noisy pixels cannot spoil."
     ok = ivar > 0
     if not ok.any(): return -1, 1
-    seen = flux[ok & (ivar > np.percentile(ivar[ok], 5))] if ok.sum() > 20 else flux[ok]
+    seen = flux[ok & (ivar >= np.percentile(ivar[ok], 5))] if ok.sum() > 20 else flux[ok]
     lo, hi = np.nanpercentile(seen, [0.5, 99.7]) if len(seen) else (-1, 1)
     return lo - .1*(hi - lo) - 1e-3, hi + .25*(hi - lo) + 1e-3
 
