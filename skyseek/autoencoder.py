@@ -140,6 +140,7 @@ def _log_flux(flux, scale):
 # %% ../nbs/11_autoencoder.ipynb #9f9becfa
 class Autoencoder(nn.Module):
     "Encoder and decoder; `loss(batch)` for `fit`, `forward(batch)` reconstructs."
+    inputs = 1  # version of `normalise`, `input_channels`; raised when their numbers change
     def __init__(
         self,
         wave=None, # (L,) vacuum Å grid it is for; None is DESI's

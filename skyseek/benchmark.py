@@ -26,7 +26,7 @@ from .detectors import (OURS, PLAIN, SHIPPED, first_skyseek, our_detectors, plai
 from .evaluate import (KEPT_METRICS, METRICS, compare_all, compare_detectors, count_flagged, evaluate_groups, format_differences, format_table, kept_curve, kept_sample,
                               reliability)
 from .files import PLAIN as ASCII
-from .labelled import is_labelled, wrong_answers
+from .labelled import is_labelled, log, wrong_answers
 from .plots import plot_completeness_purity, plot_reliability
 from .recipes import RECIPES
 from .spectra import write_atomic
@@ -39,7 +39,7 @@ LABELS = ('Z_WRONG', 'S_WRONG')
 @dataclass(frozen=True)
 class BenchmarkSettings:
     "What to run; see `run_benchmark`."
-    tolerance: float = 0.001  # largest |z_true - Z|/(1 + Z) that is right
+    tolerance: float = 0.001  # largest |Z - z_true|/(1 + z_true) that is right
     others: tuple = (0.0033, 'DESI')  # further tolerances for a shorter table; 'DESI' is 0.0033, and 0.01 for quasars
     learn: str = 'auto'  # bases and judge anew: 'all', 'judge', 'none' or 'auto'
     weights: str = None  # folder of weights to score as they are; None takes those of the package
@@ -212,6 +212,15 @@ def compare_sample(
     return Benchmark(_about(sample, main[1], settings), tables, differences, groups, correction_table(sample, tolerances), kept, *main, sample, settings)
 
 # %% ../nbs/43_benchmark.ipynb #d0478513
+def _without_seen(spectra, side, classifier):
+    "Leave out of the test side what the weights were trained on."
+    seen = classifier.has_seen(spectra.meta['TARGETID'])
+    if seen is None: log.warning('the weights do not say which labels they were trained on; their figures may be too good')
+    drop = np.zeros(len(spectra), bool) if seen is None else seen & (side == 'test') & is_labelled(spectra)
+    if not drop.any(): return spectra, side
+    log.warning('%d targets of the test side are left out: the weights were trained on their labels', drop.sum())
+    return spectra[np.flatnonzero(~drop)], side[~drop]
+
 def run_benchmark(
     spectra, # `Spectra` as from `read_sides`
     side, # (N,) 'learn' or 'test'
@@ -220,7 +229,7 @@ def run_benchmark(
     say=lambda text: None, # called with a line per step
 ): # `Benchmark`
     "From labelled spectra to the comparison of all detectors."
-    load_weights(settings.weights)
+    spectra, side = _without_seen(spectra, side, load_weights(settings.weights).classifier)
     use = is_labelled(spectra)
     wrong = wrong_answers(spectra, settings.tolerance)[:, 0]
     if not _enough(wrong_answers(spectra, settings.tolerance)[use], side[use])[0]:

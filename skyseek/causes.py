@@ -334,7 +334,7 @@ def find_clues(case): # `Case` → dict of cause → `Clue`
 def weigh_clues(
     clues, # dict from `find_clues`
     settings=CauseSettings(), # thresholds
-): # (cause, P, `Clue`)
+): # (cause, score from 0 to 1, `Clue`)
     "The verdict on one object."
     limits = asdict(settings)
     swap = next((c for c in clues if '_AS_' in c), None)
@@ -352,9 +352,9 @@ def name_causes(
     fit, # `RedshiftFit` of the same spectra
     attribution=None, # (N, L) of the classifier: where it looked, used where no cause is found
     settings=CauseSettings(), # thresholds
-): # Table TARGETID CAUSE CAUSE_P CAUSE_WAVE (3, Å, nan padded) CAUSE_TEXT
+): # Table TARGETID CAUSE CAUSE_SCORE (0 to 1, no probability) CAUSE_WAVE (3, Å, nan padded) CAUSE_TEXT
     "The likely cause of each suspected answer, with the wavelengths that say so."
-    out = Table(names=('CAUSE', 'CAUSE_P', 'CAUSE_WAVE', 'CAUSE_TEXT'), dtype=('U16', 'f4', ('f8', 3), 'U240'))
+    out = Table(names=('CAUSE', 'CAUSE_SCORE', 'CAUSE_WAVE', 'CAUSE_TEXT'), dtype=('U16', 'f4', ('f8', 3), 'U240'))
     for i, case in enumerate(open_cases(spectra, fit)):
         cause, p, clue = weigh_clues(find_clues(case), settings) if case.ivar.any() else ('LOW_SNR', 1., Clue(text='no valid pixel'))
         if cause == 'UNKNOWN' and attribution is not None: clue = _looked_at(case.wave, attribution[i])

@@ -18,6 +18,7 @@ from torch import nn
 
 from .autoencoder import encode
 from .features import COEFFS, EVIDENCE, METADATA, TYPES, ArrayStream, FeatureStream, read_features
+from .files import read_ids
 from .train import TrainSettings, fingerprint, fit, save_model
 from .truth import choose_threshold, fold_of, label_wrong, match_truth, split_of
 
@@ -77,6 +78,8 @@ class _Member(nn.Module):
 # %% ../nbs/12_classifier.ipynb #5fe51da4
 class WrongClassifier(nn.Module):
     "Latents and redrock's columns to P(Z_WRONG) and P(S_WRONG)."
+    inputs = 1  # version of `metadata_table`, `evidence_columns`, PHYSICAL; raised when their numbers change
+
     def __init__(
         self,
         columns=METADATA['portable'], # names of the metadata columns it uses
@@ -86,24 +89,29 @@ class WrongClassifier(nn.Module):
         members=5, # networks whose probabilities are averaged
         scaling='physical', # of the columns: 'physical' or 'signlog' (published)
         loss='entropy', # 'entropy' (binary cross entropy) or 'focal' (published)
+        labels=None, # number of labels it was trained on, see `record_labels`; None is not known
     ):
         super().__init__()
         if members < 1 or loss not in ('entropy', 'focal'): raise ValueError(f"members={members}, loss={loss!r}: give at least one network, and 'entropy' or 'focal'")
-        self.config = dict(columns=list(columns), latent=latent, hidden=hidden, dropout=dropout, members=members, scaling=scaling, loss=loss)
+        self.config = dict(columns=list(columns), latent=latent, hidden=hidden, dropout=dropout, members=members, scaling=scaling, loss=loss, labels=labels)
         self.columns = list(columns)
         self.members = nn.ModuleList(_Member(latent, self.columns, hidden, dropout, scaling) for _ in range(members))
         for name, value in (('latent_mean', torch.zeros(latent)), ('latent_std', torch.ones(latent)), ('slope', torch.ones(2)), ('offset', torch.zeros(2))):
             self.register_buffer(name, value)
+        if labels is not None: self.register_buffer('labels', torch.zeros(labels, dtype=torch.int64))
 
-    def logits(self, latent, metadata): # (members, B, 2)
-        "Uncalibrated logits of each member."
-        latent = (latent[:, :len(self.latent_mean)] - self.latent_mean)/self.latent_std
-        return torch.stack([m(latent, metadata) for m in self.members])
+# %% ../nbs/12_classifier.ipynb #79b75a7d
+@patch
+def logits(self: WrongClassifier, latent, metadata): # (members, B, 2)
+    "Uncalibrated logits of each member."
+    latent = (latent[:, :len(self.latent_mean)] - self.latent_mean)/self.latent_std
+    return torch.stack([m(latent, metadata) for m in self.members])
 
-    def forward(self, latent, metadata): # (B, 2)
-        "Calibrated probabilities that redshift and type are wrong."
-        mean = torch.logit(self.logits(latent, metadata).sigmoid().mean(dim=0), eps=1e-6)
-        return torch.sigmoid(self.slope*mean + self.offset)
+@patch
+def forward(self: WrongClassifier, latent, metadata): # (B, 2)
+    "Calibrated probabilities that redshift and type are wrong."
+    mean = torch.logit(self.logits(latent, metadata).sigmoid().mean(dim=0), eps=1e-6)
+    return torch.sigmoid(self.slope*mean + self.offset)
 
 # %% ../nbs/12_classifier.ipynb #853f4ee9
 @patch
@@ -120,6 +128,27 @@ def loss(self: WrongClassifier, batch): # dict with latent (B, 36), metadata (B,
 def fold_of_member(self: WrongClassifier): # (members,) tensor
     "The fold that each member does not see, where members are trained on folds."
     return torch.arange(len(self.members), device=self.slope.device) % FOLDS
+
+# %% ../nbs/12_classifier.ipynb #4039277a
+@patch
+def record_labels(
+    self: WrongClassifier,
+    targetid, # (N,) TARGETIDs of all targets whose labels trained, calibrated or gave thresholds
+): # the model
+    "Keep with the weights which labels they were made from, so that nobody measures them on these."
+    self.register_buffer('labels', torch.as_tensor(np.unique(read_ids(targetid, 'the labels'))))
+    self.config['labels'] = len(self.labels)
+    return self
+
+# %% ../nbs/12_classifier.ipynb #8dcb4cd0
+@patch
+def has_seen(
+    self: WrongClassifier,
+    targetid, # (N,) TARGETIDs
+): # (N,) bool; None if the weights do not say
+    "Which labels the weights were made from."
+    if self.config['labels'] is None: return None
+    return np.isin(read_ids(targetid, 'the spectra'), self.labels.cpu().numpy())
 
 @patch
 def learn_scale(
@@ -289,6 +318,7 @@ def train_classifier_file(
     held, p = known & (split == 'validation'), predict(model, code['latent'], metadata)
     thresholds = [choose_threshold(wrong[held, k], p[held, k]) if wrong[held, k].any() else 0.5 for k in range(2)]
     about = about or f"{(known & (split == 'train')).sum()} labelled spectra in {len(paths)} files"
+    model.record_labels(code['targetid'][known & (split != 'test')])
     save_model(model, dst, card=about, thresholds=thresholds, rates=wrong[held].mean(0).tolist(), about=about, history=history, tolerance=str(tolerance), autoencoder=fingerprint(autoencoder))
     return history
 

@@ -106,9 +106,12 @@ def _copy_judge(folder):
 # %% ../nbs/50_cli.ipynb #3bdaaebb
 def train(a):
     "Train weights for `skyseek score` from labelled coadds; a redrock file lies beside each, and a truth-*.fits unless --truth is given."
-    from skyseek.labelled import LabelledSettings, read_labelled, train_weights
-    settings = LabelledSettings(a.learn, a.columns, a.tolerance, a.epochs, seed=a.seed, device=a.device)
-    spectra = read_labelled(a.coadds, a.truth, keep_sky=True)
+    from skyseek.files import check_folder
+    from skyseek.labelled import find_coadds, read_labelled
+    from skyseek.train_weights import LabelledSettings, train_weights
+    check_folder(a.output, a.overwrite)
+    settings = LabelledSettings(a.learn, a.columns, a.tolerance, a.epochs, a.all, a.seed, a.device)
+    spectra = read_labelled(find_coadds(a.coadds), a.truth, keep_sky=True)
     result = train_weights(spectra, a.output, settings, a.about, say=_say)
     print(f"{result['figures']}\n\n{a.output}: weights; score with `skyseek score --weights {a.output}`")
     return 0
@@ -129,21 +132,32 @@ def benchmark(a):
 def score(a):
     "Score coadds, or spectra of SDSS and LAMOST: how probable it is that redshift or type is wrong. The redrock file is found beside each coadd."
     from skyseek.catalogue import check_destination, load_weights, make_catalogue, score_files, write_catalogue
+    from skyseek.desi import find_redrock
     from skyseek.trust import check_rates
-    check_destination(a.output)
+    check_destination(a.output, [*a.coadds, a.redrock, *map(find_redrock, a.coadds)], a.overwrite)
     weights, rates = load_weights(a.weights, a.device), (a.error_rate, a.type_error_rate)
     check_rates(weights.rates, rates)
     logging.getLogger('skyseek').warning('weights %s%s: %s', weights.name, '' if a.weights else ' (those in the package)', weights.about)
     tables, failed = score_files(a.coadds, weights, progress=None, redrock=a.redrock, keep_sky=a.keep_sky, device=a.device)
     if tables:
         catalogue = make_catalogue(tables, weights, rates)
-        print(f"{write_catalogue(catalogue, a.output)}: {len(catalogue)} targets, {catalogue['FLAG_Z_WRONG'].sum()} redshifts and {catalogue['FLAG_S_WRONG'].sum()} types flagged" + _more(catalogue))
+        print(f"{write_catalogue(catalogue, a.output)}: {plural(len(catalogue), 'target')}, {_flagged(catalogue)}{_more(catalogue)}")
     elif not failed: raise ValueError('no target to score, nothing but sky fibres; --keep-sky scores them')
     return _report(failed, len(a.coadds))
 
+# %% ../nbs/50_cli.ipynb #ebeb8f8f
+def _flagged(catalogue):
+    "How many are flagged, and of how many that could be judged."
+    lost = int(np.sum(~np.isfinite(np.asarray(catalogue['P_Z_WRONG'], float))))
+    if lost == len(catalogue): return "nothing was judged: no redshifts of a pipeline; give its redrock files (--redrock), or make redshifts with `skyseek redshift` first"
+    n, m = (int(catalogue[f'FLAG_{x}_WRONG'].sum()) for x in 'ZS')
+    return f"{plural(n, 'redshift')} and {plural(m, 'type')} flagged" + (f", {lost} without a redshift that could be judged" if lost else '')
+
 def _more(catalogue):
-    "What else a user must know of a catalogue: unfamiliar spectra, and probabilities that were re-based."
-    words, meta = f", {catalogue['UNFAMILIAR'].sum()} spectra unlike the training" if 'UNFAMILIAR' in catalogue.colnames else '', catalogue.meta
+    "What else a user must know of a catalogue: spectra out of distribution, and probabilities that were re-based."
+    strange = np.asarray(catalogue['UNFAMILIAR']) if 'UNFAMILIAR' in catalogue.colnames else np.zeros(1, bool)
+    words, meta = f", {plural(int(strange.sum()), 'spectrum', 'spectra')} unlike the training" if 'UNFAMILIAR' in catalogue.colnames else '', catalogue.meta
+    if strange.mean() > .05: words += ': their probabilities are not to be trusted; take weights trained on such spectra (`skyseek train`)'
     for head, what in (('Z', 'redshifts'), ('S', 'types')):
         if f'RATE_{head}' not in meta: continue
         how = f" (estimated, {100*meta[f'RATELO_{head}']:.2g} to {100*meta[f'RATEHI_{head}']:.2g} %)" if f'RATELO_{head}' in meta else ''
@@ -173,7 +187,8 @@ def evaluate(a):
     from skyseek.evaluate import evaluate_catalogue, format_table
     truth = read_truth(a.truth)
     reference = (read_catalogue(a.reference), read_truth(a.reference_truth or a.truth)) if a.reference else None
-    for name, table in evaluate_catalogue(read_catalogue(a.catalogue), truth, a.tolerance, reference).items(): print(f'{name}\n{format_table(table)}\n')
+    tables = evaluate_catalogue(read_catalogue(a.catalogue), truth, a.tolerance, reference)
+    for name, table in tables.items(): print(f'{name}\n{format_table(table)}\n')
     return 0
 
 # %% ../nbs/50_cli.ipynb #d8393a03
@@ -182,10 +197,12 @@ def keep(a):
     from skyseek.catalogue import check_destination, read_catalogue, write_catalogue
     from skyseek.desi import read_truth
     from skyseek.trust import keep_sample
-    if check_destination(a.output).resolve() == a.catalogue.resolve(): raise ValueError(f"{a.output}: is the catalogue itself; give another name")
+    output = a.output or a.place
+    if output is None: raise ValueError("no place for the kept sample; give -o catalogue.fits")
+    check_destination(output, [a.catalogue, *a.truth], a.overwrite)
     catalogue = read_catalogue(a.catalogue)
     kept, found = keep_sample(catalogue, read_truth(a.truth), a.at_most, a.confidence, {'redshift': 'Z', 'type': 'S'}[a.what], a.tolerance, a.test_only)
-    print(f"{write_catalogue(kept, a.output)}: {len(kept)} of {len(catalogue)} targets. {found.text}")
+    print(f"{write_catalogue(kept, output)}: {len(kept)} of {len(catalogue)} targets. {found.text}")
     return 0
 
 # %% ../nbs/50_cli.ipynb #13a3e30d
@@ -251,7 +268,7 @@ def _training_commands(sub):
              _switch('--published', "the first Skyseek's architecture and loss (far slower)"))
     _command(sub, train_classifier, shards, out, _path('--truth', 'truth tables (EDR VI csv, or truth-*.fits)', nargs='+', required=True), _path('--autoencoder', 'model folder (default: OUTPUT/autoencoder)'),
              ('--columns', dict(default='portable', choices=['portable', 'full', 'published', 'second'], help="redrock's columns to use; second: portable, with the evidence of the second opinion")), _number('--members', 5, 'networks to average'),
-             _number('--tolerance', 0.001, 'largest |z_true - Z|/(1 + Z) that is right', float), _number('--epochs', 60, 'passes'), seed,
+             _number('--tolerance', 0.001, 'largest |Z - z_true|/(1 + z_true) that is right', float), _number('--epochs', 60, 'passes'), seed,
              ('--about', dict(default='', help='a sentence on the training data, kept with the weights')))
 
 # %% ../nbs/50_cli.ipynb #fd6dcd31
@@ -261,8 +278,10 @@ def _labelled_commands(sub):
     "train, benchmark."
     truth, seed = _path('--truth', 'truth tables, EDR VI csv or truth-*.fits (default: the truth-*.fits beside each coadd)', nargs='+'), _number('--seed', 0, 'random seed')
     _command(sub, train, _path('coadds', 'coadd-*.fits files, or folders of them', nargs='+'), _path('-o --output', 'folder for the weights', required=True), truth,
-             ('--learn', dict(default='auto', choices=['auto', 'judge', 'none'], help='learn the judge of the second opinion anew, or not; auto: from 1500 labels on')), ('--columns', dict(default='second', choices=['second', 'portable', 'full', 'published'], help='of the classifier; second: with the evidence of the second opinion')),
-             _number('--tolerance', 0.001, 'largest |z_true - Z|/(1 + Z) that is right', float), _number('--epochs', 0, 'of the autoencoder; 0 keeps the one in the package'), seed, DEVICE,
+             ('--learn', dict(default='auto', choices=['auto', 'judge', 'none'], help='learn the judge of the second opinion anew, or not; auto: from 1500 labels on')),
+             ('--columns', dict(default='second', choices=['second', 'portable', 'full', 'published'], help='of the classifier; second: with those of the second opinion')),
+             _number('--tolerance', 0.001, 'largest |Z - z_true|/(1 + z_true) that is right', float), _number('--epochs', 0, 'of the autoencoder; 0 keeps the one in the package'),
+             _switch('--all', 'train on the labels of the test side too: then none is left for evaluate and keep'), seed, DEVICE, OVERWRITE,
              ('--about', dict(default='', help='a sentence on the training data, kept with the weights')))
     _command(sub, benchmark, _path('path', 'folder with train/ and validation/, or coadds and folders of coadds', nargs='+'), _path('-o --output', 'folder for tables, scores and figures'), truth, LEARN,
              ('--tolerance', dict(nargs='+', default=['0.001', '0.0033', 'DESI'], help='main tolerance, then further ones for a shorter table; DESI: 0.0033, 0.01 for quasars')),
@@ -274,7 +293,7 @@ def _labelled_commands(sub):
 def _scoring_commands(sub):
     "score, inspect, evaluate, keep."
     _command(sub, score, _path('coadds', 'coadd-*.fits files, compact spectra files, or spec-*.fits of SDSS and LAMOST', nargs='+'), _path('-o --output', 'catalogue, .fits or .parquet', required=True), _path('--redrock', 'redrock file, if it is not beside the coadd'),
-             _path('--weights', 'folder of weights (default: those in the package)'), _switch('--keep-sky', 'score sky fibres and broken fibres too'), DEVICE,
+             _path('--weights', 'folder of weights (default: those in the package)'), _switch('--keep-sky', 'score sky fibres and broken fibres too'), DEVICE, OVERWRITE,
              ('--error-rate', dict(type=_rate, help="share of wrong redshifts in these files, e.g. 0.02, or 'auto' to estimate it: P_Z_WRONG is re-based on it, flags stay (default: as in the training)")),
              ('--type-error-rate', dict(type=_rate, help='the same for wrong types and P_S_WRONG')))
     _command(sub, inspect, ('targetid', dict(type=int, help='TARGETID')), _path('file', 'coadd-*.fits, compact spectra file, SDSS or LAMOST spectrum'), _path('--redrock', 'redrock file, if it is not beside the coadd'), OVERWRITE,
@@ -282,9 +301,10 @@ def _scoring_commands(sub):
              _path('--weights', 'folder of weights (default: those in the package)'))
     _command(sub, evaluate, _path('catalogue', 'catalogue from skyseek score'), _path('--truth', 'truth tables', nargs='+', required=True), _number('--tolerance', 0.001, 'largest redshift error that is right', float),
              _path('--reference', 'catalogue for thresholds and trees; then all of CATALOGUE is reported'), _path('--reference-truth', 'its truth tables (default: --truth)', nargs='+'))
-    _command(sub, keep, _path('catalogue', 'catalogue from skyseek score'), _path('output', 'catalogue to write, .fits or .parquet'), _path('--truth', 'truth tables; their targets must be a random draw of the catalogue', nargs='+', required=True),
+    _command(sub, keep, _path('catalogue', 'catalogue from skyseek score'), _path('place', 'the same as --output', nargs='?'),
+             _path('-o --output', 'catalogue to write, .fits or .parquet'), OVERWRITE, _path('--truth', 'truth tables; their targets must be a random draw of the catalogue', nargs='+', required=True),
              _number('--at-most', 0.005, 'largest share of wrong ones among the kept', float), _number('--confidence', 0.95, 'of the guarantee', float), ('--what', dict(default='redshift', choices=['redshift', 'type'], help='what may be wrong')),
-             _number('--tolerance', 0.001, 'largest redshift error that is right', float), _switch('--test-only', "use labels of the test side only: needed if the weights were trained on these truth tables"))
+             _number('--tolerance', 0.001, 'largest redshift error that is right', float), _switch('--test-only', "use labels of the test side only (those that the weights were trained on are left out in any case)"))
 
 def _rate(text):
     "A share of errors, or 'auto'."

@@ -19,7 +19,7 @@ from .autoencoder import Autoencoder, as_published
 from .catalogue import load_weights, score_spectra
 from .classifier import CLASSIFIER_TRAINING, WrongClassifier, pick_columns, predict, train_classifier
 from .evaluate import boosting_score, tracer_cuts, tracer_of
-from .evidence import second_look
+from .evidence import reconcile, second_look
 from .features import EVIDENCE, METADATA
 from .labelled import classifier_inputs, cross_boosting, cross_fit, fit_classifier, is_labelled, learn_autoencoder, log, probabilities, read_labelled, shipped, take_rows
 from .spectra import concatenate
@@ -180,17 +180,20 @@ def our_detectors(
 ): # dict: name → (N, 2) probabilities
     "Our classifier, trained and calibrated on the targets to learn from."
     out, j = {PLAIN: _trained(sample, wrong, METADATA['portable'], settings, seed)[1]}, sample.test
-    model, out[OURS] = _trained(sample, wrong, METADATA['second'], settings, seed)
+    as_shown = lambda p: reconcile(p, sample.opinion)[0]  # as a catalogue has them
+    model, p = _trained(sample, wrong, METADATA['second'], settings, seed)
+    out[OURS] = as_shown(p)
     say('skyseek without and with the second opinion')
     if not parts: return out
     slope, offset = model.slope.numpy().copy(), model.offset.numpy().copy()
-    out['− calibration'] = expit((logit(out[OURS].clip(1e-7, 1 - 1e-6)) - offset)/slope)
+    out['− calibration'] = as_shown(expit((logit(p.clip(1e-7, 1 - 1e-6)) - offset)/slope))
     for name, (columns, options) in PARTS.items():
-        out[name] = _trained(sample, wrong, columns, settings, seed, **options)[1]
+        own = _trained(sample, wrong, columns, settings, seed, **options)[1]
+        out[name] = as_shown(own) if 'EV_P_Z' in columns else own
         say(f'skyseek {name}')
-    model.members, out['− ensemble'] = model.members[:1], out[OURS].copy()
-    out['− ensemble'][j] = probabilities(model, take_rows(sample.inputs, j))
-    return out
+    model.members = model.members[:1]
+    p[j] = probabilities(model, take_rows(sample.inputs, j))
+    return out | {'− ensemble': as_shown(p)}
 
 # %% ../nbs/42_detectors.ipynb #6eeb54d7
 def shipped_detector(

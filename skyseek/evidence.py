@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['QUALITY_COLUMNS', 'LIMIT', 'ACCEPTANCE', 'JUDGE_TRAINING', 'right_answers', 'judge_inputs', 'Judge',
-           'judge_candidates', 'train_judge', 'second_opinion', 'correction_rates', 'choose_acceptance',
-           'evidence_columns', 'second_look']
+           'judge_candidates', 'train_judge', 'second_opinion', 'differs_from', 'cap_types', 'reconcile',
+           'rebase_opinion', 'correction_rates', 'choose_acceptance', 'evidence_columns', 'second_look',
+           'with_solutions']
 
 # %% ../nbs/23_evidence.ipynb #c37e76f8
+from dataclasses import replace
+
 import numpy as np
 import torch
 from astropy.table import Table
@@ -15,8 +18,9 @@ from torch import nn
 
 from .candidates import CANDIDATE_FEATURES, KINDS, LINES, SAME, candidates, text
 from .features import EVIDENCE, ArrayStream, arm_quality
-from .redshift import scan_redshift
+from .redshift import fit_at, scan_redshift
 from .train import TrainSettings, fit as train
+from .trust import rebase
 
 # %% ../nbs/23_evidence.ipynb #f647a4cf
 def right_answers(
@@ -60,6 +64,7 @@ class _Scores(nn.Module):
 # %% ../nbs/23_evidence.ipynb #bd675dfb
 class Judge(nn.Module):
     "Probabilities of candidates."
+    inputs = 1  # version of `Candidates.features` and `judge_inputs`; raised when their numbers change, so that old weights are refused
     def __init__(
         self,
         features=CANDIDATE_FEATURES, # names of the candidates' features
@@ -134,6 +139,11 @@ def _same_answer(cand):
     return same_z & (cand.kind[:, None] == cand.kind[:, :, None]) & cand.known[:, None] & cand.known[:, :, None]
 
 # %% ../nbs/23_evidence.ipynb #4c5a1843
+def _near(cand, z, limit):
+    "(N, C) True where a candidate has the redshift z (N,) to within a limit of |Δz|/(1 + z)."
+    return cand.known & (abs(cand.z - z[:, None]) <= limit*(1 + z[:, None]))
+
+# %% ../nbs/23_evidence.ipynb #3e3008ed
 def second_opinion(
     spectra, # `Spectra`; the pipeline's columns in meta, if there is one
     fit, # `RedshiftFit` of the same spectra
@@ -156,8 +166,8 @@ def second_opinion(
         out[f'SPECTYPE_ALT{end}'], out[f'P_ALT{end}'] = np.where(blank, '', np.array(KINDS)[cand.kind[rows, i]]), np.where(blank, 0, mass[rows, i]).clip(0, 1)
     at = cand.pipeline.argmax(1)
     has = cand.pipeline.any(1)
-    same_z = abs(cand.z - cand.z[rows, at][:, None]) <= SAME*(1 + cand.z[rows, at][:, None])
-    out['P_Z_PIPE'] = np.where(has, (p*same_z).sum(1), np.nan)
+    z = np.asarray(spectra.meta['Z'], float) if 'Z' in spectra.meta.colnames else cand.z[rows, at]
+    out['P_Z_PIPE'] = np.where(has, (p*_near(cand, z, SAME)).sum(1), np.nan)
     out['P_S_PIPE'] = np.where(has, (p*(cand.kind == cand.kind[rows, at][:, None])).sum(1), np.nan)
     out['P_NONE'], out['R_ALT'], out['ZWARN_ALT'] = (1 - p.sum(1)).clip(0, 1), fit.table['R'], fit.table['ZWARN']
     acceptance = ACCEPTANCE if judge is None else judge.config['acceptance']
@@ -165,6 +175,65 @@ def second_opinion(
     return out
 
 # %% ../nbs/23_evidence.ipynb #a9344266
+def differs_from(
+    table, # with Z_ALT and SPECTYPE_ALT
+    z, # (N,) redshifts of the pipeline
+    spectype, # (N,) its types
+): # (N,) bool
+    "Whether the second opinion is another solution than the pipeline's: another type, or beyond 1000 km/s."
+    z, alt = (np.asarray(x, float) for x in (z, table['Z_ALT']))
+    return np.isfinite(alt) & ((abs(alt - z) > SAME*(1 + z)) | (text(table['SPECTYPE_ALT']) != text(spectype)))
+
+_BEST = ('Z_ALT', 'ZERR_ALT', 'SPECTYPE_ALT', 'P_ALT')
+
+def cap_types(
+    table, # with the columns of `second_opinion`; changed in place
+    p_type, # (N,) P(S_WRONG)
+    spectype, # (N,) types of the pipeline
+    swap=True, # where the order may change: bool or (N,) bool
+): # the table
+    "Make P_ALT and P_ALT2 no larger than P(S_WRONG) where they are of another type, and put the larger one first."
+    for end in ('', '2'):
+        p, other = np.asarray(table[f'P_ALT{end}'], float), text(table[f'SPECTYPE_ALT{end}']) != text(spectype)
+        table[f'P_ALT{end}'] = np.where(other & np.isfinite(p_type), np.minimum(p, p_type), p)
+    swap = swap & (table['P_ALT2'] > table['P_ALT']) & (text(table['SPECTYPE_ALT2']) != '')
+    for name in _BEST:
+        first, second = np.array(table[name]), np.array(table[f'{name}2'])
+        table[name], table[f'{name}2'] = np.where(swap, second, first), np.where(swap, first, second)
+    return table
+
+# %% ../nbs/23_evidence.ipynb #81159bde
+def reconcile(
+    p, # (N, 2) P(Z_WRONG) and P(S_WRONG) of a classifier
+    opinion, # Table of `second_opinion`, same rows
+    tolerance=.001, # of the classifier's redshifts
+    spectype=None, # (N,) types of the pipeline; None leaves the opinion as it is
+): # ((N, 2) probabilities, Table of the opinion), without contradiction
+    "One consistent set: wrong to 0.001 is never less probable than wrong to 1000 km/s (of P_Z_PIPE), and P_ALT of another type never beyond P(S_WRONG)."
+    p, beyond = np.array(p), 1 - np.asarray(opinion['P_Z_PIPE'], float)
+    known = np.isfinite(p[:, 0]) & np.isfinite(beyond)
+    p[known, 0] = (np.maximum if tolerance <= SAME else np.minimum)(p[known, 0], beyond[known])
+    return p, opinion if spectype is None else cap_types(opinion.copy(), p[:, 1].astype(float), spectype)
+
+# %% ../nbs/23_evidence.ipynb #9e12cade
+def rebase_opinion(
+    table, # catalogue with Z, SPECTYPE, P_S_WRONG and the columns of `second_opinion`; changed in place
+    trained, # fraction of wrong redshifts that P_Z_WRONG was calibrated for
+    rate, # fraction that it was re-based on; None if it was not
+): # the table
+    "Re-base the second opinion as P_Z_WRONG was (`rebase`), so that both describe the same survey."
+    z, beyond = np.asarray(table['Z'], float), 1 - np.asarray(table['P_Z_PIPE'], float)
+    if rate is not None and np.isfinite(beyond).any():
+        known, new = np.isfinite(beyond), beyond.copy()
+        new[known] = rebase(beyond[known].clip(0, 1), trained, rate)
+        more, less = (np.divide(a, b, where=known & (b > 0), out=np.ones(len(a))) for a, b in ((new, beyond), (1 - new, 1 - beyond)))
+        for end in ('', '2'):
+            elsewhere = abs(np.asarray(table[f'Z_ALT{end}'], float) - z) > SAME*(1 + z)
+            table[f'P_ALT{end}'] = table[f'P_ALT{end}']*np.where(elsewhere, more, less)
+        table['P_NONE'], table['P_Z_PIPE'] = table['P_NONE']*more, 1 - new
+    return cap_types(table, np.asarray(table['P_S_WRONG'], float), table['SPECTYPE'], ~np.asarray(table['FLAG_ALT'], bool))  # flags stay
+
+# %% ../nbs/23_evidence.ipynb #77aa0001
 def correction_rates(
     opinion, # table of `second_opinion`
     z, # (N,) the pipeline's redshifts
@@ -202,7 +271,7 @@ def evidence_columns(
     z0, kind = cand.z[rows, at], cand.kind[rows, at]
     z = np.asarray(spectra.meta['Z'], float) if 'Z' in spectra.meta.colnames else z0
     logit = lambda q: np.log(np.clip(q, 1e-3, 1)/np.clip(1 - q, 1e-3, 1))
-    near = lambda limit: (p*(abs(cand.z - z[:, None]) <= limit*(1 + z[:, None]))).sum(1)
+    near = lambda limit: (p*_near(cand, z, limit)).sum(1)
     best = np.where(cand.known, p, -1).argmax(1)
     log_dz = lambda a: np.log10(np.clip(abs(a - z)/(1 + z), 1e-5, 10)) + 3
     out = dict(EV_P_Z=logit(near(SAME)), EV_P_Z_FINE=logit(near(.001)), EV_P_TYPE=logit((p*(cand.kind == kind[:, None])).sum(1)), EV_P_NONE=logit(1 - p.sum(1)), EV_P_BEST=logit(p[rows, best]),
@@ -226,3 +295,33 @@ def second_look(
     p = judge_candidates(judge, spectra, cand, x)
     for name, column in evidence_columns(spectra, cand, judge, p, x).items(): meta[name] = column
     return spectra.replace(meta=meta), second_opinion(spectra, fit, judge, device, cand, p), fit
+
+# %% ../nbs/23_evidence.ipynb #a0f2de9c
+def with_solutions(
+    fit, # `RedshiftFit`
+    spectra, # the same `Spectra`
+    opinion, # Table with Z_ALT, ZERR_ALT, SPECTYPE_ALT, row by row
+    device='cpu', # torch device
+): # `RedshiftFit` with these as its best fits; rows without a second opinion stay
+    "The scan with the solutions of the second opinion in the place of its deepest minima."
+    z, kind = np.asarray(opinion['Z_ALT'], float), text(opinion['SPECTYPE_ALT'])
+    rows = np.flatnonzero(np.isfinite(z) & ((abs(z - np.asarray(fit.table['Z'])) > 1e-8) | (kind != text(fit.table['SPECTYPE']))))
+    if not len(rows): return fit
+    f = fit_at(spectra[rows], z[rows], kind[rows], fit.bases, fit.settings, device, models=False)
+    table, which, poly = fit.table.copy(), fit.which.copy(), fit.poly.copy()
+    for i, row in enumerate(rows):
+        if f.which[i] < 0: continue
+        basis = fit.bases[f.which[i]]
+        n, rival = len(basis.flux), _rival(fit.minima[np.asarray(fit.minima['ROW']) == row], z[row], kind[row])
+        new = dict(Z=z[row], ZERR=opinion['ZERR_ALT'][row], CHI2=f.chi2[i], SPECTYPE=kind[row], SUBTYPE=basis.subtype, NCOEFF=n,
+                   COEFF=np.pad(f.coeff[i, :n], (0, 10 - n)), DELTACHI2=rival - f.cost[i] if np.isfinite(rival) else 0.,
+                   PENALTY=f.cost[i] - f.chi2[i], R=np.nan, P=np.nan)
+        for name in set(new) & set(table.colnames): table[name][row] = new[name]
+        which[row], poly[row] = f.which[i], f.coeff[i, n:n + poly.shape[1]]
+    return replace(fit, table=table, which=which, poly=poly)
+
+# %% ../nbs/23_evidence.ipynb #d4d769ea
+def _rival(minima, z, kind):
+    "Cost of the best minimum that is another solution; infinite where there is none."
+    other = (abs(minima['Z'] - z) > SAME*(1 + z)) | (text(minima['SPECTYPE']) != kind)
+    return float(np.asarray(minima['CHI2'] + minima['PENALTY'])[np.asarray(other)].min(initial=np.inf))

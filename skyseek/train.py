@@ -177,7 +177,7 @@ def write_model(
     **extra, # JSON-able facts to keep in config.json, e.g. thresholds
 ):
     "Write the files of a model: weights as safetensors, settings as JSON."
-    config = dict(format=FORMAT, skyseek=__version__, model=type(model).__name__, config=model.config, extra=extra)
+    config = dict(format=FORMAT, skyseek=__version__, model=type(model).__name__, inputs=getattr(model, 'inputs', 1), config=model.config, extra=extra)
     (folder/'model.safetensors').write_bytes(_packed(model.state_dict()))
     (folder/'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
     if card: (folder/'card.md').write_text(card, encoding='utf-8')
@@ -200,7 +200,8 @@ def read_config(
     restore_folder(folder)
     try: config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as e: raise ValueError(f"{folder}: not a skyseek model folder ({e}); it needs config.json and model.safetensors") from e
-    if not isinstance(config, dict) or not {'format', 'skyseek'} <= set(config): raise ValueError(f"{folder}: config.json is not that of a skyseek model; copy or train the model again")
+    whole = isinstance(config, dict) and {'format', 'skyseek', 'model', 'config', 'extra'} <= set(config)
+    if not whole or not isinstance(config['config'], dict) or not isinstance(config['extra'], dict): raise ValueError(f"{folder}: config.json is not that of a skyseek model; copy or train the model again")
     if config['format'] != FORMAT:
         raise ValueError(f"{folder}: a model of format {config['format']}, written by skyseek {config['skyseek']}; "
                          f"this is skyseek {__version__}, which reads format {FORMAT}: train it again or install that version")
@@ -223,6 +224,8 @@ def load_model(
     "Load a model that `save_model` wrote; raise `ValueError` if it is another class, another version or damaged."
     config = read_config(folder)
     if config.get('model') != cls.__name__: raise ValueError(f"{folder}: holds a {config.get('model')}, not a {cls.__name__}; give the folder of a {cls.__name__}")
+    then, now = config.get('inputs', 1), getattr(cls, 'inputs', 1)
+    if then != now: raise ValueError(f"{folder}: was trained on inputs of version {then}, this skyseek makes version {now}; train it again, or install skyseek {config['skyseek']}")
     try:
         model = cls(**config['config'])
         model.load_state_dict(load_file(Path(folder)/'model.safetensors'))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'KNOTS', 'CALIBRATIONS', 'UNFAMILIAR', 'HEADS', 'check_probabilities', 'Calibration', 'fit_calibration',
-           'compare_calibrations', 'calibration_floor', 'rebase', 'estimate_rate', 'Guarantee', 'labels_needed',
-           'guarantee_keep', 'errors_left', 'familiarity_inputs', 'Familiarity', 'fit_familiarity', 'check_rates',
-           'restate', 'keep_sample']
+           'compare_calibrations', 'rebase', 'estimate_rate', 'Guarantee', 'labels_needed', 'guarantee_keep',
+           'errors_left', 'familiarity_inputs', 'Familiarity', 'fit_familiarity', 'check_rates', 'restate',
+           'keep_sample', 'calibration_floor']
 
 # %% ../nbs/14_trust.ipynb #8a4e120d
 import logging
@@ -27,7 +27,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
-from .evaluate import calibration_error
+from .evaluate import calibration_error, calibration_floor, label_unseen
 from .features import arm_quality
 from .truth import label_wrong, match_truth, split_of
 
@@ -106,16 +106,7 @@ def compare_calibrations(
     return Table(rows=rows, names=['kind', 'log_loss', 'ECE'])
 
 # %% ../nbs/14_trust.ipynb #9387742d
-def calibration_floor(
-    p, # (N,) probabilities
-    draws=300, # surveys to draw
-    bins=10, # bins of equal number
-    seed=0, # of the draws
-): # (mean, 95th percentile) of the ECE, if these probabilities were perfect
-    "What the expected calibration error would be by chance alone."
-    p, rng = check_probabilities(p), np.random.default_rng(seed)
-    errors = [calibration_error(rng.random(len(p)) < p, p, bins) for _ in range(draws)]
-    return float(np.mean(errors)), float(np.percentile(errors, 95))
+_all_ = ['calibration_floor']
 
 # %% ../nbs/14_trust.ipynb #54212093
 def rebase(
@@ -255,6 +246,8 @@ def familiarity_inputs(
 # %% ../nbs/14_trust.ipynb #dcb0bc46
 class Familiarity(nn.Module):
     "How like the training spectra is a spectrum? A module, so that `save_model` and `load_model` keep it."
+    inputs = 1  # version of `familiarity_inputs`; raised when their numbers change
+
     def __init__(
         self,
         width=43, # numbers a spectrum, the last three GOOD_B, GOOD_R, GOOD_Z
@@ -336,7 +329,7 @@ def restate(
     trained, # (2,) shares of wrong redshifts and types among the validation targets of the weights; None if not recorded
     rates, # (2,) wanted shares: None leaves a column as it is, 'auto' estimates the share from the table
 ): # (Table, thresholds, dict of header cards)
-    "Re-base the probabilities of a table; flags stay, thresholds move along. 'auto' leaves unfamiliar spectra out of the estimate."
+    "Re-base the probabilities of a table, flags stay, thresholds move along. 'auto' leaves unfamiliar spectra out of the estimate."
     check_rates(trained, rates)
     if all(rate is None for rate in rates): return table, tuple(thresholds), {}
     out, cuts, cards = table.copy(copy_data=False), list(thresholds), {}
@@ -365,23 +358,28 @@ def keep_sample(
     at_most=0.005, # largest share of wrong answers among the kept
     confidence=0.95, # of the statement
     head='Z', # what may be wrong: 'Z' the redshift, 'S' the spectral type
-    tolerance=0.001, # largest |z_true − z|/(1 + z) that is right, see `label_wrong`
-    test_only=False, # use labels of the test side only: needed if the weights were trained on this truth
+    tolerance=0.001, # largest |z − z_true|/(1 + z_true) that is right, see `label_wrong`
+    test_only=False, # use labels of the test side only
 ): # (Table of the kept rows with the guarantee in meta, `Guarantee`); `ValueError` if there is no guarantee
-    "The largest sample with a guaranteed share of right answers."
+    "The largest sample with a guaranteed fraction of right solutions. Labels that the weights were trained on are left out."
     p, usable = _usable(catalogue, head)
     label = label_wrong(catalogue, match_truth(catalogue['TARGETID'], truth, catalogue), tolerance)
     once = np.isin(np.arange(len(catalogue)), np.unique(np.asarray(catalogue['TARGETID']), return_index=True)[1])
-    known = np.array(label['KNOWN']) & usable & once
+    known, unseen = np.array(label['KNOWN']) & usable & once, label_unseen(catalogue)
+    used, known = int((known & ~unseen).sum()), known & unseen
     if test_only: known &= split_of(catalogue['TARGETID']) == 'test'
-    if not known.any(): raise ValueError(f"none of the {usable.sum()} targets that can be kept has a label{' on the test side' if test_only else ''}; give the truth of some of these targets")
+    if used: log.warning('%d labels are left out: the weights were trained on them', used)
+    if not known.any():
+        why = f"{' on the test side' if test_only else ''}{f' but the {used} that the weights were trained on' if used else ''}"
+        raise ValueError(f"none of the {usable.sum()} targets that can be kept has a label{why}; give the truth of some of these targets")
     found = guarantee_keep(np.array(label[f'{head}_WRONG'])[known], p[known], at_most, confidence, p[usable])
     if not found.holds: raise ValueError(found.text)
     rest = usable & ~known
     if min(known.sum(), rest.sum()) >= 20 and ks_2samp(p[known], p[rest]).pvalue < 1e-3:
         log.warning('the labelled targets are no random draw: their probabilities differ from those of the other %d targets (medians %.2g and %.2g), so the guarantee holds for targets like the labelled ones only', rest.sum(), np.median(p[known]), np.median(p[rest]))
     kept = catalogue[usable & (p <= found.threshold)]
-    kept.meta |= dict(KEEPWHAT=head, KEEP_TH=found.threshold, KEEPMOST=at_most, KEEPCONF=confidence, KEEPLABS=found.n_labels, KEEPKEPT=found.n_kept, KEEPBAD=found.n_wrong, KEEPBND=found.bound, KEEPFROM=len(catalogue), KEEPTOL=str(tolerance))
+    kept.meta |= dict(KEEPWHAT=head, KEEP_TH=found.threshold, KEEPMOST=at_most, KEEPCONF=confidence, KEEPLABS=found.n_labels, KEEPKEPT=found.n_kept, KEEPBAD=found.n_wrong, KEEPBND=found.bound, KEEPFROM=len(catalogue),
+                      KEEPTOL=str(tolerance), KEEPUSED=used)
     return kept, found
 
 # %% ../nbs/14_trust.ipynb #07698c52

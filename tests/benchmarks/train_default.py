@@ -29,7 +29,7 @@ from skyseek.autoencoder import Autoencoder, encode
 from skyseek.candidates import candidates, text
 from skyseek.classifier import WrongClassifier, pick_columns, predict, train_folds
 from skyseek.evaluate import boosting_score, compare, compare_detectors, format_table
-from skyseek.evidence import JUDGE_TRAINING, Judge, choose_acceptance, correction_rates, evidence_columns, second_look, second_opinion, train_judge
+from skyseek.evidence import JUDGE_TRAINING, Judge, choose_acceptance, correction_rates, evidence_columns, reconcile, second_look, second_opinion, train_judge
 from skyseek.features import EVIDENCE, METADATA, ArrayStream, build_features
 from skyseek.labelled import is_labelled, join_candidates, read_labelled, wrong_answers
 from skyseek.recipes import RECIPES, learn_bases
@@ -37,7 +37,7 @@ from skyseek.redshift import scan_redshift
 from skyseek.spectra import concatenate
 from skyseek.train import TrainSettings, fingerprint, load_model, save_model
 from skyseek.trust import errors_left, familiarity_inputs, fit_familiarity
-from skyseek.truth import choose_threshold, fold_of, split_of
+from skyseek.truth import choose_threshold, fold_of, half_of
 
 KEEP = ['TARGETID', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2', 'COEFF', 'TRUE_Z', 'TRUE_SPECTYPE', 'FLAGS']
 WRONG = ('Z_WRONG', 'S_WRONG')
@@ -59,7 +59,7 @@ JUDGE_BODY = """- **Right** means the right type and |z - z_true|/(1 + z_true) <
 {figures}
 """
 CLASSIFIER_BODY = """- **Columns.** {columns}
-- **Wrong** means |z_true - Z|/(1 + Z) > 0.001, or another spectral type.
+- **Wrong** means |Z - z_true|/(1 + z_true) > 0.001, or another spectral type.
 - **Figures** on the {n_test} targets of the benchmark's validation files, beside trees on the same targets (value and half its 68 % interval), thresholds from the training files:
 
 {figures}
@@ -92,7 +92,7 @@ def training_spectra(real, a):
 
 def cross_fit(spectra, real, a):
     """Evidence and opinion for all, from bases and judges of the other half; scans and candidates by half."""
-    half, halves = split_of(spectra.meta['TARGETID'], (.5, .5, 0)) == 'train', []
+    half, halves = half_of(spectra.meta['TARGETID']), []
     for mine in (half, ~half):
         rows = np.flatnonzero(mine)
         part = spectra[rows]
@@ -191,10 +191,10 @@ def main():
     save_model(judge, a.weights/'judge', card=CARD.format(title='Judge of the second opinion', body=JUDGE_BODY.format(acceptance=acceptance, figures=figures), **facts))
     step(start, 'judge\n' + figures)
     for name in EVIDENCE: spectra.meta[name] = evidence[name]
-    train_final(spectra, n, looked, sizes, facts, a, start)
+    train_final(spectra, n, looked, (opinion, second), facts, a, start)
 
 
-def train_final(spectra, n, held, sizes, facts, a, start):
+def train_final(spectra, n, held, opinions, facts, a, start):
     """Classifier and familiarity, and their cards."""
     autoencoder = load_model(a.weights/'autoencoder', Autoencoder)
     use, known = is_labelled(spectra), is_labelled(held)
@@ -205,13 +205,16 @@ def train_final(spectra, n, held, sizes, facts, a, start):
     model = WrongClassifier(METADATA['second'], members=a.members)
     settings = TrainSettings(epochs=a.epochs, lr=2e-3, weight_decay=1e-2, warmup=.3, patience=0, seed=a.seed, device='cpu')
     p, _ = train_folds(model, code['latent'], pick_columns(metadata, names, model.columns), wrong, fold, np.where(real, 3., 1.), real, settings, progress=False)
-    train = dict(p=p[real], wrong=wrong[real], metadata=metadata[real], fold=fold[real])
-    test = dict(p=predict(model, code_v['latent'], pick_columns(metadata_v, names, model.columns)), wrong=wrong_answers(held[known]), metadata=metadata_v, zwarn=np.asarray(held.meta['ZWARN'])[known])
+    p = reconcile(p[real], opinions[0][:n][use[:n]])[0]
+    train = dict(p=p, wrong=wrong[real], metadata=metadata[real], fold=fold[real])
+    test = dict(p=reconcile(predict(model, code_v['latent'], pick_columns(metadata_v, names, model.columns)), opinions[1][known])[0], wrong=wrong_answers(held[known]), metadata=metadata_v, zwarn=np.asarray(held.meta['ZWARN'])[known])
     figures, crossed = classifier_figures(train, test, names)
     thresholds = [choose_threshold(train['wrong'][:, k], train['p'][:, k]) for k in range(2)]
-    about = 'trained on simulated DESI spectra with the answers of the real redrock 0.21 (no visual inspections); |dz|/(1+z) > 0.001 is wrong'
+    about = 'trained on simulated DESI spectra with the answers of the real redrock 0.21 (no visual inspections); |Z - z_true|/(1 + z_true) > 0.001 is wrong'
     card = CARD.format(title='Classifier with a second opinion', body=CLASSIFIER_BODY.format(columns=', '.join(model.columns), n_test=len(test['wrong']), n_train=len(train['wrong']), figures=figures, crossed=crossed), **facts)
-    save_model(model, a.weights/'classifier', card=card, thresholds=thresholds, rates=train['wrong'].mean(0).tolist(), about=about, tolerance='0.001', autoencoder=fingerprint(autoencoder))
+    model.record_labels(spectra.meta['TARGETID'][:n][use[:n]])
+    save_model(model, a.weights/'classifier', card=card, thresholds=thresholds, rates=train['wrong'].mean(0).tolist(), about=about, tolerance='0.001', autoencoder=fingerprint(autoencoder),
+               judge=fingerprint(load_model(a.weights/'judge', Judge)))
     print(card, flush=True)
     model = fit_familiarity(familiarity_inputs(code, spectra[np.flatnonzero(use)]), fold == 0, bank=4000, reference=4000, seed=a.seed)
     strange = model.p_value(familiarity_inputs(code_v, held[known])) < .01
