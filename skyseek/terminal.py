@@ -23,9 +23,10 @@ log = logging.getLogger('skyseek')
 def plural(
     n, # how many
     word, # noun in the singular
+    many=None, # its plural, where the rules of English do not give it
 ): # str
     "A number with its noun: 1 redshift, 2 redshifts, 0 spectra, 3 galaxies."
-    if n == 1: return f'{n} {word}'
+    if n == 1 or many: return f'{n} {word if n == 1 else many}'
     if word.endswith('um'): return f'{n} {word[:-2]}a'
     if re.search('[^aeiou]y$', word): return f'{n} {word[:-1]}ies'
     return f"{n} {word}{'es' if re.search('(s|x|ch|sh)$', word) else 's'}"

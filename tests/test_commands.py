@@ -364,7 +364,7 @@ def commands():
 def test_options_are_the_same_everywhere():
     for name, parser in commands():
         options = {flag: action for action in parser._actions for flag in action.option_strings}
-        assert {'-o', '--output'} <= set(options) or name in ('evaluate', 'keep'), name
+        assert {'-o', '--output'} <= set(options) or name == 'evaluate', name
         assert '--device' not in options or options['--device'].default == 'auto', name
         if '--overwrite' in options: assert 'what is there already' in options['--overwrite'].help and 'write permission' in options['--overwrite'].help, name
     for name in RESULTS: assert any('--overwrite' in action.option_strings for action in dict(commands())[name.split()[0]]._actions), name
