@@ -194,7 +194,7 @@ def train_autoencoder_file(
     model=None, # a fresh `Autoencoder`; None makes the default for the grid of the first shard
     settings=TrainSettings(), # see `TrainSettings`
     batch_size=32, # spectra a batch
-    progress=True, # show progress bars
+    progress=None, # True shows a bar, False hides it, None shows it on a terminal only
 ): # history, as from `fit`
     "Train an autoencoder on feature shards and save it."
     wave = read_features(paths[0])['wave']

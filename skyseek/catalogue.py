@@ -349,7 +349,7 @@ def _once(paths):
 def score_files(
     paths, # coadds, compact files, spectra of SDSS or LAMOST
     weights, # `Weights`
-    progress=True, # show a progress bar; None: on a terminal only
+    progress=None, # True shows a bar, False hides it, None shows it on a terminal only
     **options, # of `score_file`
 ): # (list of score Tables, dict path → reason for those that failed)
     "Score many files; one that cannot be read is reported and does not stop the others."

@@ -305,7 +305,7 @@ def train_classifier_file(
     tolerance=0.001, # see `label_wrong`
     settings=TrainSettings(**CLASSIFIER_TRAINING), # see `TrainSettings`
     about='', # a sentence on what it was trained on; kept with the weights
-    progress=True, # show progress bars
+    progress=None, # True shows a bar, False hides it, None shows it on a terminal only
 ): # history, as from `fit`
     "Train a classifier on shards and a truth table, choose thresholds, save it."
     code = encode_file(paths, autoencoder)

@@ -7,20 +7,25 @@ __all__ = ['LEARN', 'extract', 'features', 'redshift', 'fetch_vi', 'train_autoen
            'score', 'inspect', 'evaluate', 'keep', 'simulate', 'demo', 'main']
 
 # %% ../nbs/50_cli.ipynb #2d3dbf86
-import argparse
 import logging
-import sys
 from pathlib import Path
 
 from . import __version__
-from .commands import DEVICE, OVERWRITE, _command, _many, _number, _path, _report, _say, _switch, odd_commands, survey_commands
+from .commands import DEVICE, OVERWRITE, _check_paths, _command, _many, _number, _path, _report, _say, _settle_output, _switch, odd_commands, survey_commands
+from .terminal import OutputError, Parser, PipeClosed, explain, pick_device, plain_output, plural, start_log
 
 # %% ../nbs/50_cli.ipynb #1a6faa61
+def _done_line(where, failed, paths, what):
+    "How many files were written, if any was."
+    if len(failed) < len(paths): print(f'{where}: {plural(len(paths) - len(failed), what)}')
+    return _report(failed, len(paths))
+
 def extract(a):
     "Merge the arms of coadds, join redrock's answers, write compact spectra files; sky fibres and broken fibres are left out."
     from skyseek.desi import extract_file
     name = lambda p: a.output/('spectra-' + p.name.removeprefix('coadd-').removesuffix('.gz'))
-    return _report(_many(a.coadds, name, lambda p, dst: extract_file(p, dst, a.redrock, a.overwrite), 'extract'), len(a.coadds))
+    failed = _many(a.coadds, name, lambda p, dst: extract_file(p, dst, a.redrock, a.overwrite), 'extract', a.redrock)
+    return _done_line(a.output, failed, a.coadds, 'compact file')
 
 def features(a):
     "Build feature shards from compact spectra files."
@@ -32,14 +37,20 @@ def features(a):
         from skyseek.evidence import second_look
         judge = load_weights().judge
         read = lambda p: second_look(read_spectra(p), judge)[0]
-    return _report(_many(a.spectra, name, lambda p, dst: build_features_file(p, dst, read, a.overwrite), 'features'), len(a.spectra))
+    failed = _many(a.spectra, name, lambda p, dst: build_features_file(p, dst, read, a.overwrite), 'features')
+    return _done_line(a.output, failed, a.spectra, 'feature shard')
 
+# %% ../nbs/50_cli.ipynb #7904896d
 def redshift(a):
     "Fit redshifts with the built-in chi2 scan; writes redrock-format files beside the coadds."
-    from skyseek.redshift import read_bases, redshift_file
+    from skyseek.redshift import count_warnings, read_bases, redshift_file
     bases = read_bases(a.templates) if a.templates else None
     name = lambda p: (a.output or p.parent)/('redrock-' + p.name.removeprefix('coadd-').removesuffix('.gz'))
-    return _report(_many(a.coadds, name, lambda p, dst: redshift_file(p, dst, bases, a.device, a.overwrite), 'redshift'), len(a.coadds))
+    failed = _many(a.coadds, name, lambda p, dst: redshift_file(p, dst, bases, a.device, a.overwrite), 'redshift')
+    if done := [name(p) for p in a.coadds if str(p) not in failed]:
+        n, warned = count_warnings(done)
+        print(f"{a.output or 'beside the coadds'}: {plural(len(done), 'file')} with {plural(n, 'redshift')}, ZWARN is set for {warned} of them")
+    return _report(failed, len(a.coadds))
 
 # %% ../nbs/50_cli.ipynb #3d87c9f3
 def fetch_vi(a):
@@ -48,25 +59,27 @@ def fetch_vi(a):
     from skyseek.vi import EDR, fetch_coadds, fetch_tables, list_coadds
     tables = fetch_tables(a.output, a.root or EDR, a.samples)
     files = list_coadds(read_truth(tables), a.root or EDR, a.depth, a.tiles)
-    print(f"{len(files)} coadds ({a.depth}) with {files['TARGETS'].sum()} spectra of inspected targets; a petal with 500 fibres is 0.22 GB")
+    print(f"{plural(len(files), 'coadd')} ({a.depth}) with {plural(files['TARGETS'].sum(), 'spectrum')} of inspected targets; a petal with 500 fibres is 0.22 GB")
     if a.list:
         for row in files: print(row['COADD'])
         return 0
     coadds, failed = fetch_coadds(files, a.output, a.root or EDR, progress=None)
-    print(f'{a.output}: {len(tables)} tables and {len(coadds)} coadds')
+    print(f"{a.output}: {plural(len(tables), 'table')} and {plural(len(coadds), 'coadd')}")
     return _report(failed, len(files))
 
 # %% ../nbs/50_cli.ipynb #0471f8ee
 def train_autoencoder(a):
     "Train the autoencoder on feature shards, without labels; a killed run goes on where it was."
+    from skyseek.files import check_folder
+    folder = check_folder(a.output/'autoencoder', a.overwrite)
     from skyseek.autoencoder import Autoencoder, as_published, train_autoencoder_file
     from skyseek.features import find_shards
     from skyseek.train import TrainSettings
     from dataclasses import asdict
     model = Autoencoder(**asdict(as_published())) if a.published else None
     settings = TrainSettings(epochs=a.epochs, lr=a.lr, seed=a.seed, precision=a.precision, device=a.device)
-    history = train_autoencoder_file(find_shards(a.features), a.output/'autoencoder', model, settings, a.batch_size)
-    print(f"{a.output/'autoencoder'}: epoch {history['best']} kept, validation loss {history['validation'][history['best']]:.4f}")
+    history = train_autoencoder_file(find_shards(a.features), folder, model, settings, a.batch_size, progress=None)
+    print(f"{folder}: epoch {history['best']} kept, validation loss {history['validation'][history['best']]:.4f}")
     return 0
 
 def train_classifier(a):
@@ -154,11 +167,15 @@ def _more(catalogue):
 # %% ../nbs/50_cli.ipynb #4a4dd8e3
 def inspect(a):
     "Draw the evidence on one target on one page: spectrum, pipeline's and our answer, lines, chi2 against redshift, likely cause."
+    from skyseek.files import check_new
+    from skyseek.plots import check_picture
+    page = check_new(check_picture(a.output or f'evidence-{a.targetid}.png'), a.overwrite)
     from skyseek.catalogue import load_weights, match_grid, score_spectra
     from skyseek.inspect import inspect_file
     from skyseek.redshift import read_bases
     weights, bases = load_weights(a.weights), read_bases(a.templates) if a.templates else None
-    page, text = inspect_file(a.file, a.targetid, a.output, redrock=a.redrock, bases=bases, score=lambda spectra: score_spectra(match_grid(spectra, weights), weights))
+    score = lambda spectra: score_spectra(match_grid(spectra, weights), weights)
+    page, text = inspect_file(a.file, a.targetid, page, redrock=a.redrock, bases=bases, score=score)
     print(f'{text}\n{page}')
     return 0
 
@@ -189,24 +206,36 @@ def keep(a):
     return 0
 
 # %% ../nbs/50_cli.ipynb #13a3e30d
+def _check_simulated(path):
+    "Raise if something is there that the simulator did not write."
+    from astropy.io import fits
+    if not path.exists(): return
+    try: ours = 'SIMSEED' in fits.getheader(path)
+    except OSError: ours = False
+    if not ours: raise ValueError(f"{path}: is no simulated coadd, and is left alone also with --overwrite; give another folder, or another --hpx")
+
 def simulate(a):
     "Simulate DESI coadds with truth."
+    from skyseek.files import check_new
+    coadd, _ = (check_new(a.output/f'{kind}-main-{a.program}-{a.hpx}.fits', a.overwrite) for kind in ('coadd', 'truth'))
+    _check_simulated(coadd)
     from skyseek.simulate import simulate_survey
-    path = simulate_survey(a.output, a.n, seed=a.seed, program=a.program, hpx=a.hpx, resolution=a.resolution)
-    print(f'{path}: {a.n} simulated spectra, truth beside it')
+    simulate_survey(a.output, a.n, seed=a.seed, program=a.program, hpx=a.hpx, resolution=a.resolution)
+    print(f"{coadd}: {plural(a.n, 'simulated spectrum')}, truth beside it; next: skyseek redshift {coadd}")
     return 0
 
+# %% ../nbs/50_cli.ipynb #4b5002d5
 def demo(a):
     "Simulate a small survey, fit, train, evaluate, write catalogue, weights and report: under five minutes."
     from skyseek.demo import DemoSettings, run_demo
-    result = run_demo(a.output, DemoSettings(n=a.n, epochs=a.epochs, seed=a.seed, device=a.device), progress=None)
-    print(f"{result['text']}\n\ncatalogue {result['catalogue']}\nweights   {result['weights']}\nreport    {result['report']}\n{result['seconds']:.0f} s")
+    result = run_demo(a.output, DemoSettings(n=a.n, epochs=a.epochs, seed=a.seed, device=a.device), overwrite=a.overwrite)
+    print(f"{result['text']}\n\ncatalogue {result['catalogue']}\nweights   {result['weights']}\nreport    {result['report']}\n{result['seconds']:.0f} s\n\n{result['next']}")
     return _report(result['failed'], max(1, len(result['failed'])))
 
 # %% ../nbs/50_cli.ipynb #7b33e002
 def _parser():
     "The command line."
-    parser = argparse.ArgumentParser('skyseek', description='Find the objects whose redshift or spectral type a survey pipeline got wrong.')
+    parser = Parser('skyseek', description='Find the objects whose redshift or spectral type a survey pipeline got wrong.')
     parser.add_argument('--version', action='version', version=__version__)
     parser.add_argument('--log', default='warning', choices=['debug', 'info', 'warning', 'error'], help='what to tell on standard error (default: warning)')
     sub = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
@@ -235,7 +264,7 @@ def _training_commands(sub):
     "train-autoencoder, train-classifier."
     shards, seed, out = ('features', dict(nargs='+', help='feature shards: files, or https:// and s3:// addresses, which may hold a *')), _number('--seed', 0, 'random seed'), _path('-o --output', 'folder for the weights', required=True)
     _command(sub, train_autoencoder, shards, out, _number('--epochs', 20, 'passes at most'), _number('--batch-size', 32, 'spectra a batch'), _number('--lr', 2e-3, 'peak learning rate', float),
-             ('--precision', dict(default='32-true', help='32-true or bf16-mixed')), ('--device', dict(default='auto', help='cpu, cuda or auto')), seed,
+             ('--precision', dict(default='32-true', help='32-true or bf16-mixed')), DEVICE, seed, OVERWRITE,
              _switch('--published', "the first Skyseek's architecture and loss (far slower)"))
     _command(sub, train_classifier, shards, out, _path('--truth', 'truth tables (EDR VI csv, or truth-*.fits)', nargs='+', required=True), _path('--autoencoder', 'model folder (default: OUTPUT/autoencoder)'),
              ('--columns', dict(default='portable', choices=['portable', 'full', 'published', 'second'], help="redrock's columns to use; second: portable, with the evidence of the second opinion")), _number('--members', 5, 'networks to average'),
@@ -267,7 +296,7 @@ def _scoring_commands(sub):
              _path('--weights', 'folder of weights (default: those in the package)'), _switch('--keep-sky', 'score sky fibres and broken fibres too'), DEVICE, OVERWRITE,
              ('--error-rate', dict(type=_rate, help="share of wrong redshifts in these files, e.g. 0.02, or 'auto' to estimate it: P_Z_WRONG is re-based on it, flags stay (default: as in the training)")),
              ('--type-error-rate', dict(type=_rate, help='the same for wrong types and P_S_WRONG')))
-    _command(sub, inspect, ('targetid', dict(type=int, help='TARGETID')), _path('file', 'coadd-*.fits, compact spectra file, SDSS or LAMOST spectrum'), _path('--redrock', 'redrock file, if it is not beside the coadd'),
+    _command(sub, inspect, ('targetid', dict(type=int, help='TARGETID')), _path('file', 'coadd-*.fits, compact spectra file, SDSS or LAMOST spectrum'), _path('--redrock', 'redrock file, if it is not beside the coadd'), OVERWRITE,
              _path('-o --output', 'page to write: .png, .pdf or .svg (default: evidence-TARGETID.png)'), _path('--templates', 'folder of rrtemplate-*.fits (default: built in)'),
              _path('--weights', 'folder of weights (default: those in the package)'))
     _command(sub, evaluate, _path('catalogue', 'catalogue from skyseek score'), _path('--truth', 'truth tables', nargs='+', required=True), _number('--tolerance', 0.001, 'largest redshift error that is right', float),
@@ -285,39 +314,31 @@ def _simulation_commands(sub):
     "simulate, demo."
     seed = _number('--seed', 0, 'random seed')
     _command(sub, simulate, _path('-o --output', 'folder', required=True), _number('-n', 500, 'fibres'), seed, ('--program', dict(default='dark', choices=['dark', 'bright'], help='programme')),
-             _number('--hpx', 27245, 'healpix number for the file name'), _switch('--resolution', 'write RESOLUTION too, 350 kB a spectrum'))
-    _command(sub, demo, ('-o --output', dict(type=Path, default=Path('skyseek-demo'), help='folder')), _number('-n', 2000, 'simulated fibres'), _number('--epochs', 12, 'of the autoencoder'), seed,
-             ('--device', dict(default='auto', help='cpu, cuda or auto')))
+             _number('--hpx', 27245, 'healpix number for the file name'), _switch('--resolution', 'write RESOLUTION too, 350 kB a spectrum'), OVERWRITE)
+    _command(sub, demo, ('-o --output', dict(type=Path, default=Path('skyseek-demo'), help='folder')), _number('-n', 2000, 'simulated fibres'), _number('--epochs', 12, 'of the autoencoder'), seed, DEVICE, OVERWRITE)
 
 # %% ../nbs/50_cli.ipynb #2ff68c0e
 def main(
     argv=None, # arguments; None takes the command line's
 ): # exit code
     "Run a command; see `skyseek --help`."
-    a = _parser().parse_args(argv)
-    logging.basicConfig(level=a.log.upper(), format='%(levelname)s %(message)s', stream=sys.stderr, force=True)
-    logging.captureWarnings(True)
-    logging.getLogger('py.warnings').addFilter(_one_line)
-    if a.log not in ('debug', 'info'):
-        for noisy in ('lightning_fabric', 'lightning.fabric'): logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        _check_device(getattr(a, 'device', 'cpu'))
-        return a.run(a)
+        with plain_output(): return _run(argv)
+    except PipeClosed: return 141  # 128 + SIGPIPE, as a shell reports it
+    except OutputError as e: logging.getLogger('skyseek').error('%s', explain(e)); return 1
     except KeyboardInterrupt: logging.getLogger('skyseek').error('interrupted; whole files are kept, nothing is half-written'); return 130
-    except (ValueError, OSError) as e:
-        if a.log == 'debug': raise
-        logging.getLogger('skyseek').error('%s', e)
+
+def _run(argv):
+    "Run a command; what goes wrong becomes one line and exit code 1."
+    parser = _parser()
+    a, rest = parser.parse_known_args(argv)
+    _settle_output(parser, a, rest)
+    start_log(a.log)
+    try:
+        _check_paths(a)
+        if hasattr(a, 'device'): a.device = pick_device(a.device)
+        return a.run(a)
+    except OutputError: raise
+    except Exception as e:
+        logging.getLogger('skyseek').error('%s', explain(e))
         return 1
-
-# %% ../nbs/50_cli.ipynb #7d145c89
-def _check_device(device):
-    "Raise unless the device can be used."
-    if device in ('cpu', 'auto'): return
-    import torch
-    if not device.startswith('cuda') or not torch.cuda.is_available(): raise ValueError(f"--device {device}: not to be had here; say cpu" + (" or cuda" if torch.cuda.is_available() else ""))
-
-def _one_line(record):
-    "Keep the message of a warning, drop file name and source line."
-    text = str(record.args[0]) if record.args else record.getMessage()
-    record.msg, record.args = text.split('Warning: ', 1)[-1].split('\n')[0], ()
-    return True

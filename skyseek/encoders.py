@@ -287,7 +287,7 @@ def train_gasnet(
     settings=TrainSettings(epochs=10, patience=0), # see `TrainSettings`
     batch_size=64, # spectra a batch
     checkpoint=None, # file to resume from
-    progress=True, # show a progress bar
+    progress=None, # True shows a bar, False hides it, None shows it on a terminal only
 ): # history, as from `fit`
     "Train one class on spectra with known redshifts."
     stream = lambda part, shuffle: part and ArrayStream(gasnet_arrays(*part, model.settings), batch_size, settings.seed, shuffle)

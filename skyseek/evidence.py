@@ -118,7 +118,7 @@ def train_judge(
     cand, # their `Candidates`, from bases that were not learned from these spectra
     truth, # table with TRUE_Z and TRUE_SPECTYPE, row by row
     settings=TrainSettings(**JUDGE_TRAINING), # see `TrainSettings`
-    progress=False, # show a progress bar
+    progress=None, # True shows a bar, False hides it, None shows it on a terminal only
 ): # history, as from `fit`
     "Scale and train; a fifth of the spectra is also shown without the pipeline's answer, so that the judge can do without."
     inputs = judge_inputs(spectra, cand) | dict(right=right_answers(cand, truth).astype(np.float32))

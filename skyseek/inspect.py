@@ -23,7 +23,8 @@ from .answers import AnswerFits, same_answer, telling_wavelengths
 from .causes import name_causes
 from .chi2scan import C_KMS
 from .desi import extract
-from .plots import ABSORPTION, EMISSION, plot_spectrum
+from .files import keep_apart, printable
+from .plots import ABSORPTION, EMISSION, check_picture, format_z, mpl_text, plot_spectrum
 from .redshift import scan_redshift
 from .sdss import read_any
 from .spectra import Spectra, write_atomic
@@ -90,7 +91,7 @@ def _models(self, ax, width):
     "Both models, smoothed as the data are; what is beyond the templates is left out."
     for colour, (z, spectype, model) in reversed(self.answers.items()):
         style = dict(lw=1) if colour == OURS else dict(lw=2.2, alpha=.55)  # ours stays visible where both are the same
-        ax.plot(self.wave, np.where(model != 0, uniform_filter1d(model, width), np.nan), color=colour, **style, label=f"{'ours' if colour == OURS else 'pipeline'}: {spectype} z = {z:.4f}")
+        ax.plot(self.wave, np.where(model != 0, uniform_filter1d(model, width), np.nan), color=colour, **style, label=f"{'ours' if colour == OURS else 'pipeline'}: {mpl_text(spectype)} z = {format_z(z)}")
 
 @patch
 def draw_spectrum(self: Evidence,
@@ -183,12 +184,14 @@ def _known(row, name, form): # → str
     value = row[name] if name in row.colnames else np.ma.masked
     return '–' if np.ma.is_masked(value) or not np.isfinite(value) else format(value, form)
 
-def _subtype(row): return '' if 'SUBTYPE' not in row.colnames or np.ma.is_masked(row['SUBTYPE']) else str(row['SUBTYPE']).strip()
+def _word(row, name): # → str, what a file holds there in one line; '' where there is nothing
+    value = row[name] if name in row.colnames else ''
+    return '' if np.ma.is_masked(value) else printable(str(value).strip()).replace('\n', r'\n')
 
 def _answer_line(who, row):
     "One answer with its errors and warnings."
     zerr = f" ± {_known(row, 'ZERR', '.5f')}"
-    return f"{who:10s}{str(row['SPECTYPE']).strip():7s}{_subtype(row):4s} z = {row['Z']:.5f}{zerr}   ZWARN {_known(row, 'ZWARN', 'd')}   DELTACHI2 {_known(row, 'DELTACHI2', '.1f')}"
+    return f"{who:10s}{_word(row, 'SPECTYPE'):7s}{_word(row, 'SUBTYPE'):4s} z = {format_z(row['Z'], 5)}{zerr}   ZWARN {_known(row, 'ZWARN', 'd')}   DELTACHI2 {_known(row, 'DELTACHI2', '.1f')}"
 
 # %% ../nbs/25_inspect.ipynb #42779569
 def _score_words(scores): # row or None → str
@@ -196,7 +199,7 @@ def _score_words(scores): # row or None → str
     if scores is None or not np.isfinite(scores['P_Z_WRONG']): return ''
     words = f"     P(redshift wrong) {scores['P_Z_WRONG']:.2f}   P(type wrong) {scores['P_S_WRONG']:.2f}"
     if 'P_ALT' not in scores.colnames or not np.isfinite(scores['Z_ALT']): return words
-    return words + f"     best guess {str(scores['SPECTYPE_ALT']).strip()} z = {scores['Z_ALT']:.4f}, P = {scores['P_ALT']:.2f}"
+    return words + f"     best guess {_word(scores, 'SPECTYPE_ALT')} z = {format_z(scores['Z_ALT'])}, P = {scores['P_ALT']:.2f}"
 
 @patch
 def text(self: Evidence): # → str, a few lines
@@ -218,7 +221,8 @@ def plot_evidence(
     "The evidence on one object on one page."
     fig = plt.figure(figsize=(11, 9.5), layout='constrained')
     text, spectrum, chi2, cutouts = fig.subfigures(4, 1, height_ratios=(1.3, 4.6, 2, 2))
-    text.text(.012, .93, (title + '\n' if title else '') + evidence.text(), fontsize=8.5, family='monospace', va='top', linespacing=1.4)
+    words = [title]*bool(title) + evidence.text().split('\n')
+    text.text(.012, .93, '\n'.join(map(mpl_text, words)), fontsize=8.5, family='monospace', va='top', linespacing=1.4)
     upper, lower = spectrum.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
     evidence.draw_spectrum(upper); evidence.draw_residuals(lower); upper.set_xlabel('')
     if not evidence.answers: return fig
@@ -263,10 +267,10 @@ def inspect_file(
     **options, # of `inspect_target`
 ): # (`Path` of the page, its text)
     "Write the evidence on one target as a page."
-    dst = Path(dst or f'evidence-{targetid}.png')
-    if dst.suffix not in ('.png', '.pdf', '.svg'): raise ValueError(f"{dst}: a page is a .png, .pdf or .svg file; choose such a name")
+    dst = check_picture(dst or f'evidence-{targetid}.png')
+    keep_apart(dst, [path, options.get('redrock')])
     evidence = inspect_target(path, targetid, **options)
-    with plt.rc_context({'backend': 'agg'}), write_atomic(dst) as tmp:
+    with plt.rc_context({'backend': 'agg', 'text.usetex': False}), write_atomic(dst) as tmp:
         fig = plot_evidence(evidence, Path(path).name)
         fig.savefig(tmp, dpi=130, format=dst.suffix[1:])
         plt.close(fig)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WINDOW', 'ZWARN_BITS', 'ANSWER', 'velocity_limit', 'find_minima', 'delta_chi2', 'posterior', 'RedshiftFit',
-           'scan_redshift', 'redshift_file', 'Basis', 'default_bases', 'library_bases', 'pca_bases', 'read_bases',
-           'ScanSettings', 'FitsAt', 'fit_at']
+           'scan_redshift', 'count_warnings', 'redshift_file', 'Basis', 'default_bases', 'library_bases', 'pca_bases',
+           'read_bases', 'ScanSettings', 'FitsAt', 'fit_at']
 
 # %% ../nbs/20_redshift.ipynb #97857852
 import warnings
@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from . import __version__
 from .bases import Basis, default_bases, library_bases, pca_bases, read_bases
 from .chi2scan import C_KMS, LogSums, ScanPlan, ScanSettings, log_sums
-from .desi import ReadError, read_redrock
+from .desi import ReadError, find_redrock, read_redrock
 from .fits import FitsAt, LocalFit, fit_at, model_at, parabola, totals
 from .sdss import read_any
 from .spectra import Spectra, is_fresh, wave_desi, write_atomic
@@ -310,13 +310,29 @@ def _is_whole(path):
     try: return len(read_redrock(path)) > 0
     except ReadError: return False
 
-def _refuse_foreign(path):
-    "A redrock-format file of another program is never kept as ours, and never overwritten."
-    try: program = fits.getheader(path).get('RRVER', 'skyseek')
-    except OSError: return
-    if not str(program).startswith('skyseek'): raise ValueError(f"{path}: is there already, made by redrock {program}; give another folder for the output")
+def _made_by(path):
+    "Who wrote a redrock-format file: '' is skyseek, None where the file cannot be read."
+    try: version = str(fits.getheader(path).get('RRVER', 'of unknown version'))
+    except OSError: return None
+    return '' if version.startswith('skyseek') else f'redrock {version}'
 
+def _refuse_foreign(dst, coadd):
+    "Redshifts of another program are never kept as ours, never overwritten, and never put in the shade by ours beside them."
+    near = {dst.with_name(dst.name + end) for end in ('.gz', '.bz2')} | {find_redrock(coadd) if dst.parent.resolve() == coadd.parent.resolve() else None}
+    for path in (p for p in (dst, *sorted(near - {None, dst})) if p.is_file()):
+        who = _made_by(path)
+        if who is None and path != dst: raise ValueError(f"{path}: is there already and cannot be read; repair or remove it, or give another folder for the output (-o)")
+        if who: raise ValueError(f"{path}: is there already, made by {who}; give another folder for the output (-o)")
+
+# %% ../nbs/20_redshift.ipynb #d3b8afb2
 ANSWER = ('Z', 'ZERR', 'ZWARN', 'CHI2', 'COEFF', 'FITMETHOD', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'NCOEFF', 'DELTACHI2')
+
+def count_warnings(
+    paths, # files that `redshift_file` wrote
+): # (number of redshifts, number of those with ZWARN)
+    "How many redshifts of some files have a warning."
+    zwarn = [np.asarray(read_redrock(path)['ZWARN']) for path in paths]
+    return sum(len(z) for z in zwarn), int(sum((z != 0).sum() for z in zwarn))
 
 # %% ../nbs/20_redshift.ipynb #cc93ab23
 def redshift_file(
@@ -327,11 +343,11 @@ def redshift_file(
     overwrite=False, # False keeps a whole file that is younger than the coadd
 ): # `Path` of the file
     "Redshifts of a coadd as a redrock-format file, row-matched to it; written under a temporary name and renamed."
-    dst, bases = Path(dst), list(default_bases() if bases is None else bases)
-    _refuse_foreign(dst)
+    coadd, dst, bases = Path(coadd), Path(dst), list(default_bases() if bases is None else bases)
+    _refuse_foreign(dst, coadd)
     if not overwrite and is_fresh(dst, coadd) and _is_whole(dst): return dst
     spectra, header = read_any(coadd, strict=True), _header(bases)
-    header['COADD'], targets = Path(coadd).name, spectra.meta.copy(copy_data=False)
+    header['COADD'], targets = ascii(coadd.name)[1:-1], spectra.meta.copy(copy_data=False)
     if 'DELTACHI2' in targets.colnames: targets.remove_columns([c for c in ANSWER if c in targets.colnames])  # of a redrock file beside the coadd
     targets.meta.clear()
     tables = dict(REDSHIFTS=scan_redshift(spectra, bases, device).table, FIBERMAP=targets)

@@ -10,6 +10,7 @@ __all__ = ['WAVE_START', 'WAVE_STEP', 'N_WAVE', 'FLUX_UNIT', 'RUN', 'Spectra', '
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from secrets import token_hex
 from shutil import rmtree
@@ -112,6 +113,17 @@ def concatenate(
             raise ValueError(f"part {i} is on another wavelength grid than part 0; use resample(part, wave) first")
     meta = vstack([p.meta for p in parts], metadata_conflicts='silent')
     return Spectra(parts[0].wave, np.concatenate([p.flux for p in parts]), np.concatenate([p.ivar for p in parts]), meta)
+
+# %% ../nbs/00_spectra.ipynb #084b3e12
+@patch
+def plot(
+    self: Spectra,
+    n=3, # how many rows to draw
+    width=5, # smoothing window in pixels
+    models=None, # (N, L) models to draw over the spectra
+): # array of matplotlib axes
+    "Draw the first `n` spectra, with their noise and with lines at their redshift."
+    return import_module('skyseek.plots').plot_spectra(self, n, width, models)
 
 # %% ../nbs/00_spectra.ipynb #7bf49334
 WAVE_START, WAVE_STEP, N_WAVE = 3600.0, 0.8, 7781  # DESI's merged grid: first vacuum wavelength and step in Å, number of pixels

@@ -92,7 +92,7 @@ def fit(
     validation, # a stream, or None to train for all epochs
     settings=TrainSettings(), # see `TrainSettings`
     checkpoint=None, # file to resume from if it exists, and to write after each epoch
-    progress=True, # show a progress bar; None: on a terminal only
+    progress=None, # True shows a bar, False hides it, None shows it on a terminal only
 ): # dict: train and validation loss per epoch, lr, and `best`, the epoch that was kept
     "Train a model; early stopping, resume, CPU or CUDA, several GPUs under torchrun."
     fabric = _fabric(settings)
