@@ -352,6 +352,7 @@ def extract(
     else: warnings.warn(f"{coadd_path}: no redrock file beside it, so there are no redshifts to check", stacklevel=2)
     if not keep_all: spectra = select_targets(spectra)
     if not len(spectra): raise ReadError(f"{coadd_path}: no science target on a good fibre; keep sky fibres to see the others (keep_all=True, --keep-sky)")
+    if not spectra.ivar.any(): raise ReadError(f"{coadd_path}: no science target has a valid pixel, all {len(spectra)} spectra are dark; leave this file out")
     return spectra
 
 # %% ../nbs/02_desi.ipynb #a6ddc1fd
