@@ -293,7 +293,7 @@ def find_redrock(
 ): # `Path` of the redrock file beside it, or of the file itself if it holds redrock's table, None if there is none
     "The redrock file that DESI puts beside a coadd: redrock-*, or zbest-* in early productions."
     path = Path(coadd_path)
-    name = re.fullmatch(r'(|.*[^A-Za-z])(?:coadd|spectra)(-.*?)(?:\.gz|\.bz2)?', path.name)
+    name = re.fullmatch(r'(?s)(|.*[^A-Za-z])(?:coadd|spectra)(-.*?)(?:\.gz|\.bz2)?', path.name)
     beside = [path.with_name(f'{name[1]}{kind}{name[2]}{end}') for kind in ('redrock', 'zbest') for end in ('', '.gz', '.bz2')] if name else []
     return next((p for p in beside if p.is_file()), path if name and _holds_answers(path) else None)
 
