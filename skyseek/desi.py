@@ -77,7 +77,8 @@ def _one_a_target(exposures):
     np.bitwise_and.at(both, number[used], status[used]); np.bitwise_or.at(any_, number, status); np.add.at(kept, number[used], 1)
     meta['COADD_FIBERSTATUS'], meta['COADD_NUMEXP'] = np.where(kept > 0, both, any_), kept
     for old, new in (('EXPTIME', 'COADD_EXPTIME'), *((c, c) for c in SCORES if c.startswith('TSNR2'))):
-        if old in exposures.colnames: meta[new] = np.bincount(number, np.where(used, exposures[old], 0), len(first)).astype(np.float32)
+        if old in exposures.colnames:
+            meta[new] = np.bincount(number, np.where(used, exposures[old], 0), len(first)).astype(np.float32)
     return meta
 
 # %% ../nbs/02_desi.ipynb #7c2d787c
@@ -85,7 +86,8 @@ def _read_targets(hdus, n, path, notes):
     "One row for each of the n spectra: the fibre table, the SCORES we keep, SURVEY, PROGRAM, HEALPIX."
     meta = _fibre_table(hdus, n, path)
     scores = read_table(hdus['SCORES'], path, capitals=True) if 'SCORES' in hdus else Table()
-    if 'TARGETID' not in meta.colnames and len(scores) == n and 'TARGETID' in scores.colnames: meta.add_column(scores['TARGETID'], index=0)
+    if 'TARGETID' not in meta.colnames and len(scores) == n and 'TARGETID' in scores.colnames:
+        meta.add_column(scores['TARGETID'], index=0)
     if 'TARGETID' not in meta.colnames:
         notes.append("no TARGETIDs, rows are numbered -1, -2, … and cannot be joined with redshifts")
         meta.add_column(-1 - np.arange(n), name='TARGETID', index=0)
@@ -102,7 +104,8 @@ def _fibre_table(hdus, n, path):
     if fits is None and 'EXP_FIBERMAP' in hdus and not tables:
         exposures = read_table(hdus['EXP_FIBERMAP'], path, capitals=True)
         if 'TARGETID' in exposures.colnames and len(targets := _one_a_target(exposures)) == n: return targets
-    if fits is None and tables and tables[0][1].colnames: raise ReadError(f"{path}: {tables[0][0]} has {len(tables[0][1])} rows for {n} spectra; download the file again")
+    if fits is None and tables and tables[0][1].colnames:
+        raise ReadError(f"{path}: {tables[0][0]} has {len(tables[0][1])} rows for {n} spectra; download the file again")
     fits = Table() if fits is None else fits
     for old, new in (('FIBERSTATUS', 'COADD_FIBERSTATUS'), ('EXPTIME', 'COADD_EXPTIME')): # of early and of uncoadded files
         if old in fits.colnames and new not in fits.colnames and not _is_uncoadded(fits): fits.rename_column(old, new)
@@ -115,7 +118,8 @@ def _is_uncoadded(meta):
 # %% ../nbs/02_desi.ipynb #afaa059f
 def _where_from(header, path, notes=None):
     "SURVEY, PROGRAM and HEALPIX of a file, from its header or else from its name."
-    if 'HPXPIXEL' in header: return dict(SURVEY=header.get('SURVEY', ''), PROGRAM=header.get('PROGRAM', ''), HEALPIX=_pixel_64(header, notes))
+    if 'HPXPIXEL' in header:
+        return dict(SURVEY=header.get('SURVEY', ''), PROGRAM=header.get('PROGRAM', ''), HEALPIX=_pixel_64(header, notes))
     name = re.search(r'[a-z]+-([a-z]+[0-9]?)-([a-z]+)-(\d+)\.', Path(path).name)
     pixel = int(name[3]) if name and int(name[3]) < 12*64**2 else -1 # larger numbers are those of adaptive pixels
     return dict(zip(('SURVEY', 'PROGRAM', 'HEALPIX'), (name[1], name[2], pixel) if name else ('', '', -1)))
@@ -124,7 +128,9 @@ def _pixel_64(header, notes):
     "The pixel of nside 64, nested, in which the header's lies, -1 with a note if there is no such."
     nside, nested = int(header.get('HPXNSIDE', 64)), str(header.get('HPXNEST', True)).strip().upper() in ('TRUE', 'T', '1')
     if nested and nside % 64 == 0 and (nside & (nside - 1)) == 0: return int(header['HPXPIXEL'])//(nside//64)**2
-    if notes is not None: notes.append(f"healpix pixel of nside {nside}, {'nested' if nested else 'in rings'}, is not one of nside 64, nested, and becomes -1")
+    if notes is not None:
+        notes.append(f"healpix pixel of nside {nside}, {'nested' if nested else 'in rings'}, is not one of nside 64, "
+                     f"nested, and becomes -1")
     return -1
 
 # %% ../nbs/02_desi.ipynb #670a93ec
@@ -132,7 +138,8 @@ def _find_arms(hdus, path, notes):
     "The HDUs of each arm, {arm: [wave, flux, ivar, mask or None]}, with shapes that fit together."
     part = lambda name: hdus[name] if name in hdus else None
     arms = {arm: [part(f'{arm}_{p}') for p in ('WAVELENGTH', 'FLUX', 'IVAR', 'MASK')] for arm in ARMS if f'{arm}_FLUX' in hdus}
-    if not arms: raise ReadError(f"{path}: no B_FLUX, R_FLUX or Z_FLUX, this is {what_file(hdus)}; give a coadd-*.fits file")
+    if not arms:
+        raise ReadError(f"{path}: no B_FLUX, R_FLUX or Z_FLUX, this is {what_file(hdus)}; give a coadd-*.fits file")
     if lost := [arm for arm in 'BRZ' if arm not in arms and 'BRZ' not in arms]: notes.append(f"no arm {', '.join(lost)}, its pixels get ivar 0")
     if 0 < len(bare := [arm for arm, images in arms.items() if images[3] is None]) < len(arms): notes.append(f"no mask for arm {', '.join(bare)}")
     for arm, images in arms.items(): _check_shapes(path, arm, *images)
@@ -163,7 +170,8 @@ def _factor(path, wave, flux, ivar):
     unit, inverse = read_unit(text) if text else FLUX_UNIT, read_unit(other) if other else None
     if inverse is None: return factor
     if not inverse.is_equivalent(unit**-2) or abs(inverse.to(unit**-2) - 1) > 1e-6:
-        raise ReadError(f"{path}: {flux.name} is in '{text or FLUX_UNIT}' and {ivar.name} in '{other}', which do not fit together; correct BUNIT")
+        raise ReadError(f"{path}: {flux.name} is in '{text or FLUX_UNIT}' and {ivar.name} in '{other}', which do not "
+                        f"fit together; correct BUNIT")
     return factor
 
 # %% ../nbs/02_desi.ipynb #bddd9367
@@ -186,7 +194,8 @@ def _pixels(hdu, factor=None):
     scale, zero = hdu.header.get('BSCALE', 1), hdu.header.get('BZERO', 0)
     blank = hdu.header.get('BLANK') if hdu.header.get('BITPIX', -32) > 0 else None
     if hdu.name.endswith('_MASK'): return lambda rows: hdu.section[rows] != -zero
-    if (scale, zero, blank, factor is None) == (1, 0, None, True): return lambda rows: hdu.section[rows].astype(np.float32)
+    if (scale, zero, blank, factor is None) == (1, 0, None, True):
+        return lambda rows: hdu.section[rows].astype(np.float32)
     def read(rows):
         stored = hdu.section[rows]
         values = stored.astype(float)*scale + zero
@@ -324,8 +333,10 @@ def join_redrock(
     lost, notes = _rows_of(meta, redrock) < 0, []
     if lost.all():
         why = ', which have none of their own' if meta.meta.get('NUMBERED') else ''
-        raise ReadError(f"{file}: none of its {len(redrock)} TARGETIDs is among the {len(meta)} spectra{why}; give the redrock file of the same coadd")
-    if lost.any(): notes.append(f"{lost.sum()} of {len(meta)} targets are missing and get ZWARN {ZWARN_NODATA} (NODATA)")
+        raise ReadError(f"{file}: none of its {len(redrock)} TARGETIDs is among the {len(meta)} spectra{why}; give "
+                        f"the redrock file of the same coadd")
+    if lost.any():
+        notes.append(f"{lost.sum()} of {len(meta)} targets are missing and get ZWARN {ZWARN_NODATA} (NODATA)")
     if twice := _repeated(redrock['TARGETID']): notes.append(f"{twice} TARGETIDs occur more than once and are paired in their order")
     if notes: warnings.warn(f"{file}: {'; '.join(notes)}", stacklevel=2)
     meta = _add_columns(meta, redrock, [c for c in redrock.colnames if c != 'TARGETID' and (c in REDROCK_COLUMNS or c not in meta.colnames)])
@@ -352,7 +363,9 @@ def extract(
     else: warnings.warn(f"{coadd_path}: no redrock file beside it, so there are no redshifts to check", stacklevel=2)
     if not keep_all: spectra = select_targets(spectra)
     if not len(spectra): raise ReadError(f"{coadd_path}: no science target on a good fibre; keep sky fibres to see the others (keep_all=True, --keep-sky)")
-    if not spectra.ivar.any(): raise ReadError(f"{coadd_path}: no science target has a valid pixel, all {len(spectra)} spectra are dark; leave this file out")
+    if not spectra.ivar.any():
+        raise ReadError(f"{coadd_path}: no science target has a valid pixel, all {len(spectra)} spectra are dark; "
+                        f"leave this file out")
     return spectra
 
 # %% ../nbs/02_desi.ipynb #a6ddc1fd
@@ -372,7 +385,8 @@ def extract_file(
 ): # `Path` of the compact file
     "Extract a coadd to a compact file; a file that is complete already is left alone."
     src, dst, redrock = Path(src), Path(dst), redrock or find_redrock(src)
-    if dst.is_dir(): dst = dst/f"spectra-{re.sub(r'[.](gz|bz2)$', '', src.name.removeprefix('coadd-').removeprefix('spectra-'))}"
+    if dst.is_dir():
+        dst = dst/f"spectra-{re.sub(r'[.](gz|bz2)$', '', src.name.removeprefix('coadd-').removeprefix('spectra-'))}"
     inputs = dict(COADD=header_text(src.name), REDROCK=header_text(Path(redrock).name) if redrock else None)
     if not overwrite and dst.exists() and _is_done(dst, inputs) and is_fresh(dst, src, redrock): return dst
     return write_spectra(extract(src, redrock), dst)

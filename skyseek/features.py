@@ -197,7 +197,8 @@ def read_features(
     lacking = [k for k in ('targetid', 'flux', 'weight', 'scale', 'exptime', 'wave') if k not in features]
     if lacking: raise ValueError(f"{path}: not a feature shard, it lacks {', '.join(lacking)}; build it again with `skyseek features`")
     if bad := [k for k in PER_SPECTRUM if k in features and features[k].ndim != {'flux': 2, 'weight': 2, 'metadata': 2}.get(k, 1)]:
-        raise ValueError(f"{path}: {bad[0]} has {features[bad[0]].ndim} dimensions; build it again with `skyseek features`")
+        raise ValueError(f"{path}: {bad[0]} has {features[bad[0]].ndim} dimensions; build it again with `skyseek "
+                         f"features`")
     features['targetid'] = read_ids(features['targetid'], path)
     rows = {k: len(features[k]) for k in PER_SPECTRUM if k in features}
     if len(set(rows.values())) > 1: raise ValueError(f"{path}: its arrays have different numbers of rows, {rows}; build it again with `skyseek features`")

@@ -317,15 +317,18 @@ def read_spectra(
     "Read a compact spectra file."
     with open_fits(path, 'a file written by skyseek extract', sums='.*') as hdus:
         if lacking := [name for name in ('WAVELENGTH', 'FLUX', 'IVAR', 'TARGETS') if name not in hdus]:
-            raise ReadError(f"{path}: no HDU {', '.join(lacking)}, this is {what_file(hdus)}; give a file written by skyseek extract")
+            raise ReadError(f"{path}: no HDU {', '.join(lacking)}, this is {what_file(hdus)}; give a file written by "
+                            f"skyseek extract")
         check_vacuum([h.header for h in hdus], path)
         check_memory(16*np.prod(hdus['FLUX'].shape, dtype=float), path)
         meta, wave = read_table(hdus['TARGETS'], path), hdus['WAVELENGTH'].data.astype(float)
         meta.meta.update((k, hdus[0].header[k]) for k in ('COADD', 'REDROCK', 'RRVER', 'NDROP', 'NUMBERED') if k in hdus[0].header)
         flux, ivar = hdus['FLUX'].data, hdus['IVAR'].data
-        if (factor := flux_factor(hdus['FLUX'].header.get('BUNIT'), wave, f'{path}: FLUX')) is not None: flux, ivar = flux*factor, ivar/factor**2
+        if (factor := flux_factor(hdus['FLUX'].header.get('BUNIT'), wave, f'{path}: FLUX')) is not None:
+            flux, ivar = flux*factor, ivar/factor**2
     if (wild := is_wild(flux, ivar)).any():
-        warnings.warn(f"{path}: {wild.sum()} pixels in {wild.any(1).sum()} spectra have values beyond any measurement and get ivar 0", stacklevel=2)
+        warnings.warn(f"{path}: {wild.sum()} pixels in {wild.any(1).sum()} spectra have values beyond any measurement "
+                      f"and get ivar 0", stacklevel=2)
         flux, ivar = (np.where(wild, 0, a) for a in (flux, ivar))
     return Spectra(wave, flux, ivar, meta)
 
@@ -372,5 +375,6 @@ def read_written_table(
     for i, name in enumerate(table.colnames, 1):
         if isinstance(table[name], MaskedColumn) and (kind := table[name].dtype.kind) in 'fUS': table[name] = table[name].filled(np.nan if kind == 'f' else '')
         if f'TCOMM{i}' in table.meta: table[name].description = table.meta.pop(f'TCOMM{i}')  # astropy leaves them in the header
-    if 'TARGETID' in table.colnames: table.replace_column('TARGETID', Column(read_ids(table['TARGETID'], path), description=table['TARGETID'].description))
+    if 'TARGETID' in table.colnames:
+        table.replace_column('TARGETID', Column(read_ids(table['TARGETID'], path), description=table['TARGETID'].description))
     return table

@@ -39,7 +39,8 @@ class ReadError(ValueError):
 
 # %% ../nbs/00a_hdus.ipynb #9d0b1c94
 _PACKED = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ\x00': lzma.open}
-_FOREIGN = {b'\x89HDF\r\n\x1a\n': "HDF5, redrock's details (rrdetails-*.h5) or the like", b'PK\x03\x04': 'a zip archive, as .npz files are', b'PAR1': 'a Parquet table',
+_FOREIGN = {b'\x89HDF\r\n\x1a\n': "HDF5, redrock's details (rrdetails-*.h5) or the "
+                                  "like", b'PK\x03\x04': 'a zip archive, as .npz files are', b'PAR1': 'a Parquet table',
             b'\x89PNG': 'a picture', b'\xff\xd8\xff': 'a picture', b'%PDF': 'a PDF document', b'<!DOCTYPE': 'a web page, perhaps one that asks for a login', b'<html': 'a web page, perhaps one that asks for a login'}
 
 def foreign_format(
@@ -69,7 +70,8 @@ def check_memory(
 ):
     "Raise `ReadError` if there is not so much memory."
     if size > (left := memory_left()):
-        raise ReadError(f"{path}: needs {size/1e9:.3g} GB of memory, {left/1e9:.2g} GB are free; split the file, or use a larger machine")
+        raise ReadError(f"{path}: needs {size/1e9:.3g} GB of memory, {left/1e9:.2g} GB are free; split the file, or "
+                        f"use a larger machine")
 
 # %% ../nbs/00a_hdus.ipynb #b765bac7
 @contextmanager
@@ -83,7 +85,9 @@ def _content(path, give):
         most = memory_left()
         while block := packed.read(1 << 20):
             whole.write(block)
-            if whole.tell() > most: raise ReadError(f"{path}: holds more than {most/1e9:.2g} GB when it is unpacked, as much as there is memory; split it, or use a larger machine")
+            if whole.tell() > most:
+                raise ReadError(f"{path}: holds more than {most/1e9:.2g} GB when it is unpacked, as much as there is "
+                                f"memory; split it, or use a larger machine")
         whole.seek(0)
         yield whole
 
@@ -102,7 +106,8 @@ def _damaged(content, wanted):
 def _check_sums(content, wanted, path):
     "Raise `ReadError` if one of the wanted HDUs is damaged."
     if name := _damaged(content, wanted):
-        raise ReadError(f"{path}: {name} is damaged, its bytes do not have the sum that the header gives (DATASUM); copy it again, or write it with new sums if you changed it")
+        raise ReadError(f"{path}: {name} is damaged, its bytes do not have the sum that the header gives (DATASUM); "
+                        f"copy it again, or write it with new sums if you changed it")
 
 # %% ../nbs/00a_hdus.ipynb #0b8d2d30
 _BROKEN = EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, fits.VerifyError, AstropyWarning
@@ -118,10 +123,15 @@ def _out_of_astropy(error):
 def _told(error, path):
     "The `ReadError` for an exception while a file is read, None if that is not the file's fault."
     why = printable(re.split(r'\s\(|[\n:,.;](?:\s|$)', str(error))[0]) or type(error).__name__
-    if isinstance(error, OSError) and error.errno: return ReadError(f"{path}: cannot be read ({error.strerror}); check access and disk")
-    if isinstance(error, MemoryError): return ReadError(f"{path}: asks for more memory than there is ({why}); check its headers, or use a larger machine")
-    if isinstance(error, _BROKEN) or _out_of_astropy(error): return ReadError(f"{path}: not a complete FITS file ({why}); download or copy it again")
-    if isinstance(error, ValueError): return ReadError(f"{path}: a value in it cannot be used ({why}); correct it, or leave the file out")
+    if isinstance(error, OSError) and error.errno:
+        return ReadError(f"{path}: cannot be read ({error.strerror}); check access and disk")
+    if isinstance(error, MemoryError):
+        return ReadError(f"{path}: asks for more memory than there is ({why}); check its headers, or use a larger "
+                         f"machine")
+    if isinstance(error, _BROKEN) or _out_of_astropy(error):
+        return ReadError(f"{path}: not a complete FITS file ({why}); download or copy it again")
+    if isinstance(error, ValueError):
+        return ReadError(f"{path}: a value in it cannot be used ({why}); correct it, or leave the file out")
     return None
 
 # %% ../nbs/00a_hdus.ipynb #479994a2
@@ -133,7 +143,9 @@ def open_fits(
     **options, # for `astropy.io.fits.open`
 ): # yields an astropy `HDUList`; only headers are read before something is asked for
     "Open a FITS file for reading; whatever turns out to be wrong with it becomes one `ReadError`."
-    if not Path(path).is_file(): raise ReadError(f"{path}: {'is a folder, give a file' if Path(path).is_dir() else 'no such file'}; check the name")
+    if not Path(path).is_file():
+        raise ReadError(f"{path}: {'is a folder, give a file' if Path(path).is_dir() else 'no such file'}; check the "
+                        f"name")
     try:
         with warnings.catch_warnings(), _content(path, give) as content:
             warnings.simplefilter('ignore', AstropyWarning)
@@ -171,11 +183,15 @@ def flux_factor(
     "What to multiply a flux with; `ReadError` if it is no flux density, or in a unit that nobody can read."
     if text is None or not str(text).strip(): return None
     unit = read_unit(text)
-    if unit is None: raise ReadError(f"{where}: is in '{printable(text)}', which is no unit that astropy knows; write BUNIT = 1e-17 erg/(s cm2 Angstrom) if that is meant, or convert it")
+    if unit is None:
+        raise ReadError(f"{where}: is in '{printable(text)}', which is no unit that astropy knows; write BUNIT = "
+                        f"1e-17 erg/(s cm2 Angstrom) if that is meant, or convert it")
     try:
         one = np.ones(len(wave))*(unit if not unit.is_equivalent(u.mgy) else unit.to(u.mgy)*3631*u.Jy)
         factor = one.to_value(FLUX_UNIT, u.spectral_density(wave*u.AA))
-    except u.UnitConversionError: raise ReadError(f"{where}: is in '{printable(text)}', which is no flux per wavelength; convert it to 1e-17 erg/(s cm2 Angstrom)") from None
+    except u.UnitConversionError:
+        raise ReadError(f"{where}: is in '{printable(text)}', which is no flux per wavelength; convert it to 1e-17 "
+                        f"erg/(s cm2 Angstrom)") from None
     return None if np.allclose(factor, 1, rtol=1e-6, atol=0) else factor
 
 # %% ../nbs/00a_hdus.ipynb #fb64edce
@@ -192,7 +208,8 @@ def check_vacuum(
 ):
     "Raise `ReadError` if a header says that wavelengths are in air."
     if card := next(filter(None, map(_says_air, headers)), None):
-        raise ReadError(f"{path}: wavelengths are in air ({printable(card)}); convert them with skyseek.restframe.air_to_vacuum and resample")
+        raise ReadError(f"{path}: wavelengths are in air ({printable(card)}); convert them with "
+                        f"skyseek.restframe.air_to_vacuum and resample")
 
 # %% ../nbs/00a_hdus.ipynb #d6ecf895
 def columns_of(
@@ -218,7 +235,9 @@ def read_number(
 ): # int or float
     "A value as a number; `ReadError` if it is none."
     try: return type(default)(x)
-    except (TypeError, ValueError, OverflowError): raise ReadError(f"{path}: {name} is '{printable(x)}', not a number; correct it, or leave the file out") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ReadError(f"{path}: {name} is '{printable(x)}', not a number; correct it, or leave the file "
+                        f"out") from None
 
 def first_row(
     hdu, # table HDU, or None
@@ -260,7 +279,8 @@ def is_wild(
 # %% ../nbs/00a_hdus.ipynb #729e87eb
 ARMS = 'B', 'R', 'Z', 'BRZ'  # cameras of DESI; BRZ: already merged, as desispec's coadd_cameras writes it
 
-_NAMED = {'REDSHIFTS': 'a redrock file', 'ZBEST': 'a redrock file', 'EMLINEFIT': "DESI's table of emission lines (emline-*)", 'MGII': "DESI's Mg II afterburner (qso_mgii-*)", 'QN_RR': "DESI's QuasarNET afterburner (qso_qn-*)",
+_NAMED = {'REDSHIFTS': 'a redrock file', 'ZBEST': 'a redrock file', 'EMLINEFIT': "DESI's table of emission lines "
+                                                                                 "(emline-*)", 'MGII': "DESI's Mg II afterburner (qso_mgii-*)", 'QN_RR': "DESI's QuasarNET afterburner (qso_qn-*)",
           'ZMTL': "DESI's merged target list (zmtl-*)", 'FASTSPEC': 'a table by FastSpecFit', 'ZCATALOG': 'a redshift catalogue (zcatalog)', 'CATALOGUE': 'a catalogue by skyseek', 'B_MODEL': "redrock's models (rrmodel-*)"}
 
 def what_file(
@@ -271,7 +291,8 @@ def what_file(
     if any(f'{arm}_FLUX' in names for arm in ARMS): return 'a coadd'
     if {'FLUX', 'IVAR', 'TARGETS'} <= names: return 'a compact spectra file (use read_spectra)'
     if found := next((words for name, words in _NAMED.items() if name in names), None): return found
-    if {'FLUX', 'IVAR', 'WAVELENGTH'} <= names: return 'spectra of one camera and one exposure of DESI (cframe, sframe, frame)'
+    if {'FLUX', 'IVAR', 'WAVELENGTH'} <= names:
+        return 'spectra of one camera and one exposure of DESI (cframe, sframe, frame)'
     if is_spspec(hdus): return 'an SDSS spectrum of DR7 or before (spSpec)'
     if words := unsupported(hdus): return words.split(':')[0]
     if any({'TARGETID', 'TRUE_Z'} <= t for t in tables): return 'a truth table'
@@ -297,6 +318,7 @@ def unsupported(
     header, names = hdus[0].header, {h.name for h in hdus}
     if any(re.match(r'COADD_[BR]$|[BR]-\d+$', name) for name in names): return 'LAMOST medium-resolution (MRS): not supported, skyseek reads LRS; give spec-*.fits of the low-resolution survey'
     if 'V_ASTRA' in header: return "SDSS-V Milky Way Mapper (mwmStar, mwmVisit, astraStar): not supported, moved to the rest frame of the star, so that no redshift is left to check; give spec-FIELD-MJD-CATALOGID.fits"
-    if 'APRED' in header or any('APOGEE' in name for name in names): return 'an infrared spectrum of APOGEE: not supported, skyseek reads optical spectra; give spec-*.fits of BOSS'
+    if 'APRED' in header or any('APOGEE' in name for name in names):
+        return 'an infrared spectrum of APOGEE: not supported, skyseek reads optical spectra; give spec-*.fits of BOSS'
     if 'PLATEID' in header and len(hdus[0].shape) == 2 and not is_spspec(hdus): return 'an SDSS plate with all its fibres (spPlate): not supported; give the spec-PLATE-MJD-FIBER.fits of the spectra'
     return ''

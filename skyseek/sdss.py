@@ -98,7 +98,9 @@ def _identity(value, header, path):
     found = dict(PLATE=plate, MJD=mjd, FIBERID=fibre)
     if catalogued or min(plate, mjd, fibre) < 0: return dict(TARGETID=catalogued[0] if catalogued else -1) | found
     try: return dict(TARGETID=int(sdss_targetid(plate, mjd, fibre))) | found
-    except ValueError as e: raise ReadError(f"{path}: PLATE {plate}, MJD {mjd}, FIBERID {fibre}: {e}; correct them, or leave the file out") from e
+    except ValueError as e:
+        raise ReadError(f"{path}: PLATE {plate}, MJD {mjd}, FIBERID {fibre}: {e}; correct them, or leave the file "
+                        f"out") from e
 
 def _sdss_meta(hdus, path):
     "What is known about the spectrum in an SDSS file."
@@ -113,7 +115,8 @@ def _sdss_meta(hdus, path):
 # %% ../nbs/03_sdss.ipynb #5ecede13
 def _in_our_units(loglam, flux, ivar, unit, path):
     "Flux and ivar in 1e-17 erg/s/cm²/Å, if the file names another unit."
-    with np.errstate(over='ignore', invalid='ignore'): factor = flux_factor(unit, 10**np.asarray(loglam, float), f'{path}: flux')
+    with np.errstate(over='ignore', invalid='ignore'):
+        factor = flux_factor(unit, 10**np.asarray(loglam, float), f'{path}: flux')
     return (flux, ivar) if factor is None else (flux*factor, ivar/factor**2)
 
 def _refuse_others(hdus, path):
@@ -144,7 +147,9 @@ _SPEC_CLN = {1: 'STAR', 2: 'GALAXY', 3: 'QSO', 4: 'QSO', 6: 'STAR'} # 0 unknown,
 def _spspec_row(hdus, path):
     "One spectrum of SDSS-I or II as DR7 has it."
     header, image = hdus[0].header, hdus[0].data.astype(float)
-    if len(image) < 4 or 'COEFF0' not in header: raise ReadError(f"{path}: {len(image)} rows{'' if 'COEFF0' in header else ' and no COEFF0'}, spSpec has flux, difference, error, mask, and wavelengths in COEFF0; download it again")
+    if len(image) < 4 or 'COEFF0' not in header:
+        raise ReadError(f"{path}: {len(image)} rows{'' if 'COEFF0' in header else ' and no COEFF0'}, spSpec has flux, "
+                        f"difference, error, mask, and wavelengths in COEFF0; download it again")
     check_vacuum([header], path)
     value = header_values(header, path)
     loglam = value('COEFF0', 0.) + value('COEFF1', COMB)*np.arange(image.shape[1])
@@ -176,7 +181,8 @@ def _what(hdus):
 def _refuse_without_spectra(hdus, path):
     "Raise unless there are spectra that can be read."
     _refuse_others(hdus, path)
-    if _file_kind(hdus) is None: raise ReadError(f"{path}: no spectra in it that skyseek reads, this is {_what(hdus)}; give {KINDS}")
+    if _file_kind(hdus) is None:
+        raise ReadError(f"{path}: no spectra in it that skyseek reads, this is {_what(hdus)}; give {KINDS}")
 
 # %% ../nbs/03_sdss.ipynb #7b4aed0d
 def _files(paths):
@@ -206,8 +212,12 @@ def _report(spectra, refused, n):
     ids, untyped = spectra.meta['TARGETID'], np.asarray(spectra.meta['SPECTYPE'] == '') if 'SPECTYPE' in spectra.meta.colnames else np.zeros(len(spectra), bool)
     lost = untyped & np.isnan(np.asarray(spectra.meta['Z'], float)) if untyped.any() else untyped
     if lost.any(): notes.append(f"{lost.sum()} of {len(spectra)} have no answer of a pipeline and get ZWARN {ZWARN_NODATA} (NODATA)")
-    if (untyped & ~lost).any(): notes.append(f"{(untyped & ~lost).sum()} of {len(spectra)} have a type that is none of {', '.join(TYPES)}, and get no type and no probabilities")
-    if wild := spectra.meta.meta.pop('WILD', 0): notes.append(f"{wild} of {len(spectra)} spectra have pixels with values beyond any measurement, which get ivar 0")
+    if (untyped & ~lost).any():
+        notes.append(f"{(untyped & ~lost).sum()} of {len(spectra)} have a type that is none of {', '.join(TYPES)}, "
+                     f"and get no type and no probabilities")
+    if wild := spectra.meta.meta.pop('WILD', 0):
+        notes.append(f"{wild} of {len(spectra)} spectra have pixels with values beyond any measurement, which get "
+                     f"ivar 0")
     if twice := len(ids) - len(np.unique(ids)): notes.append(f"{twice} spectra have the TARGETID of another, as when a file is given twice")
     if notes: warnings.warn('; '.join(notes), stacklevel=3)
 
@@ -241,13 +251,15 @@ def _lamost_vectors(hdus, path):
     return _agreed(header, wave, path), flux, ivar, bad, header.get('BUNIT')
 
 def _agreed(header, wave, path):
-    "log10 of the wavelengths: of the header where it gives them, else of the row; raise if both do and they are not the same."
+    "log10 of the wavelengths: of the header where it gives them, else of the row; raise if both do and they are not "
+    "the same."
     row = np.log10(np.maximum(wave, 1e-9))
     if 'COEFF0' not in header: return row
     value = header_values(header, path)
     loglam = value('COEFF0', 0.) + value('COEFF1', COMB)*np.arange(len(wave))
     if np.all(wave > 1000) and np.all(np.diff(wave) > 0) and (off := np.abs(row - loglam).max()/COMB) > .1:
-        raise ReadError(f"{path}: wavelengths of the header (COEFF0) and of the data differ by up to {off:.3g} pixels, so nobody can say which are right; download it again, or remove the wrong ones")
+        raise ReadError(f"{path}: wavelengths of the header (COEFF0) and of the data differ by up to {off:.3g} "
+                        f"pixels, so nobody can say which are right; download it again, or remove the wrong ones")
     return loglam
 
 # %% ../nbs/03_sdss.ipynb #a0297638

@@ -33,7 +33,8 @@ _LOCAL = 'localhost', '127.0.0.1', '::1'
 def _check_address(url):
     "Raise `ValueError` unless an address is https, or of this machine."
     parts = urlsplit(url)
-    if parts.scheme != 'https' and not (parts.scheme == 'http' and parts.hostname in _LOCAL): raise ValueError(f"{printable(url)}: is not https; give an https:// address")
+    if parts.scheme != 'https' and not (parts.scheme == 'http' and parts.hostname in _LOCAL):
+        raise ValueError(f"{printable(url)}: is not https; give an https:// address")
 
 class _Redirect(HTTPRedirectHandler):
     "Follow a redirection only to where one may ask."
@@ -48,7 +49,9 @@ def _read_answer(response, most, seconds):
     data, end = bytearray(), time.monotonic() + seconds
     while part := response.read1(1 << 16):
         data += part
-        if len(data) > most: raise ReadError(f"SPARCL sends more than {most >> 20} MB for one question; ask for fewer targets, or report it")
+        if len(data) > most:
+            raise ReadError(f"SPARCL sends more than {most >> 20} MB for one question; ask for fewer targets, or "
+                            f"report it")
         if time.monotonic() > end: raise TimeoutError(f'no whole answer in {seconds:.0f} s')
     return bytes(data)
 
@@ -56,7 +59,8 @@ def _parse(data):
     "JSON of an answer; raise if it is none, a pickle for example."
     if data[:1] == b'\x80': raise ReadError('SPARCL sends a pickle, which is a program and is not read; report it')
     try: return json.loads(data)
-    except (ValueError, RecursionError) as e: raise ReadError(f'SPARCL sends no JSON ({type(e).__name__}); try again later') from e
+    except (ValueError, RecursionError) as e:
+        raise ReadError(f'SPARCL sends no JSON ({type(e).__name__}); try again later') from e
 
 # %% ../nbs/41_sparcl.ipynb #4bc907cc
 class Sparcl:
@@ -81,9 +85,14 @@ class Sparcl:
         address = f'{self.url}/api/{what}/' + (f'?{urlencode(query)}' if query else '')
         request = Request(address, None if body is None else json.dumps(body).encode(), {'Content-Type': 'application/json', 'Accept': 'application/json'})
         try:
-            with self._open(request, timeout=self.timeout) as response: data = _read_answer(response, most, 5*self.timeout)
-        except HTTPError as e: raise ReadError(f"SPARCL refuses ({e.code}: {_reason(e)}); check the release and the numbers, or try again later") from e
-        except (URLError, OSError) as e: raise ReadError(f"SPARCL does not answer ({printable(getattr(e, 'reason', e))}); check the network, and try again later") from e
+            with self._open(request, timeout=self.timeout) as response:
+                data = _read_answer(response, most, 5*self.timeout)
+        except HTTPError as e:
+            raise ReadError(f"SPARCL refuses ({e.code}: {_reason(e)}); check the release and the numbers, or try "
+                            f"again later") from e
+        except (URLError, OSError) as e:
+            raise ReadError(f"SPARCL does not answer ({printable(getattr(e, 'reason', e))}); check the network, and "
+                            f"try again later") from e
         return _parse(data)
 
 def _reason(error):
@@ -101,8 +110,11 @@ def names(
     "The dictionary of a release; `ReadError` if SPARCL has no such release."
     if self._names is None:
         self._names = {}
-        for field in self.ask('datafields'): self._names.setdefault(field['data_release'], {})[field['newdp']] = field['origdp']
-    if release not in self._names: raise ReadError(f"SPARCL has no release {release}; choose one of {', '.join(sorted(map(printable, self._names)))}")
+        for field in self.ask('datafields'):
+            self._names.setdefault(field['data_release'], {})[field['newdp']] = field['origdp']
+    if release not in self._names:
+        raise ReadError(f"SPARCL has no release {release}; choose one of "
+                        f"{', '.join(sorted(map(printable, self._names)))}")
     return self._names[release]
 
 @patch
@@ -141,10 +153,13 @@ def _wave(record):
 def _vectors(record):
     "Wavelength, flux, ivar and mask of a record; raise if they are not there or do not fit."
     name, wave = f"SPARCL's {record.get('specid')}", _wave(record) if record.get('wavelength') is not None else np.zeros(0)
-    if record.get('flux') is None or record.get('ivar') is None: raise ReadError(f"{name}: no {'flux' if record.get('flux') is None else 'ivar, so nothing is known of its noise'}; leave this target out")
+    if record.get('flux') is None or record.get('ivar') is None:
+        raise ReadError(f"{name}: no {'flux' if record.get('flux') is None else 'ivar, so nothing is known of its noise'}; leave this target out")
     flux, ivar = (np.array(record[k], float) for k in ('flux', 'ivar')) # None becomes nan
     mask = np.zeros(len(flux), np.int64) if record.get('mask') is None else np.asarray(record['mask'], np.int64)
-    if not 0 < len(wave) == len(flux) == len(ivar) == len(mask): raise ReadError(f"{name}: {len(wave)} wavelengths, {len(flux)} fluxes, {len(ivar)} ivar and {len(mask)} mask; leave this target out")
+    if not 0 < len(wave) == len(flux) == len(ivar) == len(mask):
+        raise ReadError(f"{name}: {len(wave)} wavelengths, {len(flux)} fluxes, {len(ivar)} ivar and {len(mask)} mask; "
+                        f"leave this target out")
     return name, wave, flux, ivar, mask
 
 def _as_row(record):
@@ -152,13 +167,19 @@ def _as_row(record):
     name, wave, flux, ivar, mask = _vectors(record)
     meta = {}
     for theirs, ours in FIELDS.items():
-        if record.get(theirs) is not None or ours not in meta: meta[ours] = NOTHING.get(ours, np.nan) if record.get(theirs) is None else record[theirs]
+        if record.get(theirs) is not None or ours not in meta:
+            meta[ours] = NOTHING.get(ours, np.nan) if record.get(theirs) is None else record[theirs]
     if len(wave) == N_WAVE and np.abs(wave - wave_desi()).max() < 1e-3:
         bad = ~np.isfinite(flux) | ~np.isfinite(ivar) | (ivar < 0) | (mask != 0) | is_wild(flux, ivar)
         return np.where(bad, 0, flux), np.where(bad, 0, ivar), meta
-    if abs(wave[-1] - wave[0]) < 1: raise ReadError(f"{name}: {len(wave)} pixels from {wave[0]:.0f} to {wave[-1]:.0f} Å, neither DESI's merged grid nor that of SDSS; SPARCL's spectra have changed")
+    if abs(wave[-1] - wave[0]) < 1:
+        raise ReadError(f"{name}: {len(wave)} pixels from {wave[0]:.0f} to {wave[-1]:.0f} Å, neither DESI's merged "
+                        f"grid nor that of SDSS; SPARCL's spectra have changed")
     try: return _row(name, np.log10(np.maximum(wave, 1e-9)), flux, ivar, _sky_dominated(mask, 0*mask), meta)
-    except ReadError as e: raise ReadError(f"{name}: {len(wave)} pixels from {wave[0]:.0f} to {wave[-1]:.0f} Å, neither DESI's merged grid nor that of SDSS ({str(e).split(':')[-1].split(';')[0].strip()}); SPARCL's spectra have changed") from e
+    except ReadError as e:
+        raise ReadError(f"{name}: {len(wave)} pixels from {wave[0]:.0f} to {wave[-1]:.0f} Å, neither DESI's merged "
+                        f"grid nor that of SDSS ({str(e).split(':')[-1].split(';')[0].strip()}); SPARCL's spectra "
+                        f"have changed") from e
 
 # %% ../nbs/41_sparcl.ipynb #29568aae
 def _spectra(rows):
@@ -175,7 +196,9 @@ def fetch_sparcl(
 ): # (`Spectra` on `wave_desi()` or on the comb of SDSS, primary observations in the order asked for; list of numbers that SPARCL does not have, or whose record cannot be used)
     "Single spectra by number; `ReadError` if there is none."
     ids = [int(t) - (1 << 64 if int(t) >= 1 << 63 else 0) for t in targetids] # SPARCL keeps SPECOBJIDs as signed numbers
-    if not ids or (release.startswith('DESI') and min(ids) < 0): raise ValueError(f"TARGETIDs are positive numbers, {'there is none' if not ids else f'{min(ids)} is none'}; give at least one")
+    if not ids or (release.startswith('DESI') and min(ids) < 0):
+        raise ValueError(f"TARGETIDs are positive numbers, {'there is none' if not ids else f'{min(ids)} is none'}; "
+                         f"give at least one")
     best = _best_records(client or Sparcl(), ids, release)
     rows, lost = {}, {}
     for t in dict.fromkeys(ids):
@@ -183,7 +206,8 @@ def fetch_sparcl(
         except ReadError as e: lost[t] = str(e)
     here = [t for t, row in rows.items() if row is not None]
     if lost and not here: raise ReadError(next(iter(lost.values())))
-    if not here: raise ReadError(f"SPARCL has none of these {len(ids)} targets in {release}; check the numbers and the release")
+    if not here:
+        raise ReadError(f"SPARCL has none of these {len(ids)} targets in {release}; check the numbers and the release")
     spectra = _spectra([rows[t] for t in here])
     meta = spectra.meta.copy()
     for name in ('TARGETID', 'ZWARN', 'HEALPIX'): meta[name] = np.array(meta[name], np.int64)
@@ -201,4 +225,6 @@ def _best_records(client, ids, release):
         records = client.retrieve(found.ids, include=include, dataset_list=[release], limit=len(found.ids), units=False).records if found.ids else []
         ordered = sorted((r if isinstance(r, dict) else dict(vars(r)) for r in records), key=lambda r: bool(r.get('specprimary'))) # the primary one comes last, and stays
         return {int(r['specid']): r for r in ordered}
-    except (OSError, LookupError, TypeError, AttributeError) as e: raise ReadError(f"SPARCL does not give these spectra ({type(e).__name__}: {printable(e)[:100]}); check the name of the release, {release}, or try again later") from e
+    except (OSError, LookupError, TypeError, AttributeError) as e:
+        raise ReadError(f"SPARCL does not give these spectra ({type(e).__name__}: {printable(e)[:100]}); check the "
+                        f"name of the release, {release}, or try again later") from e

@@ -41,8 +41,10 @@ def clean_answers(
     "Say which rows have an answer."
     table, spectype, ok, notes = table.copy(), clean_types(table['SPECTYPE']), is_redshift(table['Z']), []
     if strange := int((ok & ~np.isin(spectype, TYPES)).sum()):
-        notes.append(f"{strange} of {len(table)} rows have a type that is none of {', '.join(TYPES)}, and get no type and no probabilities")
-    if (~ok).any(): notes.append(f"{(~ok).sum()} of {len(table)} rows have a redshift that cannot be, and count as unanswered")
+        notes.append(f"{strange} of {len(table)} rows have a type that is none of {', '.join(TYPES)}, and get no type "
+                     f"and no probabilities")
+    if (~ok).any():
+        notes.append(f"{(~ok).sum()} of {len(table)} rows have a redshift that cannot be, and count as unanswered")
     table['SPECTYPE'] = np.where(ok & np.isin(spectype, TYPES), spectype, '')
     table['Z'], table['ZWARN'] = np.where(ok, np.asarray(table['Z'], float), np.nan), np.asarray(table['ZWARN']).astype(np.int64) | np.where(ok, 0, ZWARN_NODATA)
     return table, notes
@@ -57,13 +59,17 @@ def read_redrock(
     "Read redrock's answers: native byte order, strings stripped, types in capitals; rows without a possible answer are told in one warning."
     with open_fits(path, 'redrock-*.fits, the file with the best redshifts', sums='|'.join(_ANSWERS)) as hdus:
         name = next((n for n in _ANSWERS if n in hdus), None)
-        if name is None: raise ReadError(f"{path}: no HDU REDSHIFTS, this is {what_file(hdus)}; give a redrock-*.fits file")
+        if name is None:
+            raise ReadError(f"{path}: no HDU REDSHIFTS, this is {what_file(hdus)}; give a redrock-*.fits file")
         table, header = read_table(hdus[name], path, capitals=True), hdus[0].header
     if lacking := [c for c in REDROCK_COLUMNS if c not in table.colnames]:
         best = ", as the catalogue keeps Z_BEST and redrock's own columns are in its -extra file," if 'Z_BEST' in table.colnames else ''
-        raise ReadError(f"{path}: {name} lacks the columns {', '.join(lacking)}{best}; give a redrock-*.fits file that redrock wrote")
+        raise ReadError(f"{path}: {name} lacks the columns {', '.join(lacking)}{best}; give a redrock-*.fits file "
+                        f"that redrock wrote")
     if words := [c for c in REDROCK_COLUMNS if c not in ('SPECTYPE', 'SUBTYPE') and table[c].dtype.kind not in 'fiub']:
-        raise ReadError(f"{path}: {name} has text in the column {words[0]}, beginning with '{printable(table[words[0]][0])}', where numbers belong; give a redrock-*.fits file that redrock wrote")
+        raise ReadError(f"{path}: {name} has text in the column {words[0]}, beginning with "
+                        f"'{printable(table[words[0]][0])}', where numbers belong; give a redrock-*.fits file that "
+                        f"redrock wrote")
     if not len(table): raise ReadError(f"{path}: {name} has no rows; leave this file out")
     table, notes = clean_answers(table)
     if notes: warnings.warn(f"{path}: {'; '.join(notes)}", stacklevel=2)
@@ -84,7 +90,9 @@ def _read_csv(path):
         if head is None: raise ValueError('it is empty')
         names = [name.strip(' "\'') for name in head.split(',') if name.strip(' "\'').upper() == 'TARGETID']
         table = Table.read(lines, format='ascii.csv', comment='#', converters={name: [convert_numpy(str)] for name in names})
-    except (OSError, EOFError, ValueError) as e: raise ReadError(f"{path}: not a readable csv table ({str(e).strip().splitlines()[0]}); save it as csv in UTF-8, or download it again") from e
+    except (OSError, EOFError, ValueError) as e:
+        raise ReadError(f"{path}: not a readable csv table ({str(e).strip().splitlines()[0]}); save it as csv in "
+                        f"UTF-8, or download it again") from e
     first = {name.upper(): name for name in reversed(table.colnames)}
     return Table({name: table[first[name]] for name in first})
 
@@ -92,7 +100,8 @@ def _exact_ids(path, column):
     "TARGETID of a csv table as int64, 0 where the field is empty; raise for words and rounded numbers, with the row."
     words = np.ma.filled(np.ma.asarray(column).astype(str), '0')
     if short := next((w for w in words if re.fullmatch(r'\s*\d+\.?\d*[eE]\+?\d+\s*|\s*\d+\.\d*\s*', w)), None):
-        raise ReadError(f"{path}: the TARGETIDs have lost digits ({short}), a spreadsheet does that; download it again, or save the column as text")
+        raise ReadError(f"{path}: the TARGETIDs have lost digits ({short}), a spreadsheet does that; download it "
+                        f"again, or save the column as text")
     return read_ids(words, path)
 
 def _numbers(path, column):
@@ -100,7 +109,9 @@ def _numbers(path, column):
     words = np.ma.asarray(column)
     for row, value in enumerate(words.filled('0') if words.dtype.kind == 'U' else ()):
         try: float(value)
-        except ValueError: raise ReadError(f"{path}: {column.name} in row {row + 1} is '{printable(value)}', not a number; correct it, or leave the row out") from None
+        except ValueError:
+            raise ReadError(f"{path}: {column.name} in row {row + 1} is '{printable(value)}', not a number; correct "
+                            f"it, or leave the row out") from None
     return words.astype(float)
 
 # %% ../nbs/01b_tables.ipynb #6ff3bcb2
@@ -110,7 +121,8 @@ def _read_csv_truth(path, min_quality):
     inspected = not set(TRUE_COLUMNS) <= set(table.colnames)
     names = VI_COLUMNS if inspected else TRUE_COLUMNS
     if lacking := [c for c in names if c not in table.colnames]:
-        raise ReadError(f"{path}: lacks the columns {', '.join(lacking)}; give an EDR_VI_*.csv table, or one with {', '.join(TRUE_COLUMNS)}")
+        raise ReadError(f"{path}: lacks the columns {', '.join(lacking)}; give an EDR_VI_*.csv table, or one with "
+                        f"{', '.join(TRUE_COLUMNS)}")
     z, spectype = names[1], names[-1]
     known = ~np.any([np.ma.getmaskarray(np.ma.asarray(table[c])) for c in names], axis=0) # empty fields are masked
     table['TARGETID'] = _exact_ids(path, table['TARGETID'])
@@ -131,10 +143,13 @@ def _read_table_truth(path):
     "The truth table that the simulator writes beside a coadd, or that repeats have given: FITS or Parquet."
     if Path(path).suffix.lower() == '.parquet':
         table = read_written_table(path)
-        if lacking := [c for c in TRUE_COLUMNS if c not in table.colnames]: raise ReadError(f"{path}: lacks the columns {', '.join(lacking)}; give a table with {', '.join(TRUE_COLUMNS)}")
+        if lacking := [c for c in TRUE_COLUMNS if c not in table.colnames]:
+            raise ReadError(f"{path}: lacks the columns {', '.join(lacking)}; give a table with "
+                            f"{', '.join(TRUE_COLUMNS)}")
     else: table = _read_fits_truth(path)
     table['TRUE_SPECTYPE'] = clean_types(table['TRUE_SPECTYPE'])
-    if table['TRUE_Z'].dtype.kind not in 'fiu': raise ReadError(f"{path}: TRUE_Z is a column of text; write it as numbers")
+    if table['TRUE_Z'].dtype.kind not in 'fiu':
+        raise ReadError(f"{path}: TRUE_Z is a column of text; write it as numbers")
     return table
 
 def _read_fits_truth(path):
@@ -142,11 +157,13 @@ def _read_fits_truth(path):
     with open_fits(path, 'a truth table: csv, FITS or Parquet') as hdus:
         for hdu in (h for h in hdus if not h.is_image):
             names = {c.upper() for c in hdu.columns.names}
-            if not ({'TARGETID', 'TRUE_Z', 'TRUE_SPECTYPE'} <= names or {'TARGETID', 'TRUEZ', 'TRUESPECTYPE'} <= names): continue
+            if not ({'TARGETID', 'TRUE_Z', 'TRUE_SPECTYPE'} <= names or {'TARGETID', 'TRUEZ', 'TRUESPECTYPE'} <= names):
+                continue
             table = read_table(hdu, path, capitals=True)
             if 'TRUE_Z' not in names: table.rename_columns(['TRUEZ', 'TRUESPECTYPE'], ['TRUE_Z', 'TRUE_SPECTYPE'])
             return table
-        raise ReadError(f"{path}: no table with TARGETID, TRUE_Z and TRUE_SPECTYPE, this is {what_file(hdus)}; give a truth-*.fits file")
+        raise ReadError(f"{path}: no table with TARGETID, TRUE_Z and TRUE_SPECTYPE, this is {what_file(hdus)}; give a "
+                        f"truth-*.fits file")
 
 # %% ../nbs/01b_tables.ipynb #b02a1373
 def _conflicts(group):
