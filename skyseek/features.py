@@ -173,14 +173,16 @@ def _load(path, names=None):
         except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, MemoryError, BadZipFile) as e:
             raise ValueError(f"{path}: not a whole feature shard ({type(e).__name__}); build it again with `skyseek features`") from e
 
+# %% ../nbs/06_features.ipynb #2b96ef19
 def _claimed(file, names=None):
-    "Bytes of memory that the arrays of an .npz file (all, or those named) ask for, from their headers alone; `ValueError` if one asks for more than there is in the file."
+    "Bytes that the arrays of an .npz file (all, or some) ask for; `ValueError` if one asks for more than it has."
     total = 0
     with ZipFile(file) as z:
         for info in (i for i in z.infolist() if names is None or i.filename.removesuffix('.npy') in names):
             with z.open(info) as member:
-                version = np.lib.format.read_magic(member)
-                shape, _, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(member)
+                first = np.lib.format.read_magic(member) == (1, 0)
+                read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
             size = int(np.prod(shape, dtype=object))*dtype.itemsize
             if size > info.file_size: raise ValueError(f'{info.filename} is not whole')
             total += size
@@ -196,7 +198,8 @@ def read_features(
     features = _load(path)
     lacking = [k for k in ('targetid', 'flux', 'weight', 'scale', 'exptime', 'wave') if k not in features]
     if lacking: raise ValueError(f"{path}: not a feature shard, it lacks {', '.join(lacking)}; build it again with `skyseek features`")
-    if bad := [k for k in PER_SPECTRUM if k in features and features[k].ndim != {'flux': 2, 'weight': 2, 'metadata': 2}.get(k, 1)]:
+    flat = {k: 1 + (k in ('flux', 'weight', 'metadata')) for k in PER_SPECTRUM if k in features}
+    if bad := [k for k, ndim in flat.items() if features[k].ndim != ndim]:
         raise ValueError(f"{path}: {bad[0]} has {features[bad[0]].ndim} dimensions; build it again with `skyseek "
                          f"features`")
     features['targetid'] = read_ids(features['targetid'], path)

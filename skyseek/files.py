@@ -201,7 +201,7 @@ def read_table(
     where=None, # what to call it in a message, e.g. the file; None takes the name of the HDU
     capitals=False, # names of columns in capitals; of two that differ in nothing else the first stays
 ): # `Table`
-    "A table HDU as `Table`: native byte order, strings stripped, units kept, TARGETID as int64; columns of complex numbers or variable length are left out, but for COEFF."
+    "A table HDU as `Table`: native byte order, strings stripped, TARGETID as int64; complex and ragged columns left out."
     check_memory(3.*hdu.header.get('NAXIS1', 0)*hdu.header.get('NAXIS2', 0), where or hdu.name)
     columns = {}
     for c in hdu.columns:
@@ -277,14 +277,16 @@ def header_text(
     text, # e.g. the name of a file
 ): # str that a FITS header can hold
     "Text in printable ASCII, as a header holds nothing else; an Å or a line break becomes an escape."
-    return text if text.isascii() and text.isprintable() else printable(text.replace('\n', '\\n').replace('\t', '\\t')).encode('ascii', 'backslashreplace').decode()
+    if text.isascii() and text.isprintable(): return text
+    return text.replace('\\', '\\\\').encode('unicode_escape').decode()
 
 # %% ../nbs/01a_files.ipynb #19bb8198
 def _header(spectra):
     "Primary header of the compact file: versions, inputs, quantisation."
     header = fits.Header(dict(SKYSEEK=skyseek.__version__, ASTROPY=astropy.__version__, FLUXQ=NOISE_ADDED, IVARBITS=MANTISSA_BITS))
     header.comments['FLUXQ'], header.comments['IVARBITS'] = 'flux quantisation noise / pixel noise, at most', 'bits of mantissa kept in IVAR'
-    header.update({k: header_text(v) if isinstance(v, str) else v for k, v in spectra.meta.meta.items() if len(k) <= 8 and isinstance(v, (str, int, float))})
+    kept = {k: v for k, v in spectra.meta.meta.items() if len(k) <= 8 and isinstance(v, (str, int, float))}
+    header.update({k: header_text(v) if isinstance(v, str) else v for k, v in kept.items()})
     return header
 
 def _without_wild_pixels(spectra, dst):
@@ -322,7 +324,8 @@ def read_spectra(
         check_vacuum([h.header for h in hdus], path)
         check_memory(16*np.prod(hdus['FLUX'].shape, dtype=float), path)
         meta, wave = read_table(hdus['TARGETS'], path), hdus['WAVELENGTH'].data.astype(float)
-        meta.meta.update((k, hdus[0].header[k]) for k in ('COADD', 'REDROCK', 'RRVER', 'NDROP', 'NUMBERED') if k in hdus[0].header)
+        kept = 'COADD', 'REDROCK', 'RRVER', 'NDROP', 'NUMBERED'
+        meta.meta.update((k, hdus[0].header[k]) for k in kept if k in hdus[0].header)
         flux, ivar = hdus['FLUX'].data, hdus['IVAR'].data
         if (factor := flux_factor(hdus['FLUX'].header.get('BUNIT'), wave, f'{path}: FLUX')) is not None:
             flux, ivar = flux*factor, ivar/factor**2
@@ -365,6 +368,7 @@ def write_table(
         hdu.writeto(tmp)
     return dst
 
+# %% ../nbs/01a_files.ipynb #64ec7b9e
 def read_written_table(
     path, # table written by `write_table`
 ): # Table with units and descriptions; masked floats are nan, masked strings empty
@@ -376,5 +380,6 @@ def read_written_table(
         if isinstance(table[name], MaskedColumn) and (kind := table[name].dtype.kind) in 'fUS': table[name] = table[name].filled(np.nan if kind == 'f' else '')
         if f'TCOMM{i}' in table.meta: table[name].description = table.meta.pop(f'TCOMM{i}')  # astropy leaves them in the header
     if 'TARGETID' in table.colnames:
-        table.replace_column('TARGETID', Column(read_ids(table['TARGETID'], path), description=table['TARGETID'].description))
+        ids = Column(read_ids(table['TARGETID'], path), description=table['TARGETID'].description)
+        table.replace_column('TARGETID', ids)
     return table

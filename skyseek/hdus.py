@@ -11,7 +11,6 @@ __all__ = ['ARMS', 'printable', 'ReadError', 'foreign_format', 'memory_left', 'c
 import bz2
 import gzip
 import lzma
-import os
 import re
 import warnings
 import zlib
@@ -39,9 +38,17 @@ class ReadError(ValueError):
 
 # %% ../nbs/00a_hdus.ipynb #9d0b1c94
 _PACKED = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ\x00': lzma.open}
-_FOREIGN = {b'\x89HDF\r\n\x1a\n': "HDF5, redrock's details (rrdetails-*.h5) or the "
-                                  "like", b'PK\x03\x04': 'a zip archive, as .npz files are', b'PAR1': 'a Parquet table',
-            b'\x89PNG': 'a picture', b'\xff\xd8\xff': 'a picture', b'%PDF': 'a PDF document', b'<!DOCTYPE': 'a web page, perhaps one that asks for a login', b'<html': 'a web page, perhaps one that asks for a login'}
+_PAGE = 'a web page, perhaps one that asks for a login'
+_FOREIGN = {
+    b'\x89HDF\r\n\x1a\n': "HDF5, redrock's details (rrdetails-*.h5) or the like",
+    b'PK\x03\x04': 'a zip archive, as .npz files are',
+    b'PAR1': 'a Parquet table',
+    b'\x89PNG': 'a picture',
+    b'\xff\xd8\xff': 'a picture',
+    b'%PDF': 'a PDF document',
+    b'<!DOCTYPE': _PAGE,
+    b'<html': _PAGE,
+}
 
 def foreign_format(
     head, # bytes, the beginning of a file
@@ -56,7 +63,8 @@ def memory_left(): # int
     left = [1 << 60]
     try: left.append(1024*int(re.search(r'MemAvailable:\s+(\d+)', Path('/proc/meminfo').read_text())[1]))
     except (OSError, TypeError): pass
-    try: left.append(int(Path('/sys/fs/cgroup/memory.max').read_text()) - int(Path('/sys/fs/cgroup/memory.current').read_text()))
+    group = Path('/sys/fs/cgroup')
+    try: left.append(int((group/'memory.max').read_text()) - int((group/'memory.current').read_text()))
     except (OSError, ValueError): pass
     try:
         import resource
@@ -161,7 +169,14 @@ def open_fits(
         raise told from e
 
 # %% ../nbs/00a_hdus.ipynb #d670e97b
-_SPELLING = (r'[{}]', ''), ('Å', 'Angstrom'), (r'\b(Angstroms?|Ang|AA|A)(?![a-z])', 'Angstrom'), (r'\bergs\b', 'erg'), (r'\b(nano)?maggies\b', r'\1maggy'), (r'\bnanomaggy\b', 'nmgy')
+_SPELLING = (
+    (r'[{}]', ''),
+    ('Å', 'Angstrom'),
+    (r'\b(Angstroms?|Ang|AA|A)(?![a-z])', 'Angstrom'),
+    (r'\bergs\b', 'erg'),
+    (r'\b(nano)?maggies\b', r'\1maggy'),
+    (r'\bnanomaggy\b', 'nmgy'),
+)
 
 def read_unit(
     text, # BUNIT, or the unit of a column
@@ -175,6 +190,7 @@ def read_unit(
             except ValueError: continue
     return None
 
+# %% ../nbs/00a_hdus.ipynb #19bced4f
 def flux_factor(
     text, # BUNIT of the flux, '' or None if there is none
     wave, # (L,) vacuum wavelength in Å
@@ -251,6 +267,7 @@ def first_row(
         return str(x).strip() if isinstance(default, str) else read_number(x, default, name, path)
     return value
 
+# %% ../nbs/00a_hdus.ipynb #0510159a
 def header_values(
     header, # FITS header
     path, # file, for errors
@@ -263,7 +280,7 @@ def header_values(
     return value
 
 # %% ../nbs/00a_hdus.ipynb #4d304067
-_MOST = 1e18  # |flux| in 1e-17 erg/s/cm²/Å and ivar beyond which a number is no measurement; their squares still fit a float32
+_MOST = 1e18  # of |flux| in 1e-17 erg/s/cm²/Å and of ivar; beyond is no measurement, and squares overflow a float32
 
 def is_wild(
     flux, # (...) flux
@@ -279,10 +296,19 @@ def is_wild(
 # %% ../nbs/00a_hdus.ipynb #729e87eb
 ARMS = 'B', 'R', 'Z', 'BRZ'  # cameras of DESI; BRZ: already merged, as desispec's coadd_cameras writes it
 
-_NAMED = {'REDSHIFTS': 'a redrock file', 'ZBEST': 'a redrock file', 'EMLINEFIT': "DESI's table of emission lines "
-                                                                                 "(emline-*)", 'MGII': "DESI's Mg II afterburner (qso_mgii-*)", 'QN_RR': "DESI's QuasarNET afterburner (qso_qn-*)",
-          'ZMTL': "DESI's merged target list (zmtl-*)", 'FASTSPEC': 'a table by FastSpecFit', 'ZCATALOG': 'a redshift catalogue (zcatalog)', 'CATALOGUE': 'a catalogue by skyseek', 'B_MODEL': "redrock's models (rrmodel-*)"}
+_NAMED = {
+    'REDSHIFTS': 'a redrock file',
+    'ZBEST': 'a redrock file',
+    'EMLINEFIT': "DESI's table of emission lines (emline-*)",
+    'MGII': "DESI's Mg II afterburner (qso_mgii-*)",
+    'QN_RR': "DESI's QuasarNET afterburner (qso_qn-*)",
+    'ZMTL': "DESI's merged target list (zmtl-*)",
+    'FASTSPEC': 'a table by FastSpecFit',
+    'ZCATALOG': 'a redshift catalogue (zcatalog)',
+    'CATALOGUE': 'a catalogue by skyseek',
+}
 
+# %% ../nbs/00a_hdus.ipynb #08f54e55
 def what_file(
     hdus, # astropy `HDUList`
 ): # str, in words
@@ -303,7 +329,8 @@ def _contents(hdu):
     "The name of an HDU, and what is in it if that is all there is to say."
     name, columns = printable(hdu.name), '' if hdu.is_image else ' '.join(hdu.columns.names)
     if name not in ('', 'PRIMARY'): return name
-    return f"{name or 'unnamed'} ({printable(columns)[:60]})" if columns else f"{name or 'unnamed'} ({' x '.join(map(str, hdu.shape))} numbers)" if hdu.shape else name
+    if columns: return f"{name or 'unnamed'} ({printable(columns)[:60]})"
+    return f"{name or 'unnamed'} ({' x '.join(map(str, hdu.shape))} numbers)" if hdu.shape else name
 
 def is_spspec(
     hdus, # astropy `HDUList`
@@ -311,14 +338,22 @@ def is_spspec(
     "Whether this is a single spectrum of SDSS as DR7 and before had it: an image of a few rows."
     return 'PLATEID' in hdus[0].header and len(hdus[0].shape) == 2 and hdus[0].shape[0] <= 6
 
+# %% ../nbs/00a_hdus.ipynb #3ab50a18
+_MRS = ('LAMOST medium-resolution (MRS): not supported, skyseek reads LRS; '
+        'give spec-*.fits of the low-resolution survey')
+_MWM = ('SDSS-V Milky Way Mapper (mwmStar, mwmVisit, astraStar): not supported, moved to the rest frame of the star, '
+        'so that no redshift is left to check; give spec-FIELD-MJD-CATALOGID.fits')
+_APOGEE = 'an infrared spectrum of APOGEE: not supported, skyseek reads optical spectra; give spec-*.fits of BOSS'
+_PLATE = ('an SDSS plate with all its fibres (spPlate): not supported; '
+          'give the spec-PLATE-MJD-FIBER.fits of the spectra')
+
 def unsupported(
     hdus, # astropy `HDUList`
 ): # str, what it is and what to give instead; '' if it is no such file
     "Spectra of SDSS and LAMOST that look like those that can be read, and cannot be used."
     header, names = hdus[0].header, {h.name for h in hdus}
-    if any(re.match(r'COADD_[BR]$|[BR]-\d+$', name) for name in names): return 'LAMOST medium-resolution (MRS): not supported, skyseek reads LRS; give spec-*.fits of the low-resolution survey'
-    if 'V_ASTRA' in header: return "SDSS-V Milky Way Mapper (mwmStar, mwmVisit, astraStar): not supported, moved to the rest frame of the star, so that no redshift is left to check; give spec-FIELD-MJD-CATALOGID.fits"
-    if 'APRED' in header or any('APOGEE' in name for name in names):
-        return 'an infrared spectrum of APOGEE: not supported, skyseek reads optical spectra; give spec-*.fits of BOSS'
-    if 'PLATEID' in header and len(hdus[0].shape) == 2 and not is_spspec(hdus): return 'an SDSS plate with all its fibres (spPlate): not supported; give the spec-PLATE-MJD-FIBER.fits of the spectra'
+    if any(re.match(r'COADD_[BR]$|[BR]-\d+$', name) for name in names): return _MRS
+    if 'V_ASTRA' in header: return _MWM
+    if 'APRED' in header or any('APOGEE' in name for name in names): return _APOGEE
+    if 'PLATEID' in header and len(hdus[0].shape) == 2 and not is_spspec(hdus): return _PLATE
     return ''

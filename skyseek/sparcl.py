@@ -18,9 +18,10 @@ import numpy as np
 from astropy.table import Table
 from fastcore.basics import patch
 
+from .comb import _row, _stack
 from .files import ReadError, printable
 from .hdus import is_wild
-from .sdss import _row, _sky_dominated, _stack
+from .sdss import _sky_dominated
 from .spectra import N_WAVE, Spectra, wave_desi
 from .tables import ZWARN_NODATA, clean_answers
 
@@ -74,32 +75,37 @@ class Sparcl:
         self.url, self.timeout, self._names = url.rstrip('/'), timeout, None
         self._open = build_opener(_Redirect, *[ProxyHandler({})]*(urlsplit(url).hostname in _LOCAL)).open
 
-    def ask(
-        self,
-        what, # end of the address: find, spectras, datafields
-        body=None, # what is sent as JSON; None asks without a body
-        most=32 << 20, # bytes of an answer
-        **query, # of the address
-    ): # what the JSON holds
-        "One question and its answer."
-        address = f'{self.url}/api/{what}/' + (f'?{urlencode(query)}' if query else '')
-        request = Request(address, None if body is None else json.dumps(body).encode(), {'Content-Type': 'application/json', 'Accept': 'application/json'})
-        try:
-            with self._open(request, timeout=self.timeout) as response:
-                data = _read_answer(response, most, 5*self.timeout)
-        except HTTPError as e:
-            raise ReadError(f"SPARCL refuses ({e.code}: {_reason(e)}); check the release and the numbers, or try "
-                            f"again later") from e
-        except (URLError, OSError) as e:
-            raise ReadError(f"SPARCL does not answer ({printable(getattr(e, 'reason', e))}); check the network, and "
-                            f"try again later") from e
-        return _parse(data)
+# %% ../nbs/41_sparcl.ipynb #5de6ed7b
+@patch
+def ask(
+    self: Sparcl,
+    what, # end of the address: find, spectras, datafields
+    body=None, # what is sent as JSON; None asks without a body
+    most=32 << 20, # bytes of an answer
+    **query, # of the address
+): # what the JSON holds
+    "One question and its answer."
+    address = f'{self.url}/api/{what}/' + (f'?{urlencode(query)}' if query else '')
+    kind = {'Content-Type': 'application/json', 'Accept': 'application/json'}
+    request = Request(address, None if body is None else json.dumps(body).encode(), kind)
+    try:
+        with self._open(request, timeout=self.timeout) as response:
+            data = _read_answer(response, most, 5*self.timeout)
+    except HTTPError as e:
+        raise ReadError(f"SPARCL refuses ({e.code}: {_reason(e)}); check the release and the numbers, or try "
+                        f"again later") from e
+    except (URLError, OSError) as e:
+        raise ReadError(f"SPARCL does not answer ({printable(getattr(e, 'reason', e))}); check the network, and "
+                        f"try again later") from e
+    return _parse(data)
 
+# %% ../nbs/41_sparcl.ipynb #44e10a2f
 def _reason(error):
     "What a server says when it refuses, in a few words."
     try: said = json.loads(error.read(1 << 16))
     except (ValueError, OSError): return printable(error.reason)[:100]
-    return printable(said.get('errorMessage', error.reason) if isinstance(said, dict) else error.reason).split('\n')[0][:100]
+    words = said.get('errorMessage', error.reason) if isinstance(said, dict) else error.reason
+    return printable(words).split('\n')[0][:100]
 
 # %% ../nbs/41_sparcl.ipynb #0a34d205
 @patch
@@ -118,13 +124,17 @@ def names(
     return self._names[release]
 
 @patch
-def get_all_fields(self: Sparcl, dataset_list): return set(self.names(dataset_list[0]))
+def get_all_fields(self: Sparcl, dataset_list):
+    "Common names of the fields of a release."
+    return set(self.names(dataset_list[0]))
 
+# %% ../nbs/41_sparcl.ipynb #e774b237
 @patch
 def find(self: Sparcl, fields, constraints, limit):
     "Records that fulfil all constraints, {field: values}."
     inside = self.names(constraints['data_release'][0])
-    found = self.ask('find', dict(outfields=[inside[f] for f in fields], search=[[inside[k], *v] for k, v in constraints.items()]), limit=limit)
+    search = [[inside[k], *v] for k, v in constraints.items()]
+    found = self.ask('find', dict(outfields=[inside[f] for f in fields], search=search), limit=limit)
     return SimpleNamespace(ids=[str(record[inside['sparcl_id']]) for record in found[1:]])
 
 @patch
@@ -132,7 +142,8 @@ def retrieve(self: Sparcl, ids, include, dataset_list, limit, units=False):
     "Fields of records."
     inside, records = self.names(dataset_list[0]), []
     outside = {v: k for k, v in inside.items()}
-    query = dict(include=','.join(inside[f] for f in include), format='json', dataset_list=','.join(dataset_list), units=units)
+    query = dict(include=','.join(inside[f] for f in include), format='json', units=units)
+    query['dataset_list'] = ','.join(dataset_list)
     for start in range(0, len(ids[:limit]), _TOGETHER):
         some = ids[:limit][start:start + _TOGETHER]
         answer = self.ask('spectras', some, most=(1 + len(some))*_RECORD, **query)
@@ -152,9 +163,11 @@ def _wave(record):
 
 def _vectors(record):
     "Wavelength, flux, ivar and mask of a record; raise if they are not there or do not fit."
-    name, wave = f"SPARCL's {record.get('specid')}", _wave(record) if record.get('wavelength') is not None else np.zeros(0)
-    if record.get('flux') is None or record.get('ivar') is None:
-        raise ReadError(f"{name}: no {'flux' if record.get('flux') is None else 'ivar, so nothing is known of its noise'}; leave this target out")
+    name = f"SPARCL's {record.get('specid')}"
+    wave = np.zeros(0) if record.get('wavelength') is None else _wave(record)
+    if record.get('flux') is None: raise ReadError(f"{name}: no flux; leave this target out")
+    if record.get('ivar') is None:
+        raise ReadError(f"{name}: no ivar, so nothing is known of its noise; leave this target out")
     flux, ivar = (np.array(record[k], float) for k in ('flux', 'ivar')) # None becomes nan
     mask = np.zeros(len(flux), np.int64) if record.get('mask') is None else np.asarray(record['mask'], np.int64)
     if not 0 < len(wave) == len(flux) == len(ivar) == len(mask):
@@ -162,6 +175,7 @@ def _vectors(record):
                         f"leave this target out")
     return name, wave, flux, ivar, mask
 
+# %% ../nbs/41_sparcl.ipynb #0ca9ea5c
 def _as_row(record):
     "One record as a `_Row` on the comb of SDSS, or flux and ivar on DESI's grid, with what is known of it."
     name, wave, flux, ivar, mask = _vectors(record)
@@ -189,13 +203,15 @@ def _spectra(rows):
         return Spectra(wave_desi(), np.array(flux), np.array(ivar), Table(rows=list(meta)))
     return _stack(rows)
 
+# %% ../nbs/41_sparcl.ipynb #c86875a1
 def fetch_sparcl(
     targetids, # TARGETIDs of DESI, or SPECOBJIDs of SDSS and BOSS
     release='DESI-DR1', # data set of SPARCL: DESI-DR1, DESI-EDR, SDSS-DR16, BOSS-DR16, …
     client=None, # `Sparcl`; None asks the public service
-): # (`Spectra` on `wave_desi()` or on the comb of SDSS, primary observations in the order asked for; list of numbers that SPARCL does not have, or whose record cannot be used)
+): # (`Spectra` on `wave_desi()` or on the comb of SDSS, primary ones in the order asked for; list of numbers without)
     "Single spectra by number; `ReadError` if there is none."
-    ids = [int(t) - (1 << 64 if int(t) >= 1 << 63 else 0) for t in targetids] # SPARCL keeps SPECOBJIDs as signed numbers
+    ids = [int(t) for t in targetids]
+    ids = [t - (1 << 64) if t >= 1 << 63 else t for t in ids] # SPARCL keeps SPECOBJIDs as signed numbers
     if not ids or (release.startswith('DESI') and min(ids) < 0):
         raise ValueError(f"TARGETIDs are positive numbers, {'there is none' if not ids else f'{min(ids)} is none'}; "
                          f"give at least one")
@@ -216,15 +232,18 @@ def fetch_sparcl(
     if lost or notes: warnings.warn('; '.join([*lost.values(), *notes]), stacklevel=2)
     return spectra.replace(meta=meta), [t for t in dict.fromkeys(ids) if t not in here]
 
+# %% ../nbs/41_sparcl.ipynb #e2037e89
 def _best_records(client, ids, release):
     "Number → the primary record of it."
     try:
         found = client.find(['sparcl_id', 'specid'], constraints={'specid': ids, 'data_release': [release]}, limit=20*len(ids))
         offered = client.get_all_fields(dataset_list=[release])
         include = [f for f in ('wavelength', 'flux', 'ivar', 'mask', 'specprimary', *FIELDS) if f in offered]
-        records = client.retrieve(found.ids, include=include, dataset_list=[release], limit=len(found.ids), units=False).records if found.ids else []
-        ordered = sorted((r if isinstance(r, dict) else dict(vars(r)) for r in records), key=lambda r: bool(r.get('specprimary'))) # the primary one comes last, and stays
-        return {int(r['specid']): r for r in ordered}
+        if not found.ids: return {}
+        query = dict(include=include, dataset_list=[release], limit=len(found.ids), units=False)
+        records = [r if isinstance(r, dict) else dict(vars(r)) for r in client.retrieve(found.ids, **query).records]
+        records.sort(key=lambda r: bool(r.get('specprimary'))) # the primary one comes last, and stays
+        return {int(r['specid']): r for r in records}
     except (OSError, LookupError, TypeError, AttributeError) as e:
         raise ReadError(f"SPARCL does not give these spectra ({type(e).__name__}: {printable(e)[:100]}); check the "
                         f"name of the release, {release}, or try again later") from e

@@ -35,10 +35,11 @@ def is_redshift(
     "Whether these can be redshifts: finite, above -1, at most 20."
     with np.errstate(invalid='ignore'): return (np.asarray(z, float) > -1) & (np.asarray(z, float) <= _MOST_Z)
 
+# %% ../nbs/01b_tables.ipynb #56c794fe
 def clean_answers(
     table, # `Table` with Z, ZWARN, SPECTYPE
-): # (the same, cleaned; list of notes): an unknown type becomes '', an impossible redshift nan with ZWARN NODATA and no type
-    "Say which rows have an answer."
+): # (the same, cleaned; list of notes)
+    "Say which rows have an answer: unknown types become '', impossible redshifts nan, with ZWARN NODATA and no type."
     table, spectype, ok, notes = table.copy(), clean_types(table['SPECTYPE']), is_redshift(table['Z']), []
     if strange := int((ok & ~np.isin(spectype, TYPES)).sum()):
         notes.append(f"{strange} of {len(table)} rows have a type that is none of {', '.join(TYPES)}, and get no type "
@@ -46,24 +47,26 @@ def clean_answers(
     if (~ok).any():
         notes.append(f"{(~ok).sum()} of {len(table)} rows have a redshift that cannot be, and count as unanswered")
     table['SPECTYPE'] = np.where(ok & np.isin(spectype, TYPES), spectype, '')
-    table['Z'], table['ZWARN'] = np.where(ok, np.asarray(table['Z'], float), np.nan), np.asarray(table['ZWARN']).astype(np.int64) | np.where(ok, 0, ZWARN_NODATA)
+    table['Z'] = np.where(ok, np.asarray(table['Z'], float), np.nan)
+    table['ZWARN'] = np.asarray(table['ZWARN']).astype(np.int64) | np.where(ok, 0, ZWARN_NODATA)
     return table, notes
 
 # %% ../nbs/01b_tables.ipynb #6dbcaae2
 REDROCK_COLUMNS = ('TARGETID', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'COEFF', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'NCOEFF', 'DELTACHI2')
-_ANSWERS = 'REDSHIFTS', 'ZBEST', 'ZCATALOG' # the HDU with the answers, today, before 2021, and in a catalogue of many files
+_ANSWERS = 'REDSHIFTS', 'ZBEST', 'ZCATALOG' # the HDU with the answers, today, before 2021, and in a catalogue
 
 def read_redrock(
-    path, # redrock-*.fits with the HDU REDSHIFTS, zbest-*.fits with ZBEST, or a redshift catalogue with redrock's columns
+    path, # redrock-*.fits (HDU REDSHIFTS), zbest-*.fits (ZBEST), or a redshift catalogue with redrock's columns
 ): # `Table`, one row per target, redrock's column names; meta: REDROCK (file name), RRVER
-    "Read redrock's answers: native byte order, strings stripped, types in capitals; rows without a possible answer are told in one warning."
+    "Read redrock's answers, types in capitals; rows without a possible answer are told in one warning."
     with open_fits(path, 'redrock-*.fits, the file with the best redshifts', sums='|'.join(_ANSWERS)) as hdus:
         name = next((n for n in _ANSWERS if n in hdus), None)
         if name is None:
             raise ReadError(f"{path}: no HDU REDSHIFTS, this is {what_file(hdus)}; give a redrock-*.fits file")
         table, header = read_table(hdus[name], path, capitals=True), hdus[0].header
     if lacking := [c for c in REDROCK_COLUMNS if c not in table.colnames]:
-        best = ", as the catalogue keeps Z_BEST and redrock's own columns are in its -extra file," if 'Z_BEST' in table.colnames else ''
+        kept = ", as the catalogue keeps Z_BEST and redrock's own columns are in its -extra file,"
+        best = kept if 'Z_BEST' in table.colnames else ''
         raise ReadError(f"{path}: {name} lacks the columns {', '.join(lacking)}{best}; give a redrock-*.fits file "
                         f"that redrock wrote")
     if words := [c for c in REDROCK_COLUMNS if c not in ('SPECTYPE', 'SUBTYPE') and table[c].dtype.kind not in 'fiub']:
@@ -89,13 +92,15 @@ def _read_csv(path):
         head = next((line for line in lines if line.strip() and not line.startswith('#')), None)
         if head is None: raise ValueError('it is empty')
         names = [name.strip(' "\'') for name in head.split(',') if name.strip(' "\'').upper() == 'TARGETID']
-        table = Table.read(lines, format='ascii.csv', comment='#', converters={name: [convert_numpy(str)] for name in names})
+        exact = {name: [convert_numpy(str)] for name in names}
+        table = Table.read(lines, format='ascii.csv', comment='#', converters=exact)
     except (OSError, EOFError, ValueError) as e:
         raise ReadError(f"{path}: not a readable csv table ({str(e).strip().splitlines()[0]}); save it as csv in "
                         f"UTF-8, or download it again") from e
     first = {name.upper(): name for name in reversed(table.colnames)}
     return Table({name: table[first[name]] for name in first})
 
+# %% ../nbs/01b_tables.ipynb #e7376df4
 def _exact_ids(path, column):
     "TARGETID of a csv table as int64, 0 where the field is empty; raise for words and rounded numbers, with the row."
     words = np.ma.filled(np.ma.asarray(column).astype(str), '0')
@@ -116,7 +121,7 @@ def _numbers(path, column):
 
 # %% ../nbs/01b_tables.ipynb #6ff3bcb2
 def _read_csv_truth(path, min_quality):
-    "The good rows of a csv table: visual inspection (EDR VI VAC v1.0), VI_Z and VI_SPECTYPE renamed to TRUE_, or TARGETID, TRUE_Z, TRUE_SPECTYPE."
+    "The good rows of a csv table with TRUE_Z and TRUE_SPECTYPE, or of inspections, whose VI_ columns are renamed so."
     table = _read_csv(path)
     inspected = not set(TRUE_COLUMNS) <= set(table.colnames)
     names = VI_COLUMNS if inspected else TRUE_COLUMNS
@@ -184,14 +189,15 @@ def _one_each(table):
 
 # %% ../nbs/01b_tables.ipynb #e926eee5
 def read_truth(
-    paths, # EDR visual-inspection tables (.csv), or tables with TARGETID, TRUE_Z, TRUE_SPECTYPE (.csv, .fits, .parquet): one file or several
+    paths, # EDR_VI_*.csv, or .csv, .fits, .parquet with TARGETID, TRUE_Z, TRUE_SPECTYPE: one file or several
     min_quality=2.5, # least combined quality of the inspectors, 0 to 4
     selected=False, # keep tables of targets that were picked because redrock had missed them (missed_QSO)
 ): # `Table`: TARGETID TRUE_Z TRUE_SPECTYPE, the files' other columns, TRUTH_FILE, SELECTED; one row per target
     "Read the redshifts and types held to be true; of a target inspected twice the better row counts, equals that disagree are left out."
     tables, notes = [], []
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        table = _read_csv_truth(path, min_quality) if '.csv' in map(str.lower, Path(path).suffixes) else _read_table_truth(path)
+        is_csv = '.csv' in map(str.lower, Path(path).suffixes)
+        table = _read_csv_truth(path, min_quality) if is_csv else _read_table_truth(path)
         table['TRUTH_FILE'], table['SELECTED'] = np.full(len(table), Path(path).name), np.full(len(table), 'missed' in Path(path).name)
         if not selected and table['SELECTED'].any(): notes.append(f"{Path(path).name}: picked because redrock missed them, its {len(table)} targets are left out of rates (selected=True keeps them)")
         tables.append(table if selected else table[~table['SELECTED']])
