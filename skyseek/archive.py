@@ -307,7 +307,7 @@ UNREADABLE = OSError, ValueError, TypeError, LookupError, ArithmeticError, fits.
 
 def _small(archive, name):
     "The bytes of a list of the archive, None if there is none."
-    try: return again(lambda: read_bytes(archive, name)[0], f'{archive.root}/{name}', archive.patience)
+    try: return again(lambda: read_bytes(archive, name, most=MOST['table'])[0], f'{archive.root}/{name}', archive.patience)
     except (Unreachable, TooLarge): raise
     except ReadError: return None
 

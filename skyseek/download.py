@@ -11,9 +11,9 @@ import re
 import socket
 import time
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
-from threading import Timer
+from threading import Event, Timer
 from urllib.parse import unquote, urljoin
 from urllib.request import HTTPHandler, HTTPSHandler, Request, build_opener
 
@@ -73,14 +73,18 @@ TIMEOUT = 60.  # seconds
 class _Prompt:
     "A connection that is closed when the head of an answer is not there in time."
     def getresponse(self):
-        timer = Timer(self.timeout or TIMEOUT, _hang_up, (self.sock,))
+        late = Event()
+        timer = Timer(self.timeout or TIMEOUT, _hang_up, (self.sock, late))
         timer.daemon = True
         timer.start()
-        try: return super().getresponse()
+        try: response = super().getresponse()
         finally: timer.cancel()
+        if late.is_set(): raise TimeoutError('no answer in time')  # a head that ends too early is taken for a whole one
+        return response
 
-def _hang_up(sock):
+def _hang_up(sock, late):
     "End a connection, whatever is being read from it; of https too."
+    late.set()
     with suppress(OSError): socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 class _HTTP(_Prompt, HTTPConnection): pass
@@ -106,12 +110,14 @@ def iter_chunks(
     timeout=TIMEOUT, # seconds of a span in which `LEAST` bytes a second must come
     what='', # name of the file, for errors
 ): # yields bytes, as they come
-    "The body of an answer, held to size and pace."
+    "The body of an answer, held to size and pace; `HTTPException` if it is cut."
     meter, announced = Meter(most, timeout, what), response.headers.get('Content-Length', '')
-    check_size(int(announced) if announced.isdigit() else None, most, what)
+    announced = int(announced) if announced.isdigit() else None
+    check_size(announced, most, what)
     while chunk := response.read1(1 << 20):
         meter.add(len(chunk))
         yield chunk
+    if announced not in (None, meter.total): raise HTTPException(f'the connection was cut after {meter.total} of {announced} bytes')
 
 # %% ../nbs/05_download.ipynb #31936bbc
 def is_plain(

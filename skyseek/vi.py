@@ -46,7 +46,7 @@ def _url(root, name): return f"{str(root).rstrip('/')}/{name}"
 def _open_url(url, patience=PATIENCE, tries=3):
     "Open a URL; tries again after trouble that may pass, raises `ReadError` in words after trouble that will not."
     for k in range(tries):
-        try: return open_url(url)
+        try: return open_url(url, TIMEOUT)
         except HTTPError as e: why, lasting = f'{e.code} {e.reason}', e.code < 500 and e.code != 429
         except (URLError, HTTPException, OSError) as e: why, lasting = str(getattr(e, 'reason', e)) or type(e).__name__, False
         if lasting or k == tries - 1: break
@@ -134,14 +134,12 @@ def list_coadds(
 # %% ../nbs/05_vi.ipynb #2dc08368
 def _copy(url, tmp, sha256, patience):
     "Write what a URL gives to a file; raise `HTTPException` if it is not whole."
-    digest, written = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     with _open_url(url, patience) as source, open(tmp, 'wb') as target:
-        announced = source.headers.get('Content-Length', '')
+        if not (sha256 or source.headers.get('Content-Length') or source.headers.get('Transfer-Encoding')): raise HTTPException('the server does not say how long the file is, so it may be cut')
         for chunk in _chunks(source, MOST[kind_of(url)], url):
             target.write(chunk)
             digest.update(chunk)
-            written += len(chunk)
-    if announced.isdigit() and written != int(announced): raise HTTPException(f'the connection was cut after {written} of {announced} bytes')
     if sha256 and digest.hexdigest() != sha256: raise HTTPException('the checksum is not the one the archive gives')
 
 # %% ../nbs/05_vi.ipynb #dbc2e677
