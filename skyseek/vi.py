@@ -136,10 +136,10 @@ def _copy(url, tmp, sha256, patience):
     "Write what a URL gives to a file; raise `HTTPException` if it is not whole."
     digest = hashlib.sha256()
     with _open_url(url, patience) as source, open(tmp, 'wb') as target:
-        if not (sha256 or source.headers.get('Content-Length') or source.headers.get('Transfer-Encoding')): raise HTTPException('the server does not say how long the file is, so it may be cut')
         for chunk in _chunks(source, MOST[kind_of(url)], url):
             target.write(chunk)
             digest.update(chunk)
+        if not (sha256 or source.headers.get('Content-Length') or source.headers.get('Transfer-Encoding')): raise HTTPException('the server does not say how long the file is, so it may be cut')
     if sha256 and digest.hexdigest() != sha256: raise HTTPException('the checksum is not the one the archive gives')
 
 # %% ../nbs/05_vi.ipynb #dbc2e677
