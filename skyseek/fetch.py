@@ -43,6 +43,7 @@ class Piece:
     stop: int  # first byte after it
     summed: bool = False  # the header gives checksums of header and data
     rows: int = 0  # of its table or image
+    head: str = ''  # sha256 of its header
 
 # %% ../nbs/41_fetch.ipynb #119d3dc7
 def _data_size(header):
@@ -54,7 +55,7 @@ def _data_size(header):
     return -(-size//2880)*2880
 
 def _read_header(read, start, what):
-    "Header at byte `start`, and where its data begin; None at the end of the file."
+    "(header at byte `start`, where its data begin, sha256 of its bytes); None at the end of the file."
     text, have = b'', 0
     while True:
         chunk = read(start + have, start + have + CHUNK)
@@ -62,7 +63,8 @@ def _read_header(read, start, what):
         text, have = text + chunk, have + len(chunk)
         if text[:8] not in (b'SIMPLE  ', b'XTENSION') or have > 100*CHUNK: raise BrokenFile(f"{what}: no FITS header at byte {start}; check the name, or fetch the file again")
         end = _end_card(text)
-        if end is not None: return fits.Header.fromstring(text[:end].decode('ascii', 'replace')), start + -(-(end + 80)//2880)*2880
+        size = 0 if end is None else -(-(end + 80)//2880)*2880
+        if size: return fits.Header.fromstring(text[:end].decode('ascii', 'replace')), start + size, hashlib.sha256(text[:size]).hexdigest()
         if len(chunk) < CHUNK: raise Interrupted(f'no END card in the header at byte {start}')
 
 def _end_card(text):
@@ -70,10 +72,10 @@ def _end_card(text):
     return next((i for i in range(0, len(text) - 79, 80) if text[i:i + 80].rstrip() == b'END'), None)
 
 # %% ../nbs/41_fetch.ipynb #f946588b
-def _piece(header, start, data):
+def _piece(start, header, data, head):
     "What is to be known of one HDU."
     stop, rows = data + _data_size(header), int(header.get('ZNAXIS2', header.get('NAXIS2', 0)))
-    return Piece(str(header.get('EXTNAME', '')).strip(), start, data, stop, 'CHECKSUM' in header and 'DATASUM' in header, rows)
+    return Piece(str(header.get('EXTNAME', '')).strip(), start, data, stop, 'CHECKSUM' in header and 'DATASUM' in header, rows, head)
 
 def plan_pieces(
     read, # function (start, stop) → bytes, fewer at the end of the file
@@ -85,7 +87,7 @@ def plan_pieces(
     while size is None or start < size:
         try:
             if (found := _read_header(read, start, what)) is None: break
-            pieces.append(_piece(found[0], start, found[1]))
+            pieces.append(_piece(start, *found))
         except ReadError: raise
         except (fits.VerifyError, UnicodeError, LookupError, TypeError, ValueError) as e: raise BrokenFile(f"{what}: a broken header at byte {start} ({type(e).__name__}); fetch the file again") from e
         last, start = pieces[-1], pieces[-1].stop
@@ -120,6 +122,8 @@ class Counter:
 class Changed(Unreachable):
     "A file of the archive was replaced while it was fetched."
 
+_CHANGED = '{}: changed in the archive while it was being fetched; try again later'
+
 class _Reader:
     "Bytes of one version of a remote file, tried again after trouble."
     def __init__(self, archive, name, counter): self.archive, self.name, self.counter, self.version, self.path = archive, name, counter, None, archive.path(name)
@@ -130,7 +134,7 @@ class _Reader:
         data, version = read_bytes(self.archive, self.name, start, stop)
         self.counter.add(len(data))
         if self.version is None: self.version = version
-        if self.version.differs(version): raise Changed(f"{self.path}: changed in the archive while it was being fetched; try again later")
+        if self.version.differs(version): raise Changed(_CHANGED.format(self.path))
         if exact and len(data) < stop - start: raise Interrupted(f'{len(data)} of {stop - start} bytes came')
         return data
 
@@ -140,6 +144,12 @@ class _Reader:
         return again(lambda: self.archive.fs.size(self.path), self.path, self.archive.patience) if self.version.size is None else self.version.size
 
 # %% ../nbs/41_fetch.ipynb #65e4ab23
+def _check_heads(pieces, ranges, parts, what):
+    "Raise `Changed` if headers, which hold the sums of the data, are not those that were read first; for servers that give no version."
+    for (start, stop), part in zip(ranges, parts):
+        for p in (p for p in pieces if start <= p.start < stop):
+            if hashlib.sha256(part[p.start - start:p.data - start]).hexdigest() != p.head: raise Changed(_CHANGED.format(what))
+
 def _check_sums(data, what):
     "Raise `Interrupted` if an HDU does not have the sums that its header gives."
     with warnings.catch_warnings():
@@ -165,10 +175,11 @@ def fetch_needed(
     path, counter, dst = archive.path(name), counter or Counter(), Path(dst)
     def once():
         read = _Reader(archive, name, counter)
-        ranges = needed_ranges(plan_pieces(read, read.size(), path), needed)
+        ranges = needed_ranges(pieces := plan_pieces(read, read.size(), path), needed)
         check_size(sum(b - a for a, b in ranges), MOST['coadd'], path)
-        with ThreadPoolExecutor(CONNECTIONS) as pool: data = b''.join(pool.map(lambda r: read(*r, exact=True), ranges))
-        _check_sums(data, path)
+        with ThreadPoolExecutor(CONNECTIONS) as pool: parts = list(pool.map(lambda r: read(*r, exact=True), ranges))
+        _check_heads(pieces, ranges, parts, path)
+        _check_sums(data := b''.join(parts), path)
         return data
     for k in range(3):
         try: data = again(once, path, archive.patience, tries=2); break
