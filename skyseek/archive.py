@@ -151,6 +151,7 @@ async def _read_http(fs, url, start, stop, most, timeout):
                 parts.append(part)
             return b''.join(parts), _version(r.headers)
 
+# %% ../nbs/41_archive.ipynb #b3946edd
 async def _read_s3(fs, path, start, stop, most, timeout):
     "The same in a bucket."
     bucket, key, _ = fs.split_path(path)
@@ -311,6 +312,7 @@ def _small(archive, name):
     except (Unreachable, TooLarge): raise
     except ReadError: return None
 
+# %% ../nbs/41_archive.ipynb #e4d31f5d
 def _from_tilepix(archive):
     "Table SURVEY PROGRAM HEALPIX of tilepix.fits, or None if there is none."
     what = f'{archive.root}/healpix/tilepix.fits'

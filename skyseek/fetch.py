@@ -77,6 +77,7 @@ def _piece(start, header, data, head):
     stop, rows = data + _data_size(header), int(header.get('ZNAXIS2', header.get('NAXIS2', 0)))
     return Piece(str(header.get('EXTNAME', '')).strip(), start, data, stop, 'CHECKSUM' in header and 'DATASUM' in header, rows, head)
 
+# %% ../nbs/41_fetch.ipynb #d5df5bf3
 def plan_pieces(
     read, # function (start, stop) → bytes, fewer at the end of the file
     size, # bytes of the file; None: to where `read` gives no more
@@ -97,6 +98,7 @@ def plan_pieces(
         if len(pieces) > 1000: raise BrokenFile(f"{what}: over a thousand HDUs; this is no coadd")
     return pieces
 
+# %% ../nbs/41_fetch.ipynb #f72152cc
 def needed_ranges(
     pieces, # list of `Piece`
     needed=NEEDED, # pattern of the names that are wanted
@@ -124,6 +126,7 @@ class Changed(Unreachable):
 
 _CHANGED = '{}: changed in the archive while it was being fetched; try again later'
 
+# %% ../nbs/41_fetch.ipynb #51fe59b0
 class _Reader:
     "Bytes of one version of a remote file, tried again after trouble."
     def __init__(self, archive, name, counter): self.archive, self.name, self.counter, self.version, self.path = archive, name, counter, None, archive.path(name)
@@ -258,6 +261,7 @@ def fetch_pair(
             if k: raise
         sums = _sums(archive, survey, program, hpx, counter)
 
+# %% ../nbs/41_fetch.ipynb #ff3f62dd
 def _fetch_both(archive, survey, program, hpx, scratch, counter, sums):
     "Fetch the two files of a pixel; `Changed` if the first was replaced before the second was there."
     coadd, redrock = (healpix_path('', survey, program, hpx, kind).as_posix() for kind in ('coadd', 'redrock'))

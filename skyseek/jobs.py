@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from queue import SimpleQueue
 
 import torch
+from fastcore.basics import patch
 
 from .files import failure_text
 
@@ -99,12 +100,14 @@ class _Pool:
         self.pool = self.executor()
         return lost
 
-    def stop(self):
-        "End the pool: processes of this machine that are still at work are stopped, and waited for; a cluster is told to drop what it has not begun."
-        at_work = list((getattr(self.pool, '_processes', None) or {}).values()) if self.running else []
-        for process in at_work: process.terminate()
-        try: self.pool.shutdown(wait=True, cancel_futures=True)  # one that is not waited for may complain when Python ends
-        except TypeError: self.pool.shutdown(wait=False)  # Dask's
+# %% ../nbs/41_jobs.ipynb #9632fb78
+@patch
+def stop(self: _Pool):
+    "End the pool: processes of this machine that are still at work are stopped, and waited for; a cluster is told to drop what it has not begun."
+    at_work = list((getattr(self.pool, '_processes', None) or {}).values()) if self.running else []
+    for process in at_work: process.terminate()
+    try: self.pool.shutdown(wait=True, cancel_futures=True)  # one that is not waited for may complain when Python ends
+    except TypeError: self.pool.shutdown(wait=False)  # Dask's
 
 # %% ../nbs/41_jobs.ipynb #a01544ff
 def run_jobs(

@@ -65,6 +65,7 @@ def _note(dest, **facts):
     try: os.write(f, f'\n{line}\n'.encode())
     finally: os.close(f)
 
+# %% ../nbs/41_runs.ipynb #b20f4e5c
 def begin_run(
     dest, # folder of a catalogue
     cluster=False, # its workers may outlive it
@@ -119,6 +120,7 @@ def _sweep(folders, pattern, inside, ended, perhaps):
                 if re.fullmatch(inside, path.name) and not path.is_dir(): path.unlink(missing_ok=True)
             folder.rmdir()
 
+# %% ../nbs/41_runs.ipynb #4413d98b
 def sweep(
     dest, # folder of a catalogue
     ended: Iterable = (), # names of runs that have ended

@@ -107,6 +107,7 @@ def _read_pixel(job, hpx, scratch):
         record['n'] = len(spectra)
     return spectra, record
 
+# %% ../nbs/41_survey.ipynb #ec994d28
 def _failed(e, scratch=''):
     "What a record says of an exception: one line, and the traceback of what nobody foresaw."
     words = failure_text(e)
@@ -245,14 +246,20 @@ class SurveySettings:
     patience: float = PATIENCE  # seconds before a second try
 
     def __post_init__(self):
-        for name in ('workers', 'together'):
-            value = getattr(self, name)
-            if value is not None and value < 1: raise ValueError(f"{name}={value} (--{name}): at least one")
-        if not (math.isfinite(self.timeout) and self.timeout > 0): raise ValueError(f"timeout={self.timeout} (--timeout): give seconds, more than none")
-        if not (math.isfinite(self.patience) and self.patience >= 0): raise ValueError(f"patience={self.patience}: give seconds")
-        if not isinstance(self.cluster_options, dict): raise ValueError(f"cluster_options={self.cluster_options}: give a dict, such as parse_options(['account=desi'])")
-        if self.cluster_options and self.cluster != 'slurm': raise ValueError("cluster options (--cluster-option) are for Slurm; say --cluster slurm as well")
+        _check_settings(self)
 
+# %% ../nbs/41_survey.ipynb #8eba5214
+def _check_settings(s):
+    "Raise `ValueError` for what makes no sense, with the name of the option."
+    for name in ('workers', 'together'):
+        value = getattr(s, name)
+        if value is not None and value < 1: raise ValueError(f"{name}={value} (--{name}): at least one")
+    if not (math.isfinite(s.timeout) and s.timeout > 0): raise ValueError(f"timeout={s.timeout} (--timeout): give seconds, more than none")
+    if not (math.isfinite(s.patience) and s.patience >= 0): raise ValueError(f"patience={s.patience}: give seconds")
+    if not isinstance(s.cluster_options, dict): raise ValueError(f"cluster_options={s.cluster_options}: give a dict, such as parse_options(['account=desi'])")
+    if s.cluster_options and s.cluster != 'slurm': raise ValueError("cluster options (--cluster-option) are for Slurm; say --cluster slurm as well")
+
+# %% ../nbs/41_survey.ipynb #b8e80c0c
 def _make_jobs(archive, todo, dest, s, identity):
     "Jobs of the pixels to do."
     size, out = s.together or (1 if torch.device(s.device).type == 'cpu' else 8), []
