@@ -35,6 +35,7 @@ SURVEYS, PROGRAMS = ('cmx', 'special', 'sv1', 'sv2', 'sv3', 'main'), ('dark', 'b
 PRODUCTIONS = ('', 'spectro/redux/iron', 'dr1/spectro/redux/iron')  # where a production may lie below what a user gives
 TRIES, PATIENCE, TIMEOUT, CONNECTIONS = 4, 1., 60., 4  # tries, seconds before the second (then three times as long each), seconds without an answer, ranges at a time
 
+# %% ../nbs/41_archive.ipynb #6e2a68fa
 @dataclass(frozen=True)
 class Archive:
     "One production of DESI's pipeline: local folder, https://… or s3://…"
@@ -53,7 +54,9 @@ class Archive:
     def fs(self): # fsspec filesystem
         "The filesystem behind an address, opened in this process; a folder needs none."
         try: return find_fsspec().filesystem(self.scheme, **self.options)
-        except ImportError as e: raise ImportError(f"{self.scheme}:// addresses need more packages ({str(e).splitlines()[0]}); pip install 'skyseek[survey]'") from e
+        except ImportError as e:
+            raise ImportError(f"{self.scheme}:// addresses need more packages ({str(e).splitlines()[0]}); pip "
+                              f"install 'skyseek[survey]'") from e
 
     def path(self, name): # path below the root → what `fs` takes
         "A file of the archive."
@@ -119,17 +122,22 @@ class Version:
 
     def differs(self, other): # another `Version` → bool
         "Whether something that is known of both is not the same."
-        return any(a not in (None, '') and b not in (None, '') and a != b for a, b in zip(astuple(self), astuple(other)))
+        known = ((a, b) for a, b in zip(astuple(self), astuple(other)) if not {a, b} & {None, ''})
+        return any(a != b for a, b in known)
 
 def _version(headers):
     "The version of a file from the headers of an answer."
-    size = headers.get('Content-Range', '').rpartition('/')[2] or ('' if headers.get('Content-Encoding') else headers.get('Content-Length', ''))
-    return Version(int(size) if size.isdigit() else None, headers.get('ETag', '').removeprefix('W/'), headers.get('Last-Modified', ''))
+    length = '' if headers.get('Content-Encoding') else headers.get('Content-Length', '')
+    size = headers.get('Content-Range', '').rpartition('/')[2] or length
+    etag = headers.get('ETag', '').removeprefix('W/')
+    return Version(int(size) if size.isdigit() else None, etag, headers.get('Last-Modified', ''))
 
 def _check_range(headers, start, stop, what):
     "Raise unless an answer to a request for bytes begins with the first of them."
     given = re.match(r'bytes (\d+)-', headers.get('Content-Range', ''))
-    if given is None: raise ReadError(f"{what}: the server does not give byte ranges; fetch whole files by other means and run on the folder")
+    if given is None:
+        raise ReadError(f"{what}: the server does not give byte ranges; fetch whole files by other means and run on "
+                        f"the folder")
     if int(given[1]) != start: raise Interrupted(f'bytes from {given[1]} came for those from {start}')
 
 # %% ../nbs/41_archive.ipynb #8b7fa372
@@ -138,9 +146,10 @@ def _range(start, stop): return {} if stop is None else {'Range': f'bytes={start
 async def _read_http(fs, url, start, stop, most, timeout):
     "Bytes of a file on a web server, and its version."
     import aiohttp
-    session, patience = await fs.set_session(), aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
+    session, headers = await fs.set_session(), {'Accept-Encoding': 'identity'} | _range(start, stop)
+    patience = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
     async with asyncio.timeout(timeout) as head:
-        async with session.get(fs.encode_url(url), headers={'Accept-Encoding': 'identity'} | _range(start, stop), timeout=patience) as r:
+        async with session.get(fs.encode_url(url), headers=headers, timeout=patience) as r:
             head.reschedule(None)
             fs._raise_not_found_for_status(r, url)
             if stop is not None: _check_range(r.headers, start, stop, url)
@@ -164,7 +173,8 @@ async def _read_s3(fs, path, start, stop, most, timeout):
         while part := await r['Body'].read(1 << 16):
             meter.add(len(part))
             parts.append(part)
-        return b''.join(parts), _version(r['ResponseMetadata']['HTTPHeaders'] | {'Content-Range': r.get('ContentRange', ''), 'ETag': r['ETag'], 'Last-Modified': str(r.get('LastModified', ''))})
+    size = r.get('ContentRange', '').rpartition('/')[2]
+    return b''.join(parts), Version(int(size) if size.isdigit() else r['ContentLength'], r['ETag'], str(r.get('LastModified', '')))
 
 # %% ../nbs/41_archive.ipynb #b94ea1fd
 def read_bytes(
@@ -213,8 +223,10 @@ def _options(scheme, endpoint, timeout):
     "Options of fsspec's filesystem: anonymous, with timeouts, without caches of whole blocks."
     if scheme in ('http', 'https'):
         try: import aiohttp
-        except ImportError as e: raise ImportError("https:// addresses need aiohttp; pip install 'skyseek[survey]'") from e
-        return dict(client_kwargs=dict(timeout=aiohttp.ClientTimeout(total=2*timeout, sock_connect=timeout, sock_read=timeout)))
+        except ImportError as e:
+            raise ImportError("https:// addresses need aiohttp; pip install 'skyseek[survey]'") from e
+        patience = aiohttp.ClientTimeout(total=2*timeout, sock_connect=timeout, sock_read=timeout)
+        return dict(client_kwargs=dict(timeout=patience))
     if scheme != 's3': return {}
     return dict(anon=True, config_kwargs=dict(connect_timeout=timeout, read_timeout=timeout, retries=dict(max_attempts=1))) | ({'endpoint_url': endpoint} if endpoint else {})
 
@@ -269,8 +281,12 @@ def check_pixel(
 ):
     "Raise `ReadError` unless these can be the names of a pixel."
     for name, word in (('SURVEY', survey), ('PROGRAM', program)):
-        if not re.fullmatch(WORD, str(word)): raise ReadError(f"{what}{': ' if what else ''}{name} is '{printable(word)!s:.40}', not a word such as main or dark; the file is damaged, or not DESI's")
-    if not 0 <= int(hpx) < N_HEALPIX: raise ReadError(f"{what}{': ' if what else ''}HEALPIX is {hpx}, not a pixel of nside 64 (0 to {N_HEALPIX - 1}); the file is damaged, or not DESI's")
+        if not re.fullmatch(WORD, str(word)):
+            raise ReadError(f"{what}{': ' if what else ''}{name} is '{printable(word)!s:.40}', not a word such as "
+                            f"main or dark; the file is damaged, or not DESI's")
+    if not 0 <= int(hpx) < N_HEALPIX:
+        raise ReadError(f"{what}{': ' if what else ''}HEALPIX is {hpx}, not a pixel of nside 64 (0 to "
+                        f"{N_HEALPIX - 1}); the file is damaged, or not DESI's")
 
 def _checked(survey, program, hpx, what):
     "Table SURVEY PROGRAM HEALPIX without rows that are blank; raise for those that can be no pixel."
@@ -289,26 +305,31 @@ def _page(archive, folder):
 def _walk_pages(archive):
     "Paths of the files of a web server that lists its folders."
     folders = ['healpix']
-    for step in (WORD, WORD, r'\d{1,3}', r'\d{1,5}'): folders = [f'{f}/{n}' for f in folders for n in _page(archive, f) if re.fullmatch(step, n)]
+    for step in (WORD, WORD, r'\d{1,3}', r'\d{1,5}'):
+        folders = [f'{f}/{n}' for f in folders for n in _page(archive, f) if re.fullmatch(step, n)]
     return [f'{f}/{n}' for f in folders for n in _page(archive, f)]
 
 def _from_folders(archive):
-    "Table SURVEY PROGRAM HEALPIX by looking for coadds; compressed ones cannot be read by ranges, so they count in a folder only."
+    "Table SURVEY PROGRAM HEALPIX by looking for coadds; compressed ones count in a folder only."
     pattern = 'healpix/*/*/*/*/coadd-*.fits*'
     if not archive.remote: found = [p.as_posix() for p in Path(archive.root).glob(pattern)]
     elif archive.scheme in ('http', 'https'): found = _walk_pages(archive)
     else: found = again(lambda: archive.fs.glob(archive.path(pattern)), archive.root, archive.patience)
     matches = [m for p in found if (m := re.search(rf'/coadd-({WORD})-({WORD})-(\d{{1,5}})\.fits(\.gz)?$', p))]
     names = [(m[1], m[2], int(m[3])) for m in matches if int(m[3]) < N_HEALPIX and not (archive.remote and m[4])]
-    if matches and not names: raise ReadError(f"{archive.root}: its coadds are compressed (.fits.gz), and cannot be read by ranges; copy them to a folder, and run on that")
+    if matches and not names:
+        raise ReadError(f"{archive.root}: its coadds are compressed (.fits.gz), and cannot be read by ranges; copy "
+                        f"them to a folder, and run on that")
     return Table(rows=names, names=['SURVEY', 'PROGRAM', 'HEALPIX'], dtype=['U8', 'U8', int])
 
 # %% ../nbs/41_archive.ipynb #04486106
-UNREADABLE = OSError, ValueError, TypeError, LookupError, ArithmeticError, fits.VerifyError, AstropyWarning  # what astropy raises for broken tables
+# what astropy raises for broken files
+UNREADABLE = OSError, ValueError, TypeError, LookupError, ArithmeticError, fits.VerifyError, AstropyWarning
 
 def _small(archive, name):
     "The bytes of a list of the archive, None if there is none."
-    try: return again(lambda: read_bytes(archive, name, most=MOST['table'])[0], f'{archive.root}/{name}', archive.patience)
+    work = lambda: read_bytes(archive, name, most=MOST['table'])[0]
+    try: return again(work, f'{archive.root}/{name}', archive.patience)
     except (Unreachable, TooLarge): raise
     except ReadError: return None
 
@@ -318,19 +339,28 @@ def _from_tilepix(archive):
     what = f'{archive.root}/healpix/tilepix.fits'
     if (data := _small(archive, 'healpix/tilepix.fits')) is None: return None
     try: table = Table.read(io.BytesIO(data), format='fits')
-    except UNREADABLE as e: raise ReadError(f"{what}: not a whole table ({type(e).__name__}); remove it, or fetch it again") from e
+    except UNREADABLE as e:
+        raise ReadError(f"{what}: not a whole table ({type(e).__name__}); remove it, or fetch it again") from e
     if not {'SURVEY', 'PROGRAM'} <= set(table.colnames): table = _with_surveys(archive, table)
-    if 'HEALPIX' not in table.colnames: raise ReadError(f"{what}: lacks the column HEALPIX; remove it, or fetch it again")
-    return _checked(*(np.char.strip(np.ma.filled(np.ma.asarray(table[c]).astype(str), '')) for c in ('SURVEY', 'PROGRAM')), read_ids(table['HEALPIX'], what, 'HEALPIX'), what)
+    if 'HEALPIX' not in table.colnames:
+        raise ReadError(f"{what}: lacks the column HEALPIX; remove it, or fetch it again")
+    survey, program = (np.ma.filled(np.ma.asarray(table[c]).astype(str), '') for c in ('SURVEY', 'PROGRAM'))
+    hpx = read_ids(table['HEALPIX'], what, 'HEALPIX')
+    return _checked(np.char.strip(survey), np.char.strip(program), hpx, what)
 
+# %% ../nbs/41_archive.ipynb #fb42f10a
 def _with_surveys(archive, table):
     "Add SURVEY and PROGRAM of each tile."
     name = f"tiles-{archive.root.rsplit('/', 1)[-1]}.csv"
     what, data = f'{archive.root}/{name}', _small(archive, name)
-    if data is None: raise ReadError(f"{archive.root}/healpix/tilepix.fits: has no SURVEY and PROGRAM, and there is no {name} to look them up; give a folder, or a list of files")
+    if data is None:
+        raise ReadError(f"{archive.root}/healpix/tilepix.fits: has no SURVEY and PROGRAM, and there is no {name} to "
+                        f"look them up; give a folder, or a list of files")
     try: tiles = Table.read(data.decode(), format='ascii.csv')['TILEID', 'SURVEY', 'PROGRAM']
-    except UNREADABLE as e: raise ReadError(f"{what}: not a table with TILEID, SURVEY and PROGRAM; fetch it again") from e
-    known = dict(zip(read_ids(tiles['TILEID'], what).tolist(), zip(tiles['SURVEY'].tolist(), tiles['PROGRAM'].tolist())))
+    except UNREADABLE as e:
+        raise ReadError(f"{what}: not a table with TILEID, SURVEY and PROGRAM; fetch it again") from e
+    words = zip(tiles['SURVEY'].tolist(), tiles['PROGRAM'].tolist())
+    known = dict(zip(read_ids(tiles['TILEID'], what).tolist(), words))
     ids = read_ids(table['TILEID'], f'{archive.root}/healpix/tilepix.fits')
     table = table[[t in known for t in ids.tolist()]]
     for k, column in enumerate(('SURVEY', 'PROGRAM')): table[column] = [str(known[int(t)][k]) for t in table['TILEID']]

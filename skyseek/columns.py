@@ -65,7 +65,9 @@ def as_table(
     for name in arrow.column_names:
         column, (_, width) = arrow.column(name).combine_chunks(), column_type(name)
         if isinstance(column, pa.ChunkedArray): column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-        if name == 'TARGETID': out[name] = read_ids(np.ma.masked_array(column.fill_null(0).to_numpy(zero_copy_only=False), np.asarray(column.is_null())), 'the catalogue')
+        if name == 'TARGETID':
+            values = column.fill_null(0).to_numpy(zero_copy_only=False)
+            out[name] = read_ids(np.ma.masked_array(values, np.asarray(column.is_null())), 'the catalogue')
         elif width > 1: out[name] = np.asarray(column.flatten()).reshape(-1, width)
         else: out[name] = np.array(column.to_pylist(), column_type(name)[0]) if pa.types.is_string(column.type) else column.to_numpy(zero_copy_only=False)
         out[name].unit, out[name].description = COLUMNS[name]

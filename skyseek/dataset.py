@@ -45,7 +45,8 @@ def write_part(
     about=None, # dict of facts that are kept with it
 ): # the path
     "Write a part, whole or not at all."
-    with write_atomic(path) as tmp: pq.write_table(as_arrow(table, about), tmp, compression='zstd', write_statistics=True, write_page_checksum=True)
+    options = dict(compression='zstd', write_statistics=True, write_page_checksum=True)
+    with write_atomic(path) as tmp: pq.write_table(as_arrow(table, about), tmp, **options)
     return Path(path)
 
 # %% ../nbs/41_dataset.ipynb #c251f0a3
@@ -63,19 +64,22 @@ def is_whole(
     except OSError: return False
     return size >= 12 and head == tail[4:] == b'PAR1' and 12 + int.from_bytes(tail[:4], 'little') <= size
 
+# %% ../nbs/41_dataset.ipynb #4e18d12f
 def read_part(
     path, # of a part
     columns=None, # names; None reads all
     where=None, # pyarrow expression or list of filters
     n=None, # rows that it must have, if that is known
 ): # pyarrow Table
-    "Read a part, or some of it; raise `ValueError` with its name if it is gone, cut, damaged, or has other rows than before."
+    "Read a part, or some of it; `ValueError` with its name if it is gone, cut, damaged, or has changed."
     try: table = pq.read_table(path, columns=columns, filters=where, partitioning=None, page_checksum_verification=True)
-    except FileNotFoundError as e: raise ValueError(f"{path}: was removed while the catalogue was read; run again") from e
+    except FileNotFoundError as e:
+        raise ValueError(f"{path}: was removed while the catalogue was read; run again") from e
     except (OSError, pa.ArrowException) as e:
         if not is_whole(path): raise ValueError(f"{path}: is cut; {_REDO}") from e
         raise ValueError(f"{path}: is damaged ({str(e).splitlines()[0][:100]}); remove it, and {_REDO}") from e
-    if lacking := [c for c in columns or PART_COLUMNS if c not in table.column_names]: raise ValueError(f"{path}: lacks {', '.join(lacking[:5])}; remove it, and {_REDO}")
+    if lacking := [c for c in columns or PART_COLUMNS if c not in table.column_names]:
+        raise ValueError(f"{path}: lacks {', '.join(lacking[:5])}; remove it, and {_REDO}")
     if n is not None and len(table) != n: raise ValueError(f"{path}: changed while the catalogue was read; run again")
     return table
 
@@ -83,7 +87,8 @@ def read_part(
 def _joined(tables, parts):
     "Arrow tables one after the other; raise with the name of the part that has other columns."
     for table, path in zip(tables, parts):
-        if not table.schema.equals(tables[0].schema): raise ValueError(f"{path}: has other columns than {parts[0].name}; remove it, and {_REDO}")
+        if not table.schema.equals(tables[0].schema):
+            raise ValueError(f"{path}: has other columns than {parts[0].name}; remove it, and {_REDO}")
     return pa.concat_tables(tables)
 
 def part_facts(
@@ -107,8 +112,11 @@ def list_parts(
     dest, # folder of a catalogue
 ): # list of paths, in the order of the catalogue
     "The parts that are there; files with other names are passed over."
-    names = ((re.fullmatch(rf'({WORD})-({WORD})-(\d{{1,5}})\.parquet', p.name), p) for p in Path(dest, 'catalogue').glob('*/*/*/*.parquet'))
-    return [p for _, p in sorted(((m[1], m[2], int(m[3])), p) for m, p in names if m and p.parts[-4:-2] == (m[1], m[2]))]
+    keys, pattern = {}, rf'({WORD})-({WORD})-(\d{{1,5}})\.parquet'
+    for path in Path(dest, 'catalogue').glob('*/*/*/*.parquet'):
+        name = re.fullmatch(pattern, path.name)
+        if name and path.parts[-4:-2] == (name[1], name[2]): keys[path] = name[1], name[2], int(name[3])
+    return sorted(keys, key=keys.get)
 
 def read_dataset(
     dest, # folder of a catalogue
@@ -117,7 +125,8 @@ def read_dataset(
 ): # astropy Table with units and descriptions
     "Columns and rows of a catalogue of many parts; parts that cannot hold such rows are not opened further than their footers."
     parts = list_parts(dest)
-    if not parts: raise ValueError(f"{dest}: no parts of a catalogue there; run `skyseek survey` first, or check the folder")
+    if not parts:
+        raise ValueError(f"{dest}: no parts of a catalogue there; run `skyseek survey` first, or check the folder")
     if unknown := set(columns or ()) - set(PART_COLUMNS): raise ValueError(f"no column {', '.join(sorted(unknown))} in the catalogue")
     tables = [read_part(p, columns, where) for p in parts]
     out = as_table(_joined(tables, parts))
@@ -140,9 +149,12 @@ def primary_rows(
 
 # %% ../nbs/41_dataset.ipynb #a7fa783a
 REPEAT_TRUTH = {  # descriptions of the columns of a truth from repeats
-    'TARGETID': 'DESI target identifier', 'TRUE_Z': 'redshift of the deeper observation', 'TRUE_SPECTYPE': 'type of the deeper observation',
-    'SURVEY': 'survey of the shallow observation', 'PROGRAM': 'programme of the shallow observation', 'DEEP_SURVEY': 'survey of the deeper observation', 'DEEP_PROGRAM': 'programme of the deeper observation',
-    'DEPTH_RATIO': 'TSNR2_LRG of the deeper observation over that of the shallow one', 'Z': 'redshift of the shallow observation', 'SPECTYPE': 'type of the shallow observation'}
+    'TARGETID': 'DESI target identifier', 'TRUE_Z': 'redshift of the deeper observation',
+    'TRUE_SPECTYPE': 'type of the deeper observation', 'SURVEY': 'survey of the shallow observation',
+    'PROGRAM': 'programme of the shallow observation', 'DEEP_SURVEY': 'survey of the deeper observation',
+    'DEEP_PROGRAM': 'programme of the deeper observation',
+    'DEPTH_RATIO': 'TSNR2_LRG of the deeper observation over that of the shallow one',
+    'Z': 'redshift of the shallow observation', 'SPECTYPE': 'type of the shallow observation'}
 
 # %% ../nbs/41_dataset.ipynb #664bec31
 REPEAT_COLUMNS = ('TARGETID', 'SURVEY', 'PROGRAM', 'Z', 'ZWARN', 'SPECTYPE', 'DELTACHI2', 'TSNR2_LRG')
@@ -156,7 +168,8 @@ def truth_from_repeats(
     lacking = [c for c in REPEAT_COLUMNS if c not in table.colnames]
     if lacking: raise ValueError(f"the table lacks {', '.join(lacking)}; give a catalogue of `skyseek survey`, or DESI's zall-pix")
     text = lambda c: np.char.strip(np.asarray(table[c]).astype(str))
-    ids, depth = read_ids(table['TARGETID'], 'the table of repeats'), np.nan_to_num(np.asarray(table['TSNR2_LRG'], float))
+    ids = read_ids(table['TARGETID'], 'the table of repeats')
+    depth = np.nan_to_num(np.asarray(table['TSNR2_LRG'], float))
     order = np.lexsort((-depth, ids))
     order = order[ids[order] >= 0]
     start = np.flatnonzero(np.append(True, ids[order][1:] != ids[order][:-1])) if len(order) else np.zeros(0, int)
@@ -165,10 +178,13 @@ def truth_from_repeats(
     deep, row = deep[ok], order[ok]
     if not len(row): raise ValueError(f"none of {len(np.unique(ids))} targets was seen again {deeper:g} times deeper with a secure redshift; give both surveys, or lower `deeper`")
     spectype, survey, program = text('SPECTYPE'), text('SURVEY'), text('PROGRAM')
-    out = Table(dict(TARGETID=ids[row], TRUE_Z=np.asarray(table['Z'], float)[deep], TRUE_SPECTYPE=spectype[deep], SURVEY=survey[row], PROGRAM=program[row], DEEP_SURVEY=survey[deep], DEEP_PROGRAM=program[deep],
-                     DEPTH_RATIO=(depth[deep]/depth[row]).astype(np.float32), Z=np.asarray(table['Z'], float)[row], SPECTYPE=spectype[row]))
+    z = np.asarray(table['Z'], float)
+    out = Table(dict(TARGETID=ids[row], TRUE_Z=z[deep], TRUE_SPECTYPE=spectype[deep], SURVEY=survey[row], PROGRAM=program[row],
+                     DEEP_SURVEY=survey[deep], DEEP_PROGRAM=program[deep],
+                     DEPTH_RATIO=(depth[deep]/depth[row]).astype(np.float32), Z=z[row], SPECTYPE=spectype[row]))
     for name, words in REPEAT_TRUTH.items(): out[name].description = words
-    out.meta |= {'SKYSEEK': __version__, 'TRUTH': 'repeats', 'DEEPER': deeper, 'SECURE': secure} | {k: table.meta[k] for k in ('SOURCE', 'ARCHIVE') if k in table.meta}
+    out.meta |= {'SKYSEEK': __version__, 'TRUTH': 'repeats', 'DEEPER': deeper, 'SECURE': secure}
+    out.meta |= {k: table.meta[k] for k in ('SOURCE', 'ARCHIVE') if k in table.meta}
     return out
 
 # %% ../nbs/41_dataset.ipynb #72ecd617
@@ -180,9 +196,13 @@ def read_repeats(
     else:
         try:
             with fits.open(source, memmap=True) as hdus:
-                data = next(h.data for h in hdus[1:] if set(REPEAT_COLUMNS) <= set(getattr(getattr(h, 'columns', None), 'names', ())))
-                out = Table({c: np.array(data[c]).astype(str) if data[c].dtype.kind in 'SU' else np.array(data[c]).astype(data[c].dtype.newbyteorder('=')) for c in REPEAT_COLUMNS})
-        except (OSError, StopIteration, AttributeError, TypeError, ValueError, KeyError, fits.VerifyError) as e: raise ValueError(f"{source}: neither a folder of `skyseek survey` nor a FITS table with {', '.join(REPEAT_COLUMNS)}") from e
+                names = lambda hdu: set(getattr(getattr(hdu, 'columns', None), 'names', ()))
+                data = next(h.data for h in hdus[1:] if set(REPEAT_COLUMNS) <= names(h))
+                native = lambda a: a.astype(str if a.dtype.kind in 'SU' else a.dtype.newbyteorder('='))
+                out = Table({c: native(np.array(data[c])) for c in REPEAT_COLUMNS})
+        except (OSError, StopIteration, AttributeError, TypeError, ValueError, KeyError, fits.VerifyError) as e:
+            raise ValueError(f"{source}: neither a folder of `skyseek survey` nor a FITS table with "
+                             f"{', '.join(REPEAT_COLUMNS)}") from e
         out['TARGETID'] = read_ids(out['TARGETID'], source)
     out.meta['SOURCE'] = ascii_text(Path(source).resolve().name)
     return out
@@ -204,12 +224,17 @@ def _summary_of(path):
     "The row of one part; None for a part without rows, or one that cannot be read, which is said."
     try: part = read_part(path, _SUMMED)
     except ValueError as e: log.warning('%s; it is left out of the summary', e); return None
-    about, t = part_facts(part.schema), {name: np.asarray(part.column(name).to_numpy(zero_copy_only=False)) for name in _SUMMED}
+    about = part_facts(part.schema)
+    t = {name: np.asarray(part.column(name).to_numpy(zero_copy_only=False)) for name in _SUMMED}
     n = len(t['SNR'])
     if not n: return None
-    count = {f'N_{k}': int(np.sum(t[c])) for k, c in dict(FLAG_Z='FLAG_Z_WRONG', FLAG_S='FLAG_S_WRONG', ALT='FLAG_ALT', UNFAMILIAR='UNFAMILIAR').items()}
-    return dict(SURVEY=str(t['SURVEY'][0]), PROGRAM=str(t['PROGRAM'][0]), HEALPIX=int(t['HEALPIX'][0]), N=n, N_WARNED=int((t['ZWARN'] != 0).sum()), **count, N_ODD=int((t['ANOMALY'] > 2).sum()),
-                P_Z=float(np.nansum(t['P_Z_WRONG'])), SNR=float(np.median(t['SNR'])), RA=_mean_angle(t['TARGET_RA']), DEC=float(np.mean(t['TARGET_DEC'])), BYTES=int(about.get('bytes', 0)), SECONDS=float(about.get('seconds', 0)))
+    flags = dict(N_FLAG_Z='FLAG_Z_WRONG', N_FLAG_S='FLAG_S_WRONG', N_ALT='FLAG_ALT', N_UNFAMILIAR='UNFAMILIAR')
+    count = {k: int(np.sum(t[c])) for k, c in flags.items()}
+    return dict(SURVEY=str(t['SURVEY'][0]), PROGRAM=str(t['PROGRAM'][0]), HEALPIX=int(t['HEALPIX'][0]),
+                N=n, N_WARNED=int((t['ZWARN'] != 0).sum()), **count, N_ODD=int((t['ANOMALY'] > 2).sum()),
+                P_Z=float(np.nansum(t['P_Z_WRONG'])), SNR=float(np.median(t['SNR'])),
+                RA=_mean_angle(t['TARGET_RA']), DEC=float(np.mean(t['TARGET_DEC'])),
+                BYTES=int(about.get('bytes', 0)), SECONDS=float(about.get('seconds', 0)))
 
 # %% ../nbs/41_dataset.ipynb #bfd6aea2
 def _mean_angle(deg):
@@ -317,7 +342,8 @@ def export_fits(
 ): # the path
     "The whole catalogue as one FITS table, in bounded memory; raise `ValueError` if it changes meanwhile."
     parts = list_parts(dest)
-    if not parts: raise ValueError(f"{dest}: no parts of a catalogue there; run `skyseek survey` first, or check the folder")
+    if not parts:
+        raise ValueError(f"{dest}: no parts of a catalogue there; run `skyseek survey` first, or check the folder")
     keep_apart(dst, parts)
     before, names = _state(parts), [*PART_COLUMNS, *EXTRA]
     few = [read_part(p, ['TARGETID', 'ZWARN', 'TSNR2_LRG', 'ANOMALY']) for p in parts]
@@ -332,7 +358,9 @@ def export_fits(
             part['PRIMARY'], part['ANOMALY_RANK'] = first[rows], rank[rows]
             written += f.write(_rows(part[keep[rows]], names, dtype).tobytes())
         f.write(b'\0'*(-written % 2880))
-        if _state(list_parts(dest)) != before: raise ValueError(f"{dest}: parts came, went or changed while they were exported; export again when `skyseek survey` has ended")
+        if _state(list_parts(dest)) != before:
+            raise ValueError(f"{dest}: parts came, went or changed while they were exported; export again when "
+                             f"`skyseek survey` has ended")
     return Path(dst)
 
 # %% ../nbs/41_dataset.ipynb #d0a0ecd5
@@ -350,7 +378,8 @@ def _choose(table, primary):
     first, odd = primary_rows(table), np.nan_to_num(np.asarray(table['ANOMALY'], float), nan=-1)
     keep = first if primary else np.ones(len(table), bool)
     rank = np.zeros(len(table), np.int32)
-    known = np.flatnonzero(keep & (odd >= 0)); rank[known[np.argsort(-odd[known], kind='stable')]] = 1 + np.arange(len(known))
+    known = np.flatnonzero(keep & (odd >= 0))
+    rank[known[np.argsort(-odd[known], kind='stable')]] = 1 + np.arange(len(known))
     return keep, first, rank
 
 def _table_header(names, dtype, n, cards):
@@ -361,5 +390,6 @@ def _table_header(names, dtype, n, cards):
         header[f'TTYPE{i}'], header[f'TFORM{i}'] = name, _fits_type(name)[1]
         if unit: header[f'TUNIT{i}'] = unit
         header[f'TCOMM{i}'] = ascii_text(words)
-    for key, value in cards.items(): header[key if len(key) <= 8 else f'HIERARCH {key}'] = ascii_text(value) if isinstance(value, str) else value
+    for key, value in cards.items():
+        header[key if len(key) <= 8 else f'HIERARCH {key}'] = ascii_text(value) if isinstance(value, str) else value
     return header

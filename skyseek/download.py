@@ -21,7 +21,8 @@ from . import __version__
 from .files import ReadError, printable
 
 # %% ../nbs/05_download.ipynb #da7fae10
-MOST = dict(sums=1_000_000, page=20_000_000, table=100_000_000, redrock=300_000_000, coadd=3_000_000_000)  # bytes, by kind of file
+# bytes, by kind of file
+MOST = dict(sums=1_000_000, page=20_000_000, table=100_000_000, redrock=300_000_000, coadd=3_000_000_000)
 
 class TooLarge(ReadError):
     "More bytes than a file of this kind can have."
@@ -40,7 +41,8 @@ def check_size(
     what, # name of the file, for the error
 ):
     "Raise `TooLarge` if a file has more bytes than it may."
-    if size is not None and size > most: raise TooLarge(f"{what}: {size:,} bytes, more than the {most:,} that such a file can have; look at the archive")
+    if size is not None and size > most:
+        raise TooLarge(f"{what}: {size:,} bytes, more than the {most:,} that such a file can have; look at the archive")
 
 # %% ../nbs/05_download.ipynb #dcd60ebd
 LEAST = 1000.  # bytes a second
@@ -117,7 +119,8 @@ def iter_chunks(
     while chunk := response.read1(1 << 20):
         meter.add(len(chunk))
         yield chunk
-    if announced not in (None, meter.total): raise HTTPException(f'the connection was cut after {meter.total} of {announced} bytes')
+    if announced not in (None, meter.total):
+        raise HTTPException(f'the connection was cut after {meter.total} of {announced} bytes')
 
 # %% ../nbs/05_download.ipynb #31936bbc
 def is_plain(
@@ -131,9 +134,12 @@ def path_below(
     name, # path below it, from elsewhere
 ): # `Path`
     "A path that stays in the folder; raise `ReadError` for one that would not."
-    if not all(is_plain(step) for step in str(name).split('/')): raise ReadError(f"{printable(name)!s:.80}: not a path below a folder, in letters, digits and . _ + -; look at the archive's lists")
+    if not all(is_plain(step) for step in str(name).split('/')):
+        raise ReadError(f"{printable(name)!s:.80}: not a path below a folder, in letters, digits and . _ + -; look "
+                        f"at the archive's lists")
     return Path(folder)/str(name)
 
+# %% ../nbs/05_download.ipynb #51a16b9c
 def read_sums(
     text, # content of a file that sha256sum wrote
 ): # dict: file name → sha256 in hex
@@ -147,5 +153,6 @@ def links_below(
 ): # sorted list of names
     "The names that a listing links to, one step below it."
     links = re.findall(r'(?i)href\s*=\s*["\']?([^"\'?#> ]+)', page)
-    below = (unquote(link.removeprefix(url)).removesuffix('/') for link in (urljoin(url, k) for k in links) if link.startswith(url))
+    whole = (urljoin(url, link) for link in links)
+    below = (unquote(link.removeprefix(url)).removesuffix('/') for link in whole if link.startswith(url))
     return sorted({name for name in below if is_plain(name)})

@@ -61,10 +61,13 @@ def _read_header(read, start, what):
         chunk = read(start + have, start + have + CHUNK)
         if not chunk and not have: return None
         text, have = text + chunk, have + len(chunk)
-        if text[:8] not in (b'SIMPLE  ', b'XTENSION') or have > 100*CHUNK: raise BrokenFile(f"{what}: no FITS header at byte {start}; check the name, or fetch the file again")
+        if text[:8] not in (b'SIMPLE  ', b'XTENSION') or have > 100*CHUNK:
+            raise BrokenFile(f"{what}: no FITS header at byte {start}; check the name, or fetch the file again")
         end = _end_card(text)
         size = 0 if end is None else -(-(end + 80)//2880)*2880
-        if size: return fits.Header.fromstring(text[:end].decode('ascii', 'replace')), start + size, hashlib.sha256(text[:size]).hexdigest()
+        if size:
+            header = fits.Header.fromstring(text[:end].decode('ascii', 'replace'))
+            return header, start + size, hashlib.sha256(text[:size]).hexdigest()
         if len(chunk) < CHUNK: raise Interrupted(f'no END card in the header at byte {start}')
 
 def _end_card(text):
@@ -75,7 +78,8 @@ def _end_card(text):
 def _piece(start, header, data, head):
     "What is to be known of one HDU."
     stop, rows = data + _data_size(header), int(header.get('ZNAXIS2', header.get('NAXIS2', 0)))
-    return Piece(str(header.get('EXTNAME', '')).strip(), start, data, stop, 'CHECKSUM' in header and 'DATASUM' in header, rows, head)
+    summed = 'CHECKSUM' in header and 'DATASUM' in header
+    return Piece(str(header.get('EXTNAME', '')).strip(), start, data, stop, summed, rows, head)
 
 # %% ../nbs/41_fetch.ipynb #d5df5bf3
 def plan_pieces(
@@ -90,11 +94,15 @@ def plan_pieces(
             if (found := _read_header(read, start, what)) is None: break
             pieces.append(_piece(start, *found))
         except ReadError: raise
-        except (fits.VerifyError, UnicodeError, LookupError, TypeError, ValueError) as e: raise BrokenFile(f"{what}: a broken header at byte {start} ({type(e).__name__}); fetch the file again") from e
+        except (fits.VerifyError, UnicodeError, LookupError, TypeError, ValueError) as e:
+            raise BrokenFile(f"{what}: a broken header at byte {start} ({type(e).__name__}); fetch the file "
+                             f"again") from e
         last, start = pieces[-1], pieces[-1].stop
         if NEEDED.match(last.name) and not last.name.endswith('WAVELENGTH') and last.rows > MOST_SPECTRA:
-            raise TooLarge(f"{what}: {last.rows:,} spectra in {last.name}, more than the {MOST_SPECTRA:,} that a pixel can have; look at the file, and leave the pixel out")
-        if size is not None and start > size: raise BrokenFile(f"{what}: ends after {size} bytes, {start} were announced; the archive's file is cut")
+            raise TooLarge(f"{what}: {last.rows:,} spectra in {last.name}, more than the {MOST_SPECTRA:,} that a "
+                           f"pixel can have; look at the file, and leave the pixel out")
+        if size is not None and start > size:
+            raise BrokenFile(f"{what}: ends after {size} bytes, {start} were announced; the archive's file is cut")
         if len(pieces) > 1000: raise BrokenFile(f"{what}: over a thousand HDUs; this is no coadd")
     return pieces
 
@@ -129,9 +137,11 @@ _CHANGED = '{}: changed in the archive while it was being fetched; try again lat
 # %% ../nbs/41_fetch.ipynb #51fe59b0
 class _Reader:
     "Bytes of one version of a remote file, tried again after trouble."
-    def __init__(self, archive, name, counter): self.archive, self.name, self.counter, self.version, self.path = archive, name, counter, None, archive.path(name)
+    def __init__(self, archive, name, counter):
+        self.archive, self.name, self.path, self.counter, self.version = archive, name, archive.path(name), counter, None
 
-    def __call__(self, start, stop, exact=False): return again(lambda: self._once(start, stop, exact), self.path, self.archive.patience)
+    def __call__(self, start, stop, exact=False):
+        return again(lambda: self._once(start, stop, exact), self.path, self.archive.patience)
 
     def _once(self, start, stop, exact):
         data, version = read_bytes(self.archive, self.name, start, stop)
@@ -144,27 +154,31 @@ class _Reader:
     def size(self):
         "Bytes of the file, which the first answer tells."
         self(0, 80)
-        return again(lambda: self.archive.fs.size(self.path), self.path, self.archive.patience) if self.version.size is None else self.version.size
+        if self.version.size is not None: return self.version.size
+        return again(lambda: self.archive.fs.size(self.path), self.path, self.archive.patience)
 
 # %% ../nbs/41_fetch.ipynb #65e4ab23
 def _check_heads(pieces, ranges, parts, what):
-    "Raise `Changed` if headers, which hold the sums of the data, are not those that were read first; for servers that give no version."
+    "Raise `Changed` if headers, which hold the sums of the data, are not those that were read first."
     for (start, stop), part in zip(ranges, parts):
         for p in (p for p in pieces if start <= p.start < stop):
-            if hashlib.sha256(part[p.start - start:p.data - start]).hexdigest() != p.head: raise Changed(_CHANGED.format(what))
+            if hashlib.sha256(part[p.start - start:p.data - start]).hexdigest() != p.head:
+                raise Changed(_CHANGED.format(what))
 
 def _check_sums(data, what):
     "Raise `Interrupted` if an HDU does not have the sums that its header gives."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', AstropyWarning)
         try:
-            with fits.open(io.BytesIO(data), disable_image_compression=True, do_not_scale_image_data=True) as hdus: wrong = next((hdu.name or 'the first HDU' for hdu in hdus if _is_wrong(hdu)), None)
+            with fits.open(io.BytesIO(data), disable_image_compression=True, do_not_scale_image_data=True) as hdus:
+                wrong = next((hdu.name or 'the first HDU' for hdu in hdus if _is_wrong(hdu)), None)
         except UNREADABLE as e: raise Interrupted(f'wrong bytes, which make no FITS file ({type(e).__name__})') from e
     if wrong: raise Interrupted(f'wrong bytes in {wrong}')
 
 def _is_wrong(hdu):
     "Whether an HDU has other sums than its header gives."
-    return 'DATASUM' in hdu.header and hdu.verify_datasum() != 1 or 'CHECKSUM' in hdu.header and hdu.verify_checksum() != 1
+    if 'DATASUM' in hdu.header and hdu.verify_datasum() != 1: return True
+    return 'CHECKSUM' in hdu.header and hdu.verify_checksum() != 1
 
 # %% ../nbs/41_fetch.ipynb #c1ccb633
 def fetch_needed(
@@ -205,7 +219,8 @@ def fetch_whole(
     def once():
         data, version = read_bytes(archive, name, most=MOST[kind_of(name)])
         counter.add(len(data))
-        if sha256 and hashlib.sha256(data).hexdigest() != sha256: raise Interrupted('the checksum is not the one that the archive gives')
+        if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+            raise Interrupted('the checksum is not the one that the archive gives')
         if not sha256: _check_sums(data, path)
         return data, version
     data, version = again(once, path, archive.patience)
@@ -218,7 +233,9 @@ def _on_disk(archive, survey, program, hpx, kind):
     "A file of a pixel in a folder, compressed or not."
     path = Path(archive.root, healpix_path('', survey, program, hpx, kind))
     found = next((p for p in (path, path.with_name(f'{path.name}.gz')) if p.is_file()), None)
-    if found is None: raise ReadError(f"{path}: there is no {'coadd' if kind == 'coadd' else 'redrock file'} of this pixel; fetch it, or leave the pixel out")
+    if found is None:
+        raise ReadError(f"{path}: there is no {'coadd' if kind == 'coadd' else 'redrock file'} of this pixel; fetch "
+                        f"it, or leave the pixel out")
     return found
 
 def _plan_local(path):
@@ -237,7 +254,8 @@ def _check_local(path, sha256):
         if needed and all(p.summed for p in needed): return  # compared when they are read
     if not sha256: return
     with open(path, 'rb') as f: found = hashlib.file_digest(f, 'sha256').hexdigest()
-    if found != sha256: raise ReadError(f"{path}: is damaged, its checksum is not the one that the archive gives; copy it again")
+    if found != sha256:
+        raise ReadError(f"{path}: is damaged, its checksum is not the one that the archive gives; copy it again")
 
 # %% ../nbs/41_fetch.ipynb #b77d7717
 def fetch_pair(
@@ -279,7 +297,9 @@ def _sums(archive, survey, program, hpx, counter=None):
     "The checksums of a pixel's folder, {} if the archive gives none."
     home, production = healpix_path('', survey, program, hpx).parent.as_posix(), archive.root.rsplit('/', 1)[-1]
     names = [f'{home}/redux_{production}_healpix_{survey}_{program}_{hpx//100}_{hpx}.sha256sum']
-    if not archive.remote: names = [f'{home}/{p.name}' for p in sorted(Path(archive.root, home).glob('*.sha256sum'))]  # the folder may have another name
+    if not archive.remote:
+        found = sorted(Path(archive.root, home).glob('*.sha256sum'))  # a copy of a production may have another name
+        names = [f'{home}/{p.name}' for p in found]
     out = {}
     for name in names:
         try: data, _ = again(lambda: read_bytes(archive, name, most=MOST['sums']), archive.path(name), archive.patience)

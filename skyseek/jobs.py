@@ -61,7 +61,9 @@ def _slurm(workers, options):
     except ImportError as e: raise ImportError("Slurm needs dask-jobqueue; pip install 'skyseek[survey]'") from e
     options = {k: int(v) if str(v).isdigit() else v for k, v in options.items()}
     try: slurm = SLURMCluster(**(dict(cores=1, processes=1, memory='4GB') | options))
-    except TypeError as e: raise ValueError(f"cluster options {', '.join(options)} (--cluster-option): Slurm does not take them ({e}); see dask_jobqueue.SLURMCluster") from e
+    except TypeError as e:
+        raise ValueError(f"cluster options {', '.join(options)} (--cluster-option): Slurm does not take them ({e}); "
+                         f"see dask_jobqueue.SLURMCluster") from e
     slurm.scale(jobs=workers or 1)
     return slurm
 
@@ -103,7 +105,7 @@ class _Pool:
 # %% ../nbs/41_jobs.ipynb #9632fb78
 @patch
 def stop(self: _Pool):
-    "End the pool: processes of this machine that are still at work are stopped, and waited for; a cluster is told to drop what it has not begun."
+    "End the pool: processes of this machine are ended, and waited for; a cluster drops what it has not begun."
     at_work = list((getattr(self.pool, '_processes', None) or {}).values()) if self.running else []
     for process in at_work: process.terminate()
     try: self.pool.shutdown(wait=True, cancel_futures=True)  # one that is not waited for may complain when Python ends
@@ -148,7 +150,10 @@ def _suspect(job, suspects, deaths):
     if deaths[job.name] < ATTEMPTS: suspects.append(job); return []
     return [_failure(job, h, f'the worker died on this file {ATTEMPTS} times; look at its memory, and at the file') for h in job.pixels]
 
-def _failure(job, hpx, error, trace=''): return dict(survey=job.survey, program=job.program, hpx=int(hpx), n=0, bytes=0, seconds=0., error=error, passing=False, notes='', traceback=trace)
+def _failure(job, hpx, error, trace=''):
+    "The record of a pixel that failed."
+    return dict(survey=job.survey, program=job.program, hpx=int(hpx), n=0, bytes=0, seconds=0.,
+                error=error, passing=False, notes='', traceback=trace)
 
 def _outcome(future, job):
     "(records, did its worker die)."
@@ -157,4 +162,5 @@ def _outcome(future, job):
     if isinstance(error, (DestinationError, ImportError)): raise error
     if type(error).__name__ in ('FutureCancelledError', 'CancelledError'): raise ValueError("the Dask scheduler went away; start it again, and run again: whole parts are kept")
     if type(error).__name__ in ('KilledWorker', 'CommClosedError'): return [], True
-    return [_failure(job, h, failure_text(error), ''.join(traceback.format_exception(error))) for h in job.pixels], False
+    words, trace = failure_text(error), ''.join(traceback.format_exception(error))
+    return [_failure(job, h, words, trace) for h in job.pixels], False

@@ -20,7 +20,8 @@ import numpy as np
 from astropy.table import Table
 
 from .desi import read_truth
-from .download import MOST, TIMEOUT, check_size, is_plain, iter_chunks, kind_of, links_below, open_url, path_below, read_sums
+from .download import MOST, TIMEOUT, check_size, is_plain, iter_chunks, kind_of
+from .download import links_below, open_url, path_below, read_sums
 from .files import ReadError, progress_bar, read_ids
 from .spectra import write_atomic
 
@@ -139,7 +140,8 @@ def _copy(url, tmp, sha256, patience):
         for chunk in _chunks(source, MOST[kind_of(url)], url):
             target.write(chunk)
             digest.update(chunk)
-        if not (sha256 or source.headers.get('Content-Length') or source.headers.get('Transfer-Encoding')): raise HTTPException('the server does not say how long the file is, so it may be cut')
+        if not (sha256 or source.headers.get('Content-Length') or source.headers.get('Transfer-Encoding')):
+            raise HTTPException('the server does not say how long the file is, so it may be cut')
     if sha256 and digest.hexdigest() != sha256: raise HTTPException('the checksum is not the one the archive gives')
 
 # %% ../nbs/05_vi.ipynb #dbc2e677
@@ -169,7 +171,8 @@ def _link(source, path, sha256=''):
     if not source.is_file(): raise ReadError(f"{source}: no such file; check the root of the release")
     if sha256:
         with open(source, 'rb') as f: found = hashlib.file_digest(f, 'sha256').hexdigest()
-        if found != sha256: raise ReadError(f"{source}: is damaged, its checksum is not the one that the release gives; copy it again")
+        if found != sha256:
+            raise ReadError(f"{source}: is damaged, its checksum is not the one that the release gives; copy it again")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # a link to what is gone
     path.symlink_to(source.resolve())
