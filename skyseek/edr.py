@@ -116,6 +116,8 @@ def simulate_edr(
     "Write a small EDR: tables of visual inspection, deep and main-depth coadds by tile, redrock files, checksums; truth-edr.fits, which no archive has, tells all."
     if not 0 < n <= VI_PETALS: raise ValueError(f"n is {n}; a petal has 1 to {VI_PETALS} fibres")
     root, deep, answers = Path(dst), [], []
+    if there := [name for name in ('spectro', 'vac') if (root/name).exists()]:
+        raise ValueError(f"{root}: holds {there[0]}/ already; give a new folder")
     for tile in tiles:
         groups, program = _groups(tile, subsets), 'bright' if tile == 80613 else 'dark'
         for petal in petals:

@@ -10,12 +10,16 @@ import logging
 import os
 import threading
 import time
+import traceback
 from collections import Counter, deque
 from concurrent.futures import BrokenExecutor, CancelledError, ProcessPoolExecutor
 from multiprocessing import get_context
 from queue import SimpleQueue
 
 import torch
+from fastcore.basics import patch
+
+from .files import failure_text
 
 # %% ../nbs/41_jobs.ipynb #15c43e91
 def _begin(parent):
@@ -46,15 +50,22 @@ def cluster_executor(
     except ImportError as e: raise ImportError("clusters need Dask; pip install 'skyseek[survey]'") from e
     logging.getLogger('distributed').setLevel(logging.CRITICAL)  # what goes wrong is said by those who wait for it
     try:
-        if cluster == 'slurm':
-            from dask_jobqueue import SLURMCluster
-            options = {k: int(v) if str(v).isdigit() else v for k, v in options.items()}
-            slurm = SLURMCluster(**(dict(cores=1, processes=1, memory='4GB') | options))
-            slurm.scale(jobs=workers or 1)
-            client = Client(slurm)
+        if cluster == 'slurm': client = Client(_slurm(workers, options))
         else: client = Client(scheduler_file=cluster, timeout=timeout) if str(cluster).endswith('.json') else Client(cluster, timeout=timeout)
     except (OSError, TimeoutError, ValueError) as e: raise ValueError(f"{cluster}: no Dask scheduler answers there ({str(e).splitlines()[0][:100]}); start one with `dask scheduler`, and give its address") from e
     return client.get_executor(retries=3, pure=False)
+
+def _slurm(workers, options):
+    "Jobs on Slurm; raise `ValueError` for options that it does not have."
+    try: from dask_jobqueue import SLURMCluster
+    except ImportError as e: raise ImportError("Slurm needs dask-jobqueue; pip install 'skyseek[survey]'") from e
+    options = {k: int(v) if str(v).isdigit() else v for k, v in options.items()}
+    try: slurm = SLURMCluster(**(dict(cores=1, processes=1, memory='4GB') | options))
+    except TypeError as e:
+        raise ValueError(f"cluster options {', '.join(options)} (--cluster-option): Slurm does not take them ({e}); "
+                         f"see dask_jobqueue.SLURMCluster") from e
+    slurm.scale(jobs=workers or 1)
+    return slurm
 
 # %% ../nbs/41_jobs.ipynb #9d1acc99
 class DestinationError(OSError):
@@ -91,10 +102,14 @@ class _Pool:
         self.pool = self.executor()
         return lost
 
-    def stop(self):
-        "Let the pool go without waiting for what it has not begun."
-        try: self.pool.shutdown(wait=False, cancel_futures=True)
-        except TypeError: self.pool.shutdown(wait=False)  # Dask's
+# %% ../nbs/41_jobs.ipynb #9632fb78
+@patch
+def stop(self: _Pool):
+    "End the pool: processes of this machine are ended, and waited for; a cluster drops what it has not begun."
+    at_work = list((getattr(self.pool, '_processes', None) or {}).values()) if self.running else []
+    for process in at_work: process.terminate()
+    try: self.pool.shutdown(wait=True, cancel_futures=True)  # one that is not waited for may complain when Python ends
+    except TypeError: self.pool.shutdown(wait=False)  # Dask's
 
 # %% ../nbs/41_jobs.ipynb #a01544ff
 def run_jobs(
@@ -135,13 +150,17 @@ def _suspect(job, suspects, deaths):
     if deaths[job.name] < ATTEMPTS: suspects.append(job); return []
     return [_failure(job, h, f'the worker died on this file {ATTEMPTS} times; look at its memory, and at the file') for h in job.pixels]
 
-def _failure(job, hpx, error): return dict(survey=job.survey, program=job.program, hpx=int(hpx), n=0, bytes=0, seconds=0., error=error, passing=False, notes='')
+def _failure(job, hpx, error, trace=''):
+    "The record of a pixel that failed."
+    return dict(survey=job.survey, program=job.program, hpx=int(hpx), n=0, bytes=0, seconds=0.,
+                error=error, passing=False, notes='', traceback=trace)
 
 def _outcome(future, job):
     "(records, did its worker die)."
     error = CancelledError() if future.cancelled() else future.exception()
     if error is None: return future.result(), False
-    if isinstance(error, DestinationError): raise error
+    if isinstance(error, (DestinationError, ImportError)): raise error
     if type(error).__name__ in ('FutureCancelledError', 'CancelledError'): raise ValueError("the Dask scheduler went away; start it again, and run again: whole parts are kept")
     if type(error).__name__ in ('KilledWorker', 'CommClosedError'): return [], True
-    return [_failure(job, h, f'{type(error).__name__}: {error}') for h in job.pixels], False
+    words, trace = failure_text(error), ''.join(traceback.format_exception(error))
+    return [_failure(job, h, words, trace) for h in job.pixels], False

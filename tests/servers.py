@@ -12,8 +12,11 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -83,6 +86,61 @@ def serving(root, faults=None, only='.', log=''):
     finally:
         process.kill()
         process.wait()
+
+
+class Ranges(BaseHTTPRequestHandler):
+    "Files of a folder, whole or in byte ranges, with their version; `hook(self, path, start)` may give other content, headers, or an answer of its own (True)."
+    protocol_version = 'HTTP/1.1'
+
+    def __init__(self, root, hook, *args):
+        self.root, self.hook = Path(root), hook
+        super().__init__(*args)
+
+    def log_message(self, *args): pass
+
+    def do_HEAD(self): self.do_GET()
+
+    def do_GET(self):
+        path, found = self.root/self.path.lstrip('/'), re.fullmatch(r'bytes=(\d+)-(\d+)', self.headers.get('Range', ''))
+        start, headers = int(found[1]) if found else 0, {}
+        answer = self.hook(self, path, start)
+        if answer is True: return
+        if answer: path, headers = answer
+        if not path.is_file(): return self.reply(404, b'')
+        size, about = path.stat().st_size, path.stat()
+        stop = min(int(found[2]) + 1, size) if found else size
+        with open(path, 'rb') as f:
+            f.seek(start)
+            data = f.read(stop - start)
+        headers = {'ETag': f'"{about.st_mtime_ns:x}-{size:x}"'} | ({'Content-Range': f'bytes {start}-{stop - 1}/{size}'} if found else {}) | headers
+        self.reply(206 if found else 200, data, headers)
+
+    def reply(self, status, data, headers=None):
+        "A whole answer; headers that are None are left out."
+        self.send_response(status)
+        for key, value in ({'Content-Length': str(len(data))} | (headers or {})).items():
+            if value is not None: self.send_header(key, value)
+        self.end_headers()
+        if self.command == 'GET': self.wfile.write(data)
+
+    def trickle(self, piece, pause, head=b'HTTP/1.1 200 OK\r\n\r\n'):
+        "An answer that never ends."
+        self.close_connection = True
+        with suppress(OSError):
+            self.wfile.write(head)
+            while True:
+                self.wfile.write(piece)
+                time.sleep(pause)
+
+
+@contextmanager
+def small_server(root, hook=lambda self, path, start: None):
+    "A server in threads of this process; yields its address."
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(Ranges, root, hook)) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, args=(.02,), daemon=True).start()
+        try: yield f'http://127.0.0.1:{server.server_port}'
+        finally: server.shutdown()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from skyseek.cli import main
 from skyseek.dataset import list_parts, read_dataset
 from skyseek.desi import read_truth
 from skyseek.jobs import DestinationError, local_executor, run_jobs
+from skyseek.runs import begin_run
 from skyseek.survey import Job, SurveySettings, run_survey, survey_part
 from skyseek.truth import label_wrong, match_truth
 
@@ -208,10 +209,12 @@ def test_workers_that_always_die(tmp_path, monkeypatch):
 
 
 def test_a_part_that_is_being_written_is_none(release, tmp_path):
-    "A worker that was stopped leaves a file with a dot; neither readers nor the end of the run take it for a part."
+    "A worker that was stopped leaves a folder with a dot; neither readers nor the end of the run take what is in it for a part, and the next run removes it."
     run_survey(release, tmp_path/'c', SurveySettings(workers=1, surveys=('sv1',)), progress=False)
     part = list_parts(tmp_path/'c')[0]
-    (part.parent/f'.tmp77-{part.name}').write_bytes(b'PAR1')
+    half = part.parent/f'.tmp-{begin_run(tmp_path/"c")}-0a1b2c3d'  # of a run that has not noted its end
+    half.mkdir()
+    (half/'.new.parquet').write_bytes(b'PAR1')
     assert list_parts(tmp_path/'c') == [part] and len(read_dataset(tmp_path/'c'))
     assert main(['survey', str(release), str(tmp_path/'c'), '--workers', '1', '--survey', 'sv1']) == 0 and no_leftovers(tmp_path/'c')
 

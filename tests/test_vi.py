@@ -167,7 +167,8 @@ def test_listing_takes_only_links_one_step_down(archive, monkeypatch):
     class Page:
         def __enter__(self): return self
         def __exit__(self, *a): return False
-        def read(self): return page.encode()
+        headers, left = {}, [page.encode()]
+        def read1(self, n): return self.left.pop() if self.left else b''
     monkeypatch.setattr('skyseek.vi._open_url', lambda url, **k: Page())
     assert list_folder('https://archive.org/r', 'x') == ['1', '4', 'coadd-0-1-thru2.fits']
 
@@ -228,7 +229,7 @@ def test_nobody_there(wanted, tmp_path):
 
 
 def test_interrupt_leaves_nothing(server, wanted, tmp_path, monkeypatch):
-    def stop(source): yield b'half'; raise KeyboardInterrupt
+    def stop(source, *rest): yield b'half'; raise KeyboardInterrupt
     monkeypatch.setattr('skyseek.vi._chunks', stop)
     with pytest.raises(KeyboardInterrupt): fetch_file(server[0], *wanted, tmp_path)
     assert files_in(tmp_path) == []

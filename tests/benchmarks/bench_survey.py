@@ -33,9 +33,10 @@ import numpy as np  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from servers import bucket, free_port, part_bytes, serving  # noqa: E402
 
-from skyseek.archive import Archive, needed_ranges, plan_pieces  # noqa: E402
+from skyseek.archive import Archive  # noqa: E402
 from skyseek.dataset import list_parts  # noqa: E402
 from skyseek.desi import extract, read_coadd  # noqa: E402
+from skyseek.fetch import needed_ranges, plan_pieces  # noqa: E402
 from skyseek.files import write_spectra  # noqa: E402
 from skyseek.jobs import cluster_executor, run_jobs  # noqa: E402
 from skyseek.survey import Job, SurveySettings, run_survey  # noqa: E402
