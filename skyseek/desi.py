@@ -20,7 +20,7 @@ from .fibres import SCORES, _add_columns, _coadd, _is_uncoadded, _lost, _read_ta
 from .files import ReadError, header_text, open_fits, read_spectra, write_spectra
 from .hdus import ARMS, check_memory, check_vacuum, flux_factor, is_wild, read_unit, what_file
 from .spectra import FLUX_UNIT, N_WAVE, Spectra, _all_finite, _comb_slice, is_fresh, wave_desi
-from .tables import REDROCK_COLUMNS, VI_COLUMNS, ZWARN_NODATA, read_redrock, read_truth
+from .tables import REDROCK_COLUMNS, VI_COLUMNS, ZWARN_NODATA, clean_types, read_redrock, read_truth
 
 # %% ../nbs/02_desi.ipynb #00aed6c4
 _all_ = ['ReadError', 'read_spectra', 'write_spectra', 'ARMS', 'SCORES', 'REDROCK_COLUMNS', 'VI_COLUMNS',
@@ -147,9 +147,10 @@ _HARMLESS = 1 << 3 | 1 << 20 # RESTRICTED, VARIABLE
 def is_target(
     spectra, # `Spectra`
 ): # (N,) bool
-    "Science targets, OBJTYPE TGT: no sky fibres, no broken ones; all True where OBJTYPE is not known."
+    "Science targets: OBJTYPE TGT, or the class of early files (ELG, STD, …), no SKY, NON, BAD or blank; True if not known."
     meta = spectra.meta
-    return np.asarray(meta['OBJTYPE'] == 'TGT') if 'OBJTYPE' in meta.colnames else np.ones(len(meta), bool)
+    if 'OBJTYPE' not in meta.colnames: return np.ones(len(meta), bool)
+    return ~np.isin(clean_types(np.ma.filled(np.ma.asarray(meta['OBJTYPE']), '')), ('SKY', 'NON', 'BAD', ''))
 
 def is_good_fibre(
     spectra, # `Spectra`

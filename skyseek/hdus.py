@@ -60,12 +60,14 @@ def foreign_format(
 # %% ../nbs/00a_hdus.ipynb #95db749e
 def memory_left(): # int
     "Bytes of memory that can still be had, as far as the system says; limits of a container or a shell count."
-    left = [1 << 60]
+    left, group = [1 << 60], Path('/sys/fs/cgroup')
     try: left.append(1024*int(re.search(r'MemAvailable:\s+(\d+)', Path('/proc/meminfo').read_text())[1]))
     except (OSError, TypeError): pass
-    group = Path('/sys/fs/cgroup')
-    try: left.append(int((group/'memory.max').read_text()) - int((group/'memory.current').read_text()))
-    except (OSError, ValueError): pass
+    try:
+        used, most = (int((group/name).read_text()) for name in ('memory.current', 'memory.max'))
+        cache = int(re.search(r'(?m)^file (\d+)', (group/'memory.stat').read_text())[1]) # is given up when it is needed
+        left.append(most - used + cache)
+    except (OSError, TypeError, ValueError): pass
     try:
         import resource
         if (most := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY: left.append(most)

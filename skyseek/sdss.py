@@ -158,7 +158,7 @@ def _files(paths):
     "A path, a folder (searched with its subfolders) or several of these as a list of files."
     if not isinstance(paths, (str, Path)): return [f for p in paths for f in _files(p)]
     if not Path(paths).is_dir(): return [Path(paths)]
-    is_fits = re.compile(r'(?i)[^.].*\.fits?(\.gz|\.bz2)?').fullmatch
+    is_fits = re.compile(r'(?i)[^.].*\.fits?(\.gz|\.bz2|\.fz)?').fullmatch
     found = sorted(p for p in Path(paths).rglob('*') if is_fits(p.name))
     if not found: raise ReadError(f"{paths}: no .fits file in this folder; check the name")
     return found

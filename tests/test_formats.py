@@ -89,8 +89,15 @@ def test_a_good_fibre_has_no_bit_but_restricted_and_variable(tmp_path, column):
     assert list(is_good_fibre(spectra)) == good and len(select_targets(spectra)) == sum(good) and len(select_targets(spectra, keep_bad=True)) == n
 
 
-@pytest.mark.parametrize('status, used', [([0, 0, 0, 0], [1, 1]), ([0, 1 << 16, 8, 0], [0, 1]), ([1 << 9, 1 << 9, 0, 0], [1, 1])])
-def test_status_of_exposures_is_summed_up_as_desi_does(tmp_path, status, used):
+def test_targets_of_early_files_are_called_by_their_class(tmp_path):
+    fibermap = coadd_parts(6)['FIBERMAP']
+    fibermap['OBJTYPE'] = 'ELG', 'STD', 'sky', 'TGT', 'BAD', ''
+    spectra = read_coadd(write_coadd(tmp_path/'coadd.fits', n=6, FIBERMAP=fibermap))
+    assert list(select_targets(spectra).meta['OBJTYPE']) == ['ELG', 'STD', 'TGT']
+
+
+@pytest.mark.parametrize('status', [[0, 0, 0, 0], [0, 1 << 16, 8, 0], [1 << 9, 1 << 9, 0, 0]])
+def test_status_of_exposures_is_summed_up_as_desi_does(tmp_path, status):
     ids = np.array([50, 20])
     parts = coadd_parts(2) | {'EXP_FIBERMAP': exposures(ids, status)}
     del parts['FIBERMAP'], parts['SCORES']
@@ -448,6 +455,15 @@ def test_what_is_no_flux_is_refused(tmp_path, kind, unit):
 def test_flux_and_ivar_in_units_that_contradict_each_other(tmp_path):
     path = changed(write_coadd(tmp_path/'coadd.fits'), B_FLUX=lambda h: h.header.update(BUNIT='erg/(s cm2 Angstrom)'), B_IVAR=lambda h: h.header.update(BUNIT='10**+34 (s2 cm4 Angstrom2) / erg2'))
     refused((read_coadd, path), 'do not fit')
+
+
+def test_the_unit_of_a_column_counts(tmp_path):
+    path = write_sdss(tmp_path)
+    plain = read_sdss(path)
+    changed(path, COADD=lambda h: h.header.update({'TUNIT1': 'uJy'}))
+    in_ujy = read_sdss(path)
+    expected = plain.flux*2.99792458e6/plain.wave**2  # 1 µJy is 1e-29 erg/s/cm²/Hz, times c/λ²
+    assert np.allclose(in_ujy.flux, expected, rtol=1e-4) and np.allclose(in_ujy.snr, plain.snr, rtol=1e-3)
 
 
 @pytest.mark.parametrize('unit', ['10**-17 erg/(s cm2 Angstrom)', '1E-17 erg/cm^2/s/Ang', '1e-17 ergs/s/cm^2/A', ''])
