@@ -11,7 +11,8 @@ import logging
 from pathlib import Path
 
 from . import __version__
-from .commands import DEVICE, OVERWRITE, _check_paths, _command, _many, _number, _path, _report, _say, _settle_output, _switch, odd_commands, survey_commands
+from .commands import (DEVICE, OVERWRITE, _check_paths, _command, _many, _number, _path, _report, _say, _settle_output, _switch,
+                       odd_commands, survey_commands)
 from .terminal import OutputError, Parser, PipeClosed, explain, pick_device, plain_output, plural, start_log
 
 # %% ../nbs/50_cli.ipynb #1a6faa61
@@ -49,7 +50,8 @@ def redshift(a):
     failed = _many(a.coadds, name, lambda p, dst: redshift_file(p, dst, bases, a.device, a.overwrite), 'redshift')
     if done := [name(p) for p in a.coadds if str(p) not in failed]:
         n, warned = count_warnings(done)
-        print(f"{a.output or 'beside the coadds'}: {plural(len(done), 'file')} with {plural(n, 'redshift')}, ZWARN is set for {warned} of them")
+        where = a.output or 'beside the coadds'
+        print(f"{where}: {plural(len(done), 'file')} with {plural(n, 'redshift')}, ZWARN is set for {warned} of them")
     return _report(failed, len(a.coadds))
 
 # %% ../nbs/50_cli.ipynb #3d87c9f3
@@ -59,7 +61,8 @@ def fetch_vi(a):
     from skyseek.vi import EDR, fetch_coadds, fetch_tables, list_coadds
     tables = fetch_tables(a.output, a.root or EDR, a.samples)
     files = list_coadds(read_truth(tables), a.root or EDR, a.depth, a.tiles)
-    print(f"{plural(len(files), 'coadd')} ({a.depth}) with {plural(files['TARGETS'].sum(), 'spectrum')} of inspected targets; a petal with 500 fibres is 0.22 GB")
+    n = plural(files['TARGETS'].sum(), 'spectrum')
+    print(f"{plural(len(files), 'coadd')} ({a.depth}) with {n} of inspected targets; a petal with 500 fibres is 0.22 GB")
     if a.list:
         for row in files: print(row['COADD'])
         return 0
@@ -212,7 +215,8 @@ def _check_simulated(path):
     if not path.exists(): return
     try: ours = 'SIMSEED' in fits.getheader(path)
     except OSError: ours = False
-    if not ours: raise ValueError(f"{path}: is no simulated coadd, and is left alone also with --overwrite; give another folder, or another --hpx")
+    if ours: return
+    raise ValueError(f"{path}: is no simulated coadd, and is left alone also with --overwrite; give another folder or --hpx")
 
 def simulate(a):
     "Simulate DESI coadds with truth."
@@ -228,8 +232,10 @@ def simulate(a):
 def demo(a):
     "Simulate a small survey, fit, train, evaluate, write catalogue, weights and report: under five minutes."
     from skyseek.demo import DemoSettings, run_demo
-    result = run_demo(a.output, DemoSettings(n=a.n, epochs=a.epochs, seed=a.seed, device=a.device), overwrite=a.overwrite)
-    print(f"{result['text']}\n\ncatalogue {result['catalogue']}\nweights   {result['weights']}\nreport    {result['report']}\n{result['seconds']:.0f} s\n\n{result['next']}")
+    settings = DemoSettings(n=a.n, epochs=a.epochs, seed=a.seed, device=a.device)
+    result = run_demo(a.output, settings, overwrite=a.overwrite)
+    print(f"{result['text']}\n\ncatalogue {result['catalogue']}\nweights   {result['weights']}\nreport    {result['report']}")
+    print(f"{result['seconds']:.0f} s\n\n{result['next']}")
     return _report(result['failed'], max(1, len(result['failed'])))
 
 # %% ../nbs/50_cli.ipynb #7b33e002
@@ -296,7 +302,8 @@ def _scoring_commands(sub):
              _path('--weights', 'folder of weights (default: those in the package)'), _switch('--keep-sky', 'score sky fibres and broken fibres too'), DEVICE, OVERWRITE,
              ('--error-rate', dict(type=_rate, help="share of wrong redshifts in these files, e.g. 0.02, or 'auto' to estimate it: P_Z_WRONG is re-based on it, flags stay (default: as in the training)")),
              ('--type-error-rate', dict(type=_rate, help='the same for wrong types and P_S_WRONG')))
-    _command(sub, inspect, ('targetid', dict(type=int, help='TARGETID')), _path('file', 'coadd-*.fits, compact spectra file, SDSS or LAMOST spectrum'), _path('--redrock', 'redrock file, if it is not beside the coadd'), OVERWRITE,
+    _command(sub, inspect, ('targetid', dict(type=int, help='TARGETID')), _path('file', 'coadd-*.fits, compact spectra file, SDSS or LAMOST spectrum'),
+             _path('--redrock', 'redrock file, if it is not beside the coadd'), OVERWRITE,
              _path('-o --output', 'page to write: .png, .pdf or .svg (default: evidence-TARGETID.png)'), _path('--templates', 'folder of rrtemplate-*.fits (default: built in)'),
              _path('--weights', 'folder of weights (default: those in the package)'))
     _command(sub, evaluate, _path('catalogue', 'catalogue from skyseek score'), _path('--truth', 'truth tables', nargs='+', required=True), _number('--tolerance', 0.001, 'largest redshift error that is right', float),
@@ -314,8 +321,10 @@ def _simulation_commands(sub):
     "simulate, demo."
     seed = _number('--seed', 0, 'random seed')
     _command(sub, simulate, _path('-o --output', 'folder', required=True), _number('-n', 500, 'fibres'), seed, ('--program', dict(default='dark', choices=['dark', 'bright'], help='programme')),
-             _number('--hpx', 27245, 'healpix number for the file name'), _switch('--resolution', 'write RESOLUTION too, 350 kB a spectrum'), OVERWRITE)
-    _command(sub, demo, ('-o --output', dict(type=Path, default=Path('skyseek-demo'), help='folder')), _number('-n', 2000, 'simulated fibres'), _number('--epochs', 12, 'of the autoencoder'), seed, DEVICE, OVERWRITE)
+             _number('--hpx', 27245, 'healpix number for the file name'), OVERWRITE,
+             _switch('--resolution', 'write RESOLUTION too, 350 kB a spectrum'))
+    _command(sub, demo, _path('-o --output', 'folder', default=Path('skyseek-demo')), _number('-n', 2000, 'simulated fibres'),
+             _number('--epochs', 12, 'of the autoencoder'), seed, DEVICE, OVERWRITE)
 
 # %% ../nbs/50_cli.ipynb #2ff68c0e
 def main(

@@ -317,12 +317,13 @@ def _made_by(path):
     return '' if version.startswith('skyseek') else f'redrock {version}'
 
 def _refuse_foreign(dst, coadd):
-    "Redshifts of another program are never kept as ours, never overwritten, and never put in the shade by ours beside them."
-    near = {dst.with_name(dst.name + end) for end in ('.gz', '.bz2')} | {find_redrock(coadd) if dst.parent.resolve() == coadd.parent.resolve() else None}
+    "Redshifts of another program are never kept as ours, never overwritten, and never hidden by ours beside them."
+    near = {dst.with_name(dst.name + end) for end in ('.gz', '.bz2')}
+    if dst.parent.resolve() == coadd.parent.resolve(): near.add(find_redrock(coadd))
     for path in (p for p in (dst, *sorted(near - {None, dst})) if p.is_file()):
-        who = _made_by(path)
-        if who is None and path != dst: raise ValueError(f"{path}: is there already and cannot be read; repair or remove it, or give another folder for the output (-o)")
-        if who: raise ValueError(f"{path}: is there already, made by {who}; give another folder for the output (-o)")
+        who, elsewhere = _made_by(path), 'give another folder for the output (-o)'
+        if who is None and path != dst: raise ValueError(f"{path}: is there already and cannot be read; repair it, or {elsewhere}")
+        if who: raise ValueError(f"{path}: is there already, made by {who}; {elsewhere}")
 
 # %% ../nbs/20_redshift.ipynb #d3b8afb2
 ANSWER = ('Z', 'ZERR', 'ZWARN', 'CHI2', 'COEFF', 'FITMETHOD', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'NCOEFF', 'DELTACHI2')
