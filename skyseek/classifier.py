@@ -306,6 +306,7 @@ def train_classifier_file(
     settings=TrainSettings(**CLASSIFIER_TRAINING), # see `TrainSettings`
     about='', # a sentence on what it was trained on; kept with the weights
     progress=None, # True shows a bar, False hides it, None shows it on a terminal only
+    **facts, # more to keep in config.json, e.g. the fingerprint of the judge
 ): # history, as from `fit`
     "Train a classifier on shards and a truth table, choose thresholds, save it."
     code = encode_file(paths, autoencoder)
@@ -319,7 +320,7 @@ def train_classifier_file(
     thresholds = [choose_threshold(wrong[held, k], p[held, k]) if wrong[held, k].any() else 0.5 for k in range(2)]
     about = about or f"{(known & (split == 'train')).sum()} labelled spectra in {len(paths)} files"
     model.record_labels(code['targetid'][known & (split != 'test')])
-    save_model(model, dst, card=about, thresholds=thresholds, rates=wrong[held].mean(0).tolist(), about=about, history=history, tolerance=str(tolerance), autoencoder=fingerprint(autoencoder))
+    save_model(model, dst, card=about, thresholds=thresholds, rates=wrong[held].mean(0).tolist(), about=about, history=history, tolerance=str(tolerance), autoencoder=fingerprint(autoencoder), **facts)
     return history
 
 # %% ../nbs/12_classifier.ipynb #9671a55a

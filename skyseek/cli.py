@@ -92,19 +92,26 @@ def train_classifier(a):
     from skyseek.desi import read_truth
     from skyseek.features import METADATA, find_shards
     from skyseek.train import TrainSettings, load_model
-    encoder, settings = load_model(a.autoencoder or a.output/'autoencoder', Autoencoder), TrainSettings(**CLASSIFIER_TRAINING | dict(epochs=a.epochs), seed=a.seed, device='cpu')
+    from skyseek.files import check_folder
+    for part in ('classifier', *['judge']*(a.columns == 'second')): check_folder(a.output/part, a.overwrite)
+    encoder = load_model(a.autoencoder or a.output/'autoencoder', Autoencoder)
+    settings = TrainSettings(**CLASSIFIER_TRAINING | dict(epochs=a.epochs), seed=a.seed, device='cpu')
     model = WrongClassifier(METADATA[a.columns], members=a.members)
-    history = train_classifier_file(find_shards(a.features), read_truth(a.truth), encoder, a.output/'classifier', model, a.tolerance, settings, a.about)
-    if a.columns == 'second': _copy_judge(a.output)
+    judge = _copy_judge(a.output) if a.columns == 'second' else {}
+    history = train_classifier_file(find_shards(a.features), read_truth(a.truth), encoder, a.output/'classifier', model, a.tolerance, settings, a.about, None, **judge)
     print(f"{a.output/'classifier'}: epoch {history['best']} kept, validation loss {history['validation'][history['best']]:.4f}")
     return 0
 
 # %% ../nbs/50_cli.ipynb #1b83dad4
 def _copy_judge(folder):
-    "Put the package's judge beside a classifier that wants its evidence."
+    "Put the package's judge beside a classifier that wants its columns; its fingerprint goes with the classifier."
     from shutil import copytree
+    from skyseek.evidence import Judge
+    from skyseek.files import write_folder
     from skyseek.labelled import shipped
-    copytree(shipped('judge'), folder/'judge', dirs_exist_ok=True)
+    from skyseek.train import fingerprint, load_model
+    with write_folder(folder/'judge') as new: copytree(shipped('judge'), new, dirs_exist_ok=True)
+    return dict(judge=fingerprint(load_model(folder/'judge', Judge)))
 
 # %% ../nbs/50_cli.ipynb #3bdaaebb
 def train(a):
@@ -124,6 +131,9 @@ def benchmark(a):
     "Run every detector of wrong redshifts and types on the same labelled spectra: redrock's flags, trees, the first Skyseek, ours and its parts; tables, intervals, figures."
     from skyseek.benchmark import BenchmarkSettings, format_benchmark, run_benchmark, write_benchmark
     from skyseek.detectors import read_sides
+    from skyseek.benchmark import FILES
+    from skyseek.files import check_new
+    if a.output: [check_new(a.output/name, a.overwrite) for name in FILES]
     main, *others = [t if t == 'DESI' else float(t) for t in a.tolerance]
     settings = BenchmarkSettings(main, tuple(others), a.learn, a.weights, a.published_minutes, not a.no_parts, resamples=a.resamples, seed=a.seed, device=a.device)
     result = run_benchmark(*read_sides(a.path, a.truth), settings, say=_say)
@@ -151,16 +161,17 @@ def score(a):
 # %% ../nbs/50_cli.ipynb #ebeb8f8f
 def _flagged(catalogue):
     "How many are flagged, and of how many that could be judged."
-    lost = int(np.sum(~np.isfinite(np.asarray(catalogue['P_Z_WRONG'], float))))
+    lost = sum(p != p for p in catalogue['P_Z_WRONG'])
     if lost == len(catalogue): return "nothing was judged: no redshifts of a pipeline; give its redrock files (--redrock), or make redshifts with `skyseek redshift` first"
     n, m = (int(catalogue[f'FLAG_{x}_WRONG'].sum()) for x in 'ZS')
     return f"{plural(n, 'redshift')} and {plural(m, 'type')} flagged" + (f", {lost} without a redshift that could be judged" if lost else '')
 
 def _more(catalogue):
     "What else a user must know of a catalogue: spectra out of distribution, and probabilities that were re-based."
-    strange = np.asarray(catalogue['UNFAMILIAR']) if 'UNFAMILIAR' in catalogue.colnames else np.zeros(1, bool)
-    words, meta = f", {plural(int(strange.sum()), 'spectrum', 'spectra')} unlike the training" if 'UNFAMILIAR' in catalogue.colnames else '', catalogue.meta
-    if strange.mean() > .05: words += ': their probabilities are not to be trusted; take weights trained on such spectra (`skyseek train`)'
+    strange, meta, words = sum(catalogue['UNFAMILIAR']) if 'UNFAMILIAR' in catalogue.colnames else None, catalogue.meta, ''
+    if strange is not None: words = f", {plural(strange, 'spectrum')} unlike the training"
+    if strange and strange > .05*len(catalogue):
+        words += ' (do not trust their probabilities; take weights trained on such spectra, `skyseek train`)'
     for head, what in (('Z', 'redshifts'), ('S', 'types')):
         if f'RATE_{head}' not in meta: continue
         how = f" (estimated, {100*meta[f'RATELO_{head}']:.2g} to {100*meta[f'RATEHI_{head}']:.2g} %)" if f'RATELO_{head}' in meta else ''
@@ -275,7 +286,7 @@ def _training_commands(sub):
     _command(sub, train_classifier, shards, out, _path('--truth', 'truth tables (EDR VI csv, or truth-*.fits)', nargs='+', required=True), _path('--autoencoder', 'model folder (default: OUTPUT/autoencoder)'),
              ('--columns', dict(default='portable', choices=['portable', 'full', 'published', 'second'], help="redrock's columns to use; second: portable, with the evidence of the second opinion")), _number('--members', 5, 'networks to average'),
              _number('--tolerance', 0.001, 'largest |Z - z_true|/(1 + z_true) that is right', float), _number('--epochs', 60, 'passes'), seed,
-             ('--about', dict(default='', help='a sentence on the training data, kept with the weights')))
+             OVERWRITE, ('--about', dict(default='', help='a sentence on the training data, kept with the weights')))
 
 # %% ../nbs/50_cli.ipynb #fd6dcd31
 LEARN = '--learn', dict(default='auto', choices=['auto', 'all', 'judge', 'none'], help='second opinion: learn the judge anew, or none of it; benchmark can learn the bases too (all); auto: from 1500 labels on')
@@ -293,7 +304,7 @@ def _labelled_commands(sub):
              ('--tolerance', dict(nargs='+', default=['0.001', '0.0033', 'DESI'], help='main tolerance, then further ones for a shorter table; DESI: 0.0033, 0.01 for quasars')),
              _path('--weights', 'folder of weights to run as they are (default: those in the package)'),
              _number('--published-minutes', 2., "of one core for the first Skyseek's autoencoder, 0 leaves it out; with --device cuda it trains as published", float),
-             _switch('--no-parts', 'leave out ours with each part left out'), _number('--resamples', 300, 'bootstrap resamples'), seed, DEVICE)
+             _switch('--no-parts', 'leave out ours with each part left out'), _number('--resamples', 300, 'bootstrap resamples'), seed, DEVICE, OVERWRITE)
 
 # %% ../nbs/50_cli.ipynb #9f468df8
 def _scoring_commands(sub):

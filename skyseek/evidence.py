@@ -229,8 +229,11 @@ def rebase_opinion(
         more, less = (np.divide(a, b, where=known & (b > 0), out=np.ones(len(a))) for a, b in ((new, beyond), (1 - new, 1 - beyond)))
         for end in ('', '2'):
             elsewhere = abs(np.asarray(table[f'Z_ALT{end}'], float) - z) > SAME*(1 + z)
-            table[f'P_ALT{end}'] = table[f'P_ALT{end}']*np.where(elsewhere, more, less)
+            scaled = table[f'P_ALT{end}']*np.where(elsewhere, more, less)
+            table[f'P_ALT{end}'] = np.where(known, np.minimum(scaled, np.where(elsewhere, new, 1 - new)), table[f'P_ALT{end}'])
         table['P_NONE'], table['P_Z_PIPE'] = table['P_NONE']*more, 1 - new
+        total = np.maximum(table['P_ALT'] + table['P_ALT2'] + table['P_NONE'], 1)
+        for name in ('P_ALT', 'P_ALT2', 'P_NONE'): table[name] = table[name]/total
     return cap_types(table, np.asarray(table['P_S_WRONG'], float), table['SPECTYPE'], ~np.asarray(table['FLAG_ALT'], bool))  # flags stay
 
 # %% ../nbs/23_evidence.ipynb #77aa0001

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from astropy.table import Row
+from astropy.table import Row, Table
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from scipy.ndimage import uniform_filter1d
@@ -21,6 +21,7 @@ from scipy.ndimage import uniform_filter1d
 from .accidents import JUNCTIONS, STRONG_SKY
 from .answers import AnswerFits, same_answer, telling_wavelengths
 from .causes import name_causes
+from .evidence import with_solutions
 from .chi2scan import C_KMS
 from .desi import extract
 from .files import keep_apart, printable
@@ -68,6 +69,7 @@ class Evidence:
         self.theirs = (float(row['Z']), str(row['SPECTYPE']).strip()) if answered else None
         self.answers = {}  # colour → (z, type, model)
         if not self.ivar.any(): return
+        if (second := _second_opinion(self.scores)) is not None: self.fit = with_solutions(self.fit, self.spectrum, second)
         best, fits = self.fit.table[0], AnswerFits(self.fit.bases, self.wave, self.fit.settings)
         self.chi2, models = {}, {OURS: (float(best['Z']), str(best['SPECTYPE']))} | ({THEIRS: self.theirs} if self.theirs else {})
         for colour, (z, spectype) in models.items():
@@ -80,6 +82,12 @@ class Evidence:
         m, best = self.fit.minima, self.fit.table[0]
         other = m[~same_answer(m['Z'], m['SPECTYPE'], best['Z'], best['SPECTYPE'])]
         return other[0] if len(other) and self.answers else None
+
+def _second_opinion(scores):
+    "A Table of the catalogue's second opinion, None where there is none."
+    names = ('Z_ALT', 'ZERR_ALT', 'SPECTYPE_ALT')
+    if scores is None or not set(names) <= set(scores.colnames) or not np.isfinite(scores['Z_ALT']): return None
+    return Table({name: [scores[name]] for name in names})
 
 # %% ../nbs/25_inspect.ipynb #5f1cf757
 def shade_sky(ax): # matplotlib axes with observed wavelengths in Å
@@ -213,7 +221,7 @@ def text(self: Evidence): # → str, a few lines
     lines.append(_answer_line('pipeline', row) + f"   χ² − ours {self.chi2[THEIRS] - self.chi2[OURS]:.1f}" if self.theirs else 'pipeline  no answer')
     lines.append(_answer_line('ours', self.fit.table[0]))
     if self.runner_up is not None: lines.append(_answer_line('runner-up', self.runner_up).split('   ZWARN')[0] + f"   χ² − ours {self.fit.table['DELTACHI2'][0]:.1f}")
-    if self.cause is not None: lines += textwrap.wrap(f"if the pipeline is wrong, likely cause: {self.cause['CAUSE']} ({self.cause['CAUSE_P']:.2f}): {self.cause['CAUSE_TEXT']}", 140, subsequent_indent='    ')
+    if self.cause is not None: lines += textwrap.wrap(f"if the pipeline is wrong, likely cause: {self.cause['CAUSE']} (score {self.cause['CAUSE_SCORE']:.2f}): {self.cause['CAUSE_TEXT']}", 140, subsequent_indent='    ')
     return '\n'.join(lines)
 
 # %% ../nbs/25_inspect.ipynb #5a8e9a77
@@ -259,8 +267,12 @@ def inspect_target(
     spectrum = pick_target(path, targetid, redrock)
     fit = scan_redshift(spectrum, bases, keep_chi2=True)
     evidence = Evidence(spectrum, fit, scores=score(spectrum)[0] if score else None)
-    if evidence.theirs: evidence.cause = name_causes(spectrum, fit)[0]
+    if evidence.theirs and _is_suspicious(evidence.scores): evidence.cause = name_causes(spectrum, evidence.fit)[0]
     return evidence
+
+def _is_suspicious(scores):
+    "Whether a cause is asked for: always without a catalogue, else where redshift or type is flagged."
+    return scores is None or bool(scores['FLAG_Z_WRONG'] or scores['FLAG_S_WRONG'])
 
 # %% ../nbs/25_inspect.ipynb #f279a87e
 def inspect_file(

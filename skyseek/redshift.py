@@ -201,7 +201,7 @@ def posterior(
 @dataclass(frozen=True, eq=False, repr=False)
 class RedshiftFit:
     "What a scan found: the best fit of every spectrum, the runners-up, and what is needed to draw the models."
-    table: Table  # redrock's columns, R and P; one row a spectrum
+    table: Table  # redrock's columns (CHI2 without the PENALTY), PENALTY, R and P; one row a spectrum
     minima: Table  # the best few distinct minima of every SPECTYPE: TARGETID ROW ZNUM Z ZERR CHI2 PENALTY LOGDET P DELTACHI2 SPECTYPE SUBTYPE NPIXELS COEFF
     wave: np.ndarray  # (L,) Å, grid of the spectra
     bases: list  # of `Basis`
@@ -210,9 +210,11 @@ class RedshiftFit:
     poly: np.ndarray  # (N, npoly) coefficients of the polynomials
     curves: dict  # name of a basis → (z (nz,), chi² (N, nz)); empty unless keep_chi2
 
-    def to_table(self): # `Table` TARGETID Z ZERR ZWARN CHI2 COEFF(10) NPIXELS SPECTYPE SUBTYPE NCOEFF DELTACHI2 R P
-        "The best fits, in redrock's columns."
-        return self.table.copy()
+    def to_table(self): # `Table` TARGETID Z ZERR ZWARN CHI2 COEFF(10) NPIXELS SPECTYPE SUBTYPE NCOEFF DELTACHI2 PENALTY R P
+        "The best fits in redrock's columns: CHI2 includes the PENALTY, as DELTACHI2 does, so that CHI2 + DELTACHI2 is that of the next solution."
+        table = self.table.copy()
+        table['CHI2'] += table['PENALTY']
+        return table
 
     def __len__(self): return len(self.table)
 
@@ -273,7 +275,8 @@ def _best_table(c, bases, names, spectra, settings, ids):
     chi2 = np.where(np.isfinite(c['chi2']), c['chi2'], 0)
     r = np.divide(c['deltachi2'], chi2, where=chi2 > 0, out=np.zeros(len(chi2)))
     return Table(dict(TARGETID=ids, Z=10**c['u'] - 1, ZERR=_zerr(c['u'], c['a']), ZWARN=warn.astype(np.int64), CHI2=chi2, COEFF=c['coeff'][:, :10], NPIXELS=c['npixels'],
-                      SPECTYPE=names[0][c['which']].astype('U6'), SUBTYPE=names[1][c['which']].astype('U20'), NCOEFF=ncoeff, DELTACHI2=c['deltachi2'], R=r, P=c['p']))
+                      SPECTYPE=names[0][c['which']].astype('U6'), SUBTYPE=names[1][c['which']].astype('U20'), NCOEFF=ncoeff,
+                      DELTACHI2=c['deltachi2'], PENALTY=np.where(np.isfinite(c['chi2']), c['penalty'], 0), R=r, P=c['p']))
 
 # %% ../nbs/20_redshift.ipynb #620ab4f3
 def scan_redshift(
@@ -351,7 +354,7 @@ def redshift_file(
     header['COADD'], targets = ascii(coadd.name)[1:-1], spectra.meta.copy(copy_data=False)
     if 'DELTACHI2' in targets.colnames: targets.remove_columns([c for c in ANSWER if c in targets.colnames])  # of a redrock file beside the coadd
     targets.meta.clear()
-    tables = dict(REDSHIFTS=scan_redshift(spectra, bases, device).table, FIBERMAP=targets)
+    tables = dict(REDSHIFTS=scan_redshift(spectra, bases, device).to_table(), FIBERMAP=targets)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', AstropyWarning)  # nanomaggies are no FITS unit
         hdus = fits.HDUList([fits.PrimaryHDU(header=header)] + [fits.BinTableHDU(t, name=name) for name, t in tables.items()])

@@ -86,12 +86,12 @@ def test_all_columns_of_the_truth_come_from_its_better_row(survey, tmp_path, bet
     truth = Table.read(truth_of(survey), 1)
     truth['QUALITY'] = 4.
     other = truth.copy()
-    for name, word in (('CLASS', 'ODD'), ('FLAGS', 'ODD'), ('SUBTYPE', 'ODD')): other[name] = np.full(len(other), word)
+    for name, word in (('CLASS', 'XXX'), ('FLAGS', 'XXX'), ('SUBTYPE', 'XXX')): other[name] = np.full(len(other), word)
     other['TRUE_Z'], other['QUALITY'] = 9., 2.
     both = vstack([other, truth] if better else [truth, other], metadata_conflicts='silent')
     spectra = read_labelled(survey, both)
     np.testing.assert_array_equal(spectra.meta['TRUE_Z'], match_truth(spectra.meta['TARGETID'], truth)['TRUE_Z'])
-    assert not any('ODD' in set(spectra.meta[name]) for name in ('CLASS', 'FLAGS', 'TRUE_SUBTYPE'))
+    assert not any('XXX' in set(spectra.meta[name]) for name in ('CLASS', 'FLAGS', 'TRUE_SUBTYPE'))
     assert (truth_rows(truth['TARGETID'][:5], both) == np.arange(5) + better*len(other)).all()
 
 
