@@ -150,6 +150,7 @@ def score(a):
     check_destination(a.output, [*a.coadds, a.redrock, *map(find_redrock, a.coadds)], a.overwrite)
     weights, rates = load_weights(a.weights, a.device), (a.error_rate, a.type_error_rate)
     check_rates(weights.rates, rates)
+    _say_whose([[p, a.redrock or find_redrock(p)] for p in a.coadds])
     logging.getLogger('skyseek').warning('weights %s%s: %s', weights.name, '' if a.weights else ' (those in the package)', weights.about)
     tables, failed = score_files(a.coadds, weights, progress=None, redrock=a.redrock, keep_sky=a.keep_sky, device=a.device)
     if tables:
@@ -159,6 +160,12 @@ def score(a):
     return _report(failed, len(a.coadds))
 
 # %% ../nbs/50_cli.ipynb #ebeb8f8f
+def _say_whose(pairs):
+    "Warn if redshifts are our own: the catalogue calls them the pipeline's."
+    from skyseek.redshift import made_by_skyseek
+    n = sum(any(made_by_skyseek(p) for p in pair if p is not None) for pair in pairs)
+    if n: logging.getLogger('skyseek').warning("%s of %d: Z is the redshift of `skyseek redshift`, not of the survey's pipeline", plural(n, 'file'), len(pairs))
+
 def _flagged(catalogue):
     "How many are flagged, and of how many that could be judged."
     lost = sum(p != p for p in catalogue['P_Z_WRONG'])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WINDOW', 'ZWARN_BITS', 'ANSWER', 'velocity_limit', 'find_minima', 'delta_chi2', 'posterior', 'RedshiftFit',
-           'scan_redshift', 'count_warnings', 'redshift_file', 'Basis', 'default_bases', 'library_bases', 'pca_bases',
-           'read_bases', 'ScanSettings', 'FitsAt', 'fit_at']
+           'scan_redshift', 'made_by_skyseek', 'count_warnings', 'redshift_file', 'Basis', 'default_bases',
+           'library_bases', 'pca_bases', 'read_bases', 'ScanSettings', 'FitsAt', 'fit_at']
 
 # %% ../nbs/20_redshift.ipynb #97857852
 import warnings
@@ -330,6 +330,12 @@ def _refuse_foreign(dst, coadd):
 
 # %% ../nbs/20_redshift.ipynb #d3b8afb2
 ANSWER = ('Z', 'ZERR', 'ZWARN', 'CHI2', 'COEFF', 'FITMETHOD', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'NCOEFF', 'DELTACHI2')
+
+def made_by_skyseek(
+    path, # redrock-format file, or a file that holds its redshifts
+): # bool
+    "Whether `redshift_file` wrote the redshifts of a file, not the survey's pipeline."
+    return Path(path).is_file() and _made_by(path) == ''
 
 def count_warnings(
     paths, # files that `redshift_file` wrote

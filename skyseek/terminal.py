@@ -155,12 +155,14 @@ def pick_device(
 ): # str: cpu or cuda…
     "The torch device of a command; `ValueError` if this machine has none of this name."
     if name == 'cpu' or name == 'auto' and _no_driver(): return 'cpu'
-    if not re.fullmatch(r'auto|cuda(:\d+)?', name): raise ValueError(f"--device {name}: no such device; choose auto, cpu or cuda")
+    if not re.fullmatch(r'auto|cuda(:\d+)?', name):
+        raise ValueError(f"--device {name}: no such device; choose auto, cpu or cuda")
     import torch
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == 'auto': return 'cuda' if n else 'cpu'
     if int(name.partition(':')[2] or 0) < n: return name
-    raise ValueError(f"--device {name}: PyTorch finds {plural(n, 'CUDA GPU')} here; choose {'auto or cuda' if n else 'auto or cpu'}")
+    better = 'auto or cuda' if n else 'auto or cpu'
+    raise ValueError(f"--device {name}: PyTorch finds {plural(n, 'CUDA GPU')} here; choose {better}")
 
 # %% ../nbs/01b_terminal.ipynb #f88f24a4
 class Parser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""What every command keeps to: a line for each failure, plain text, nobody's files replaced unasked, the same options."""
+"""What every command keeps to: a line for each failure, plain text, nobody's files replaced unasked, common options."""
 
 import gzip
 import io
@@ -400,6 +400,17 @@ def test_redshifts_of_the_pipeline_stay_and_stay_alone(run, tmp_path, version, c
     code, _, err = run('redshift', coadd, *options)
     assert code == 1 and str(theirs) in err and 'another folder' in err and theirs.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([coadd.name, theirs.name])
+
+
+def test_score_says_whose_redshifts_it_takes(run, survey, tmp_path):
+    assert run('extract', survey / 'coadd-main-dark-31.fits', '-o', tmp_path)[0] == 0
+    for path in (survey / 'coadd-main-dark-31.fits', tmp_path / 'spectra-main-dark-31.fits'):
+        code, _, err = run('score', path, '-o', tmp_path / 'c.fits', '--overwrite')
+        assert code == 0 and '1 file of 1: Z is the redshift of `skyseek redshift`, not of the survey' in err
+    coadd = write_coadd(tmp_path / 'coadd-main-dark-9.fits')
+    pipeline_redrock(tmp_path / 'redrock-main-dark-9.fits', '0.20')
+    code, _, err = run('score', coadd, '-o', tmp_path / 'c.fits', '--overwrite')
+    assert code == 0 and 'skyseek redshift' not in err
 
 
 def test_redshift_says_what_it_did(run, survey):
