@@ -85,6 +85,7 @@ def train_autoencoder(a):
     print(f"{folder}: epoch {history['best']} kept, validation loss {history['validation'][history['best']]:.4f}")
     return 0
 
+# %% ../nbs/50_cli.ipynb #549659da
 def train_classifier(a):
     "Train the classifier of wrong redshifts and types on labelled features."
     from skyseek.autoencoder import Autoencoder

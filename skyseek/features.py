@@ -11,7 +11,7 @@ __all__ = ['CHANNELS', 'NOISE_LIMIT', 'COEFFS', 'TYPES', 'QUALITY', 'EVIDENCE', 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from astropy.table import Table
 from fastcore.basics import patch
 
 from . import __version__
-from .files import find_fsspec
+from .files import ReadError, check_memory, find_fsspec, read_ids
 from .spectra import Spectra, is_fresh, write_atomic
 
 # %% ../nbs/06_features.ipynb #4c86411e
@@ -167,9 +167,27 @@ def _load(path, names=None):
     "Arrays of an .npz file (all, or those named); `ValueError` if it is not a whole one."
     with _opened(path) as f:
         try:
+            check_memory(_claimed(f, names), path)
             with np.load(f, allow_pickle=False) as z: return {k: z[k] for k in names or z.files}
-        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, BadZipFile) as e:
+        except ReadError: raise
+        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, MemoryError, BadZipFile) as e:
             raise ValueError(f"{path}: not a whole feature shard ({type(e).__name__}); build it again with `skyseek features`") from e
+
+# %% ../nbs/06_features.ipynb #2b96ef19
+def _claimed(file, names=None):
+    "Bytes that the arrays of an .npz file (all, or some) ask for; `ValueError` if one asks for more than it has."
+    total = 0
+    with ZipFile(file) as z:
+        for info in (i for i in z.infolist() if names is None or i.filename.removesuffix('.npy') in names):
+            with z.open(info) as member:
+                first = np.lib.format.read_magic(member) == (1, 0)
+                read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
+            size = int(np.prod(shape, dtype=object))*dtype.itemsize
+            if size > info.file_size: raise ValueError(f'{info.filename} is not whole')
+            total += size
+    file.seek(0)
+    return total
 
 # %% ../nbs/06_features.ipynb #2d37ee2c
 def read_features(
@@ -180,6 +198,11 @@ def read_features(
     features = _load(path)
     lacking = [k for k in ('targetid', 'flux', 'weight', 'scale', 'exptime', 'wave') if k not in features]
     if lacking: raise ValueError(f"{path}: not a feature shard, it lacks {', '.join(lacking)}; build it again with `skyseek features`")
+    flat = {k: 1 + (k in ('flux', 'weight', 'metadata')) for k in PER_SPECTRUM if k in features}
+    if bad := [k for k, ndim in flat.items() if features[k].ndim != ndim]:
+        raise ValueError(f"{path}: {bad[0]} has {features[bad[0]].ndim} dimensions; build it again with `skyseek "
+                         f"features`")
+    features['targetid'] = read_ids(features['targetid'], path)
     rows = {k: len(features[k]) for k in PER_SPECTRUM if k in features}
     if len(set(rows.values())) > 1: raise ValueError(f"{path}: its arrays have different numbers of rows, {rows}; build it again with `skyseek features`")
     have = features['wave']
@@ -228,7 +251,7 @@ class FeatureStream:
         return -(-self._n//self.batch_size)
 
     def _count(self, path):
-        ids = _load(path, ['targetid'])['targetid']
+        ids = read_ids(_load(path, ['targetid'])['targetid'], path)
         return len(ids) if self.keep is None else int(np.sum(self.keep(ids)))
 
 # %% ../nbs/06_features.ipynb #520ae227

@@ -83,6 +83,7 @@ class Evidence:
         other = m[~same_answer(m['Z'], m['SPECTYPE'], best['Z'], best['SPECTYPE'])]
         return other[0] if len(other) and self.answers else None
 
+# %% ../nbs/25_inspect.ipynb #87e8bc46
 def _second_opinion(scores):
     "A Table of the catalogue's second opinion, None where there is none."
     names = ('Z_ALT', 'ZERR_ALT', 'SPECTYPE_ALT')
