@@ -8,6 +8,7 @@ __all__ = ['LEARN', 'extract', 'features', 'redshift', 'fetch_vi', 'train_autoen
 
 # %% ../nbs/50_cli.ipynb #2d3dbf86
 import logging
+import re
 from pathlib import Path
 
 from . import __version__
@@ -24,7 +25,7 @@ def _done_line(where, failed, paths, what):
 def extract(a):
     "Merge the arms of coadds, join redrock's answers, write compact spectra files; sky fibres and broken fibres are left out."
     from skyseek.desi import extract_file
-    name = lambda p: a.output/('spectra-' + p.name.removeprefix('coadd-').removesuffix('.gz'))
+    name = lambda p: a.output/('spectra-' + re.sub('^(coadd|spectra)-|[.](gz|bz2)$', '', p.name))
     failed = _many(a.coadds, name, lambda p, dst: extract_file(p, dst, a.redrock, a.overwrite), 'extract', a.redrock)
     return _done_line(a.output, failed, a.coadds, 'compact file')
 
@@ -44,9 +45,9 @@ def features(a):
 # %% ../nbs/50_cli.ipynb #7904896d
 def redshift(a):
     "Fit redshifts with the built-in chi2 scan; writes redrock-format files beside the coadds."
-    from skyseek.redshift import count_warnings, read_bases, redshift_file
+    from skyseek.redshift import count_warnings, read_bases, redrock_name, redshift_file
     bases = read_bases(a.templates) if a.templates else None
-    name = lambda p: (a.output or p.parent)/('redrock-' + p.name.removeprefix('coadd-').removesuffix('.gz'))
+    name = lambda p: (a.output or p.parent)/redrock_name(p)
     failed = _many(a.coadds, name, lambda p, dst: redshift_file(p, dst, bases, a.device, a.overwrite), 'redshift')
     if done := [name(p) for p in a.coadds if str(p) not in failed]:
         n, warned = count_warnings(done)

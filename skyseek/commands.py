@@ -264,13 +264,14 @@ def truth_from_repeats(a):
 # %% ../nbs/49_commands.ipynb #f710b645
 def sparcl(a):
     "Fetch single spectra of DESI by TARGETID from the SPARCL service, for people who want ten spectra, not ten terabytes."
-    from skyseek.files import check_new, write_spectra
+    from skyseek.files import ReadError, check_new, write_spectra
     if a.output.suffix != '.fits': raise ValueError(f"{a.output}: spectra are written as FITS; name the file *.fits")
-    for t in a.targetid:
+    for t in a.targetid if a.release.startswith('DESI') else ():
         if not 0 <= t < 2**63: raise ValueError(f"{t}: is no TARGETID; give positive numbers of up to 19 digits")
     check_new(a.output, a.overwrite)
     from skyseek.sparcl import fetch_sparcl
-    spectra, missing = fetch_sparcl(a.targetid, a.release)
+    try: spectra, missing = fetch_sparcl(a.targetid, a.release)
+    except ReadError as e: raise ReadError(f'{e} (--release {a.release})' if 'release' in str(e) else str(e)) from e
     print(f"{write_spectra(spectra, a.output)}: {spectra}; next: skyseek score {a.output} -o catalogue.fits")
     lost = {str(t): f'{t}: SPARCL has no spectrum of this target in --release {a.release}' for t in missing}
     return _report(lost, len(a.targetid))
@@ -291,7 +292,7 @@ def survey_commands(sub):
              _number('--secure', 100., 'least DELTACHI2 of the deep answer', float), OVERWRITE)
     _command(sub, sparcl, ('targetid', dict(type=int, nargs='+', help='TARGETIDs')), OVERWRITE,
              _path('-o --output', 'compact spectra file to write, spectra-*.fits', required=True),
-             ('--release', dict(default='DESI-DR1', help='data set of SPARCL')))
+             ('--release', dict(default='DESI-DR1', help='data set of SPARCL: DESI-EDR, DESI-DR1, SDSS-DR16, BOSS-DR16')))
 
 # %% ../nbs/49_commands.ipynb #48620385
 def odd_commands(sub):
