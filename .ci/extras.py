@@ -1,9 +1,10 @@
 """Each extra alone: python .ci/extras.py WHEEL FOLDER
 
-For skyseek and for each of its extras a new environment in FOLDER, which sees of this one only what it requires, directly or not;
-what is missing is installed from the index. There `pip check` must find nothing, and what the extra brings must be importable; without
-extras, all of skyseek.
+For skyseek and for each of its extras a new environment in FOLDER, which sees of this one only what it requires,
+directly or not; what is missing is installed from the index. There `pip check` must find nothing, and what the extra
+brings must be importable; without extras, all of skyseek.
 """
+
 import subprocess
 import sys
 import sysconfig
@@ -16,8 +17,12 @@ from zipfile import ZipFile
 
 from packaging.requirements import Requirement
 
-IMPORTS = {'specutils': 'specutils skyseek.spectra', 'images': 'h5py galsim skyseek.galsims', 'maps': 'umap skyseek.plots',
-           'survey': 'fsspec aiohttp s3fs dask distributed dask_jobqueue skyseek.archive'}  # what it brings, and what uses that
+IMPORTS = {
+    'specutils': 'specutils skyseek.spectra',
+    'images': 'h5py galsim skyseek.galsims',
+    'maps': 'umap skyseek.plots',
+    'survey': 'fsspec aiohttp s3fs dask distributed dask_jobqueue skyseek.archive',
+}  # what it brings, and what uses that
 ALL = 'import pkgutil, skyseek; names = [f"skyseek.{m.name}" for m in pkgutil.iter_modules(skyseek.__path__)]'
 SITE = Path(sysconfig.get_path('purelib'))
 
@@ -34,9 +39,12 @@ def closure(requirements):
     while todo:
         name, extra = todo.pop()
         key = name.lower().replace('_', '-'), extra
-        if key in seen: continue
-        try: dist = metadata.distribution(name)
-        except metadata.PackageNotFoundError: continue
+        if key in seen:
+            continue
+        try:
+            dist = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
         seen.add(key)
         todo += [(r.name, e) for r in wanted(dist.requires, extra) for e in ('', *r.extras)]
     return {name for name, _ in seen}
@@ -45,12 +53,15 @@ def closure(requirements):
 def environment(folder, names):
     "A new environment without pip that sees these distributions of ours; returns its Python."
     venv.create(folder, with_pip=False, symlinks=True)
-    (folder/'required').mkdir()
+    (folder / 'required').mkdir()
     for name in names:
-        for top in {f.parts[0] for f in metadata.distribution(name).files or () if f.parts[0] not in ('..', '__pycache__')}:
-            if not (folder/'required'/top).exists(): (folder/'required'/top).symlink_to(SITE/top)
+        for top in {
+            f.parts[0] for f in metadata.distribution(name).files or () if f.parts[0] not in ('..', '__pycache__')
+        }:
+            if not (folder / 'required' / top).exists():
+                (folder / 'required' / top).symlink_to(SITE / top)
     next(folder.glob('lib/python*/site-packages')).joinpath('required.pth').write_text(f'{folder}/required\n')
-    return folder/'bin/python'
+    return folder / 'bin/python'
 
 
 def check(wheel, extra, requires, folder):
@@ -59,15 +70,22 @@ def check(wheel, extra, requires, folder):
     subprocess.run([*pip, 'install', '--quiet', f'{wheel}[{extra}]' if extra else wheel], check=True)
     subprocess.run([*pip, 'check'], check=True)
     names = f'names = {IMPORTS[extra].split()}' if extra else ALL
-    subprocess.run([pip[-1], '-c', f'{names}\nfrom importlib import import_module\nfor name in names: import_module(name)'], check=True, cwd=folder)
-    print(f"skyseek{f'[{extra}]' if extra else ''}: installed and imported alone", flush=True)
+    subprocess.run(
+        [pip[-1], '-c', f'{names}\nfrom importlib import import_module\nfor name in names: import_module(name)'],
+        check=True,
+        cwd=folder,
+    )
+    print(f'skyseek{f"[{extra}]" if extra else ""}: installed and imported alone', flush=True)
 
 
 def main(wheel, folder):
     "Check skyseek without extras, and with each of them but [dev], which the tests use; two at a time."
-    with ZipFile(wheel) as z: about = message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith('.dist-info/METADATA'))))
+    with ZipFile(wheel) as z:
+        about = message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith('.dist-info/METADATA'))))
     extras, requires = ['', *sorted(set(about.get_all('Provides-Extra')) - {'dev'})], about.get_all('Requires-Dist')
-    with ThreadPoolExecutor(2) as pool: list(pool.map(lambda extra: check(wheel, extra, requires, Path(folder, extra or 'none')), extras))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda extra: check(wheel, extra, requires, Path(folder, extra or 'none')), extras))
 
 
-if __name__ == '__main__': main(*sys.argv[1:])
+if __name__ == '__main__':
+    main(*sys.argv[1:])

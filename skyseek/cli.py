@@ -8,10 +8,12 @@ __all__ = ['LEARN', 'extract', 'features', 'redshift', 'fetch_vi', 'train_autoen
 
 # %% ../nbs/50_cli.ipynb #2d3dbf86
 import logging
+import re
 from pathlib import Path
 
 from . import __version__
-from .commands import DEVICE, OVERWRITE, _check_paths, _command, _many, _number, _path, _report, _say, _settle_output, _switch, odd_commands, survey_commands
+from .commands import (DEVICE, OVERWRITE, _check_paths, _command, _many, _number, _path, _report, _say, _settle_output, _switch,
+                       odd_commands, survey_commands)
 from .terminal import OutputError, Parser, PipeClosed, explain, pick_device, plain_output, plural, start_log
 
 # %% ../nbs/50_cli.ipynb #1a6faa61
@@ -23,7 +25,7 @@ def _done_line(where, failed, paths, what):
 def extract(a):
     "Merge the arms of coadds, join redrock's answers, write compact spectra files; sky fibres and broken fibres are left out."
     from skyseek.desi import extract_file
-    name = lambda p: a.output/('spectra-' + p.name.removeprefix('coadd-').removesuffix('.gz'))
+    name = lambda p: a.output/('spectra-' + re.sub('^(coadd|spectra)-|[.](gz|bz2)$', '', p.name))
     failed = _many(a.coadds, name, lambda p, dst: extract_file(p, dst, a.redrock, a.overwrite), 'extract', a.redrock)
     return _done_line(a.output, failed, a.coadds, 'compact file')
 
@@ -43,13 +45,14 @@ def features(a):
 # %% ../nbs/50_cli.ipynb #7904896d
 def redshift(a):
     "Fit redshifts with the built-in chi2 scan; writes redrock-format files beside the coadds."
-    from skyseek.redshift import count_warnings, read_bases, redshift_file
+    from skyseek.redshift import count_warnings, read_bases, redrock_name, redshift_file
     bases = read_bases(a.templates) if a.templates else None
-    name = lambda p: (a.output or p.parent)/('redrock-' + p.name.removeprefix('coadd-').removesuffix('.gz'))
+    name = lambda p: (a.output or p.parent)/redrock_name(p)
     failed = _many(a.coadds, name, lambda p, dst: redshift_file(p, dst, bases, a.device, a.overwrite), 'redshift')
     if done := [name(p) for p in a.coadds if str(p) not in failed]:
         n, warned = count_warnings(done)
-        print(f"{a.output or 'beside the coadds'}: {plural(len(done), 'file')} with {plural(n, 'redshift')}, ZWARN is set for {warned} of them")
+        where = a.output or 'beside the coadds'
+        print(f"{where}: {plural(len(done), 'file')} with {plural(n, 'redshift')}, ZWARN is set for {warned} of them")
     return _report(failed, len(a.coadds))
 
 # %% ../nbs/50_cli.ipynb #3d87c9f3
@@ -59,7 +62,8 @@ def fetch_vi(a):
     from skyseek.vi import EDR, fetch_coadds, fetch_tables, list_coadds
     tables = fetch_tables(a.output, a.root or EDR, a.samples)
     files = list_coadds(read_truth(tables), a.root or EDR, a.depth, a.tiles)
-    print(f"{plural(len(files), 'coadd')} ({a.depth}) with {plural(files['TARGETS'].sum(), 'spectrum')} of inspected targets; a petal with 500 fibres is 0.22 GB")
+    n = plural(files['TARGETS'].sum(), 'spectrum')
+    print(f"{plural(len(files), 'coadd')} ({a.depth}) with {n} of inspected targets; a petal with 500 fibres is 0.22 GB")
     if a.list:
         for row in files: print(row['COADD'])
         return 0
@@ -148,6 +152,7 @@ def score(a):
     check_destination(a.output, [*a.coadds, a.redrock, *map(find_redrock, a.coadds)], a.overwrite)
     weights, rates = load_weights(a.weights, a.device), (a.error_rate, a.type_error_rate)
     check_rates(weights.rates, rates)
+    _say_whose([[p, a.redrock or find_redrock(p)] for p in a.coadds])
     logging.getLogger('skyseek').warning('weights %s%s: %s', weights.name, '' if a.weights else ' (those in the package)', weights.about)
     tables, failed = score_files(a.coadds, weights, progress=None, redrock=a.redrock, keep_sky=a.keep_sky, device=a.device)
     if tables:
@@ -157,6 +162,12 @@ def score(a):
     return _report(failed, len(a.coadds))
 
 # %% ../nbs/50_cli.ipynb #ebeb8f8f
+def _say_whose(pairs):
+    "Warn if redshifts are our own: the catalogue calls them the pipeline's."
+    from skyseek.redshift import made_by_skyseek
+    n = sum(any(made_by_skyseek(p) for p in pair if p is not None) for pair in pairs)
+    if n: logging.getLogger('skyseek').warning("%s of %d: Z is the redshift of `skyseek redshift`, not of the survey's pipeline", plural(n, 'file'), len(pairs))
+
 def _flagged(catalogue):
     "How many are flagged, and of how many that could be judged."
     lost = sum(p != p for p in catalogue['P_Z_WRONG'])
@@ -224,7 +235,8 @@ def _check_simulated(path):
     if not path.exists(): return
     try: ours = 'SIMSEED' in fits.getheader(path)
     except OSError: ours = False
-    if not ours: raise ValueError(f"{path}: is no simulated coadd, and is left alone also with --overwrite; give another folder, or another --hpx")
+    if ours: return
+    raise ValueError(f"{path}: is no simulated coadd, and is left alone also with --overwrite; give another folder or --hpx")
 
 def simulate(a):
     "Simulate DESI coadds with truth."
@@ -240,8 +252,10 @@ def simulate(a):
 def demo(a):
     "Simulate a small survey, fit, train, evaluate, write catalogue, weights and report: under five minutes."
     from skyseek.demo import DemoSettings, run_demo
-    result = run_demo(a.output, DemoSettings(n=a.n, epochs=a.epochs, seed=a.seed, device=a.device), overwrite=a.overwrite)
-    print(f"{result['text']}\n\ncatalogue {result['catalogue']}\nweights   {result['weights']}\nreport    {result['report']}\n{result['seconds']:.0f} s\n\n{result['next']}")
+    settings = DemoSettings(n=a.n, epochs=a.epochs, seed=a.seed, device=a.device)
+    result = run_demo(a.output, settings, overwrite=a.overwrite)
+    print(f"{result['text']}\n\ncatalogue {result['catalogue']}\nweights   {result['weights']}\nreport    {result['report']}")
+    print(f"{result['seconds']:.0f} s\n\n{result['next']}")
     return _report(result['failed'], max(1, len(result['failed'])))
 
 # %% ../nbs/50_cli.ipynb #7b33e002
@@ -308,7 +322,8 @@ def _scoring_commands(sub):
              _path('--weights', 'folder of weights (default: those in the package)'), _switch('--keep-sky', 'score sky fibres and broken fibres too'), DEVICE, OVERWRITE,
              ('--error-rate', dict(type=_rate, help="share of wrong redshifts in these files, e.g. 0.02, or 'auto' to estimate it: P_Z_WRONG is re-based on it, flags stay (default: as in the training)")),
              ('--type-error-rate', dict(type=_rate, help='the same for wrong types and P_S_WRONG')))
-    _command(sub, inspect, ('targetid', dict(type=int, help='TARGETID')), _path('file', 'coadd-*.fits, compact spectra file, SDSS or LAMOST spectrum'), _path('--redrock', 'redrock file, if it is not beside the coadd'), OVERWRITE,
+    _command(sub, inspect, ('targetid', dict(type=int, help='TARGETID')), _path('file', 'coadd-*.fits, compact spectra file, SDSS or LAMOST spectrum'),
+             _path('--redrock', 'redrock file, if it is not beside the coadd'), OVERWRITE,
              _path('-o --output', 'page to write: .png, .pdf or .svg (default: evidence-TARGETID.png)'), _path('--templates', 'folder of rrtemplate-*.fits (default: built in)'),
              _path('--weights', 'folder of weights (default: those in the package)'))
     _command(sub, evaluate, _path('catalogue', 'catalogue from skyseek score'), _path('--truth', 'truth tables', nargs='+', required=True), _number('--tolerance', 0.001, 'largest redshift error that is right', float),
@@ -326,8 +341,10 @@ def _simulation_commands(sub):
     "simulate, demo."
     seed = _number('--seed', 0, 'random seed')
     _command(sub, simulate, _path('-o --output', 'folder', required=True), _number('-n', 500, 'fibres'), seed, ('--program', dict(default='dark', choices=['dark', 'bright'], help='programme')),
-             _number('--hpx', 27245, 'healpix number for the file name'), _switch('--resolution', 'write RESOLUTION too, 350 kB a spectrum'), OVERWRITE)
-    _command(sub, demo, ('-o --output', dict(type=Path, default=Path('skyseek-demo'), help='folder')), _number('-n', 2000, 'simulated fibres'), _number('--epochs', 12, 'of the autoencoder'), seed, DEVICE, OVERWRITE)
+             _number('--hpx', 27245, 'healpix number for the file name'), OVERWRITE,
+             _switch('--resolution', 'write RESOLUTION too, 350 kB a spectrum'))
+    _command(sub, demo, _path('-o --output', 'folder', default=Path('skyseek-demo')), _number('-n', 2000, 'simulated fibres'),
+             _number('--epochs', 12, 'of the autoencoder'), seed, DEVICE, OVERWRITE)
 
 # %% ../nbs/50_cli.ipynb #2ff68c0e
 def main(

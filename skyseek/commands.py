@@ -19,7 +19,7 @@ from .terminal import OutputError, named_warnings, plural
 
 # %% ../nbs/49_commands.ipynb #14ae6365
 def _many(paths, name, work, what, *inputs):
-    "Call `work(path, name(path))` on each path; returns {path: reason} of those that failed. `inputs` are read beside each path."
+    "Call `work(path, name(path))` on each path, `inputs` are read beside it; returns {path: reason} of those that failed."
     from skyseek.files import check_new, failure_text, progress_bar
     targets, failed = _targets(paths, name, inputs), {}
     for path, target in zip(progress_bar(paths, desc=what, unit='file'), targets):
@@ -30,15 +30,17 @@ def _many(paths, name, work, what, *inputs):
     return failed
 
 def _targets(paths, name, inputs=()):
-    "Where the results of `paths` go; raise if one is given twice, or a result would take the place of another or of an input."
+    "Where results go; raise if a path is given twice, or a result would take the place of another or of an input."
     from skyseek.files import keep_apart
     places, targets = [os.path.realpath(p) for p in paths], [Path(name(p)) for p in paths]
     for path, n in zip(paths, map(Counter(places).get, places)):
         if n > 1: raise ValueError(f"{path}: is given {n} times, perhaps by two names; give it once")
     often = Counter(targets)
     for path, target in zip(paths, targets):
-        if often[target] > 1: raise ValueError(f"{path}: {target} would be written more than once; give files of different names, or run them one by one")
-        if os.path.realpath(target) in places: raise ValueError(f"{target}: would overwrite an input; give another output folder")
+        if often[target] > 1:
+            raise ValueError(f"{path}: {target} would be written more than once; give files of different names, or one by one")
+        if os.path.realpath(target) in places:
+            raise ValueError(f"{target}: would overwrite an input; give another output folder")
         keep_apart(target, [path, *inputs])
     return targets
 
@@ -50,8 +52,9 @@ def _words(e):
 
 def _report(failed, n):
     "Log a summary of the failures; returns the exit code."
-    for path, reason in failed.items(): logging.getLogger('skyseek').error('%s', reason if str(path) in reason else f'{path}: {reason}')
-    if failed: logging.getLogger('skyseek').error('%d of %s failed, %d done', len(failed), plural(max(n, len(failed)), 'file'), max(n - len(failed), 0))
+    log, n = logging.getLogger('skyseek'), max(n, len(failed))
+    for path, reason in failed.items(): log.error('%s', reason if str(path) in reason else f'{path}: {reason}')
+    if failed: log.error('%d of %s failed, %d done', len(failed), plural(n, 'file'), n - len(failed))
     return 1 if failed else 0
 
 def _say(text):
@@ -83,7 +86,8 @@ OVERWRITE = _switch('--overwrite', 'replace what is there already, also a file w
 # %% ../nbs/49_commands.ipynb #73966daa
 def _output_or_place(help):
     "Arguments of a command that took its destination as the last word once."
-    return _path('-o --output', help), ('place', dict(type=Path, nargs='?', metavar='OUTPUT', help='the same, without -o'))
+    place = dict(type=Path, nargs='?', metavar='OUTPUT', help='the same, without -o')
+    return _path('-o --output', help), ('place', place)
 
 def _settle_output(parser, a, rest):
     "One output from -o and the last word; `rest` are the words that the parser had no place for."
@@ -92,7 +96,8 @@ def _settle_output(parser, a, rest):
     if rest: parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if not takes_place: return
     if a.place is None and a.output is None: parser.error('the following arguments are required: -o/--output')
-    if a.place is not None and a.output is not None: parser.error(f'the output is given twice, as {a.output} and as {a.place}; give it once, after -o')
+    if a.place is not None and a.output is not None:
+        parser.error(f'the output is given twice, as {a.output} and as {a.place}; give it once, after -o')
     a.output = a.output or a.place
 
 # %% ../nbs/49_commands.ipynb #318b4715
@@ -102,7 +107,8 @@ def _check_paths(a):
     for name in a.inputs:
         given = getattr(a, name)
         paths = [p for p in (given if isinstance(given, list) else [given]) if p is not None]
-        if paths and not any(p.exists() for p in paths): raise ValueError(f"{paths[0]}: no such file or folder; check the name")
+        if paths and not any(p.exists() for p in paths):
+            raise ValueError(f"{paths[0]}: no such file or folder; check the name")
         inputs += paths
     outputs = [p for p in (getattr(a, name, None) for name in OUTPUTS) if p is not None]
     if not inputs or not outputs: return
@@ -197,21 +203,26 @@ def _cluster_options(words):
     "KEY=VALUE words as a dict."
     for word in words:
         key, _, value = word.partition('=')
-        if not key.isidentifier() or not value: raise ValueError(f"--cluster-option {word}: give KEY=VALUE, for example --cluster-option account=desi")
+        if not key.isidentifier() or not value:
+            raise ValueError(f"--cluster-option {word}: give KEY=VALUE, for example --cluster-option account=desi")
         if key in ('cluster', 'workers', 'timeout'): raise ValueError(f"--cluster-option {word}: give it as --{key}")
     return dict(word.split('=', 1) for word in words)
 
 def survey(a):
     "From an archive (folder, https or s3) to a catalogue in parts; stopped and started at will, on one machine or a Dask cluster."
-    options, some = _cluster_options(a.cluster_option), lambda x: tuple(x) if x else None
-    if '://' not in a.source and not Path(a.source).is_dir(): raise ValueError(f"{a.source}: no such folder; give the archive's folder, or its address (https://…, s3://…)")
-    if a.output.exists() and not a.output.is_dir(): raise ValueError(f"{a.output}: is a file; give the name of a folder for the catalogue")
+    options, some, text = _cluster_options(a.cluster_option), lambda x: tuple(x) if x else None, lambda x: str(x) if x else None
+    if '://' not in a.source and not Path(a.source).is_dir():
+        raise ValueError(f"{a.source}: no such folder; give the archive's folder, or its address (https://…, s3://…)")
+    if a.output.exists() and not a.output.is_dir():
+        raise ValueError(f"{a.output}: is a file; give the name of a folder for the catalogue")
     from skyseek.dataset import describe
     from skyseek.files import keep_apart
     from skyseek.survey import SurveySettings, run_survey
     keep_apart(a.output, [a.source])
-    settings = SurveySettings(surveys=some(a.survey), programs=some(a.program), pixels=some(a.pixels), weights=str(a.weights) if a.weights else None, workers=a.workers, cluster=a.cluster, cluster_options=options,
-                              device=a.device, together=a.together, keep_spectra=a.keep_spectra, retry_failed=a.retry_failed, scratch=str(a.scratch) if a.scratch else None, endpoint=a.endpoint, timeout=a.timeout)
+    settings = SurveySettings(surveys=some(a.survey), programs=some(a.program), pixels=some(a.pixels), weights=text(a.weights),
+                              workers=a.workers, cluster=a.cluster, cluster_options=options, device=a.device,
+                              together=a.together, keep_spectra=a.keep_spectra, retry_failed=a.retry_failed,
+                              scratch=text(a.scratch), endpoint=a.endpoint, timeout=a.timeout)
     if a.list: return _list_todo(a, settings)
     result = run_survey(a.source, a.output, settings)
     print(repr(result) + (f'\n{describe(result.summary)}' if result.summary is not None else ''))
@@ -222,7 +233,8 @@ def _list_todo(a, settings):
     "Print the pixels that a run would do."
     from skyseek.archive import list_pixels, open_archive
     from skyseek.survey import open_jobs
-    todo, done, failed = open_jobs(a.output, list_pixels(open_archive(a.source, a.endpoint, a.timeout), settings.surveys, settings.programs, settings.pixels), a.retry_failed)
+    pixels = list_pixels(open_archive(a.source, a.endpoint, a.timeout), settings.surveys, settings.programs, settings.pixels)
+    todo, done, failed = open_jobs(a.output, pixels, a.retry_failed)
     for row in todo: print(row['SURVEY'], row['PROGRAM'], row['HEALPIX'])
     print(f"{plural(len(todo), 'pixel')} to do, {done} done, {failed} failed before")
     return 0
@@ -244,36 +256,45 @@ def truth_from_repeats(a):
     from skyseek.dataset import read_repeats, truth_from_repeats
     truth = truth_from_repeats(read_repeats(a.source), a.deeper, a.secure)
     off = abs(truth['Z'] - truth['TRUE_Z'])/(1 + truth['Z']) > .001
-    print(f"{write_table(truth, a.output)}: {plural(len(truth), 'shallow observation')} with a deep answer; {off.mean():.2%} of their redshifts are off by more than 0.001, {(truth['SPECTYPE'] != truth['TRUE_SPECTYPE']).mean():.2%} of the types differ")
+    types = (truth['SPECTYPE'] != truth['TRUE_SPECTYPE']).mean()
+    print(f"{write_table(truth, a.output)}: {plural(len(truth), 'shallow observation')} with a deep answer; "
+          f"{off.mean():.2%} of their redshifts are off by more than 0.001, {types:.2%} of the types differ")
     return 0
 
 # %% ../nbs/49_commands.ipynb #f710b645
 def sparcl(a):
     "Fetch single spectra of DESI by TARGETID from the SPARCL service, for people who want ten spectra, not ten terabytes."
-    from skyseek.files import check_new, write_spectra
+    from skyseek.files import ReadError, check_new, write_spectra
     if a.output.suffix != '.fits': raise ValueError(f"{a.output}: spectra are written as FITS; name the file *.fits")
-    for t in a.targetid:
-        if not 0 <= t < 2**63: raise ValueError(f"{t}: is no TARGETID, which is a positive number of up to 19 digits; check the TARGETIDs")
+    for t in a.targetid if a.release.startswith('DESI') else ():
+        if not 0 <= t < 2**63: raise ValueError(f"{t}: is no TARGETID; give positive numbers of up to 19 digits")
     check_new(a.output, a.overwrite)
     from skyseek.sparcl import fetch_sparcl
-    spectra, missing = fetch_sparcl(a.targetid, a.release)
+    try: spectra, missing = fetch_sparcl(a.targetid, a.release)
+    except ReadError as e: raise ReadError(f'{e} (--release {a.release})' if 'release' in str(e) else str(e)) from e
     print(f"{write_spectra(spectra, a.output)}: {spectra}; next: skyseek score {a.output} -o catalogue.fits")
-    return _report({str(t): f'{t}: SPARCL has no spectrum of this target in --release {a.release}' for t in missing}, len(a.targetid))
+    lost = {str(t): f'{t}: SPARCL has no spectrum of this target in --release {a.release}' for t in missing}
+    return _report(lost, len(a.targetid))
 
 # %% ../nbs/49_commands.ipynb #39bc0abf
 def survey_commands(sub):
     "survey, export, truth-from-repeats, sparcl."
-    _command(sub, survey, ('source', dict(help='archive: folder, https://… or s3://bucket/… of a release or a production')), *_output_or_place('folder of the catalogue; what is done already is kept'),
+    _command(sub, survey, ('source', dict(help='archive: folder, https://… or s3://bucket/… of a release or a production')),
+             *_output_or_place('folder of the catalogue; what is done already is kept'),
              ('--survey', dict(nargs='+', help='cmx, special, sv1, sv2, sv3, main (default: all there are)')), ('--program', dict(nargs='+', help='dark, bright, backup, other (default: all there are)')), ('--pixels', dict(nargs='+', type=int, help='healpix pixels, nside 64 nested (default: all)')),
              _path('--weights', 'folder of weights (default: those in the package)'), ('--workers', dict(type=int, help='processes, or jobs on Slurm (default: one a core)')), ('--cluster', dict(help="Dask scheduler: its address, its scheduler file, or 'slurm'")),
              ('--cluster-option', dict(action='append', default=[], metavar='KEY=VALUE', help='for Slurm, as often as needed: --cluster-option account=desi --cluster-option walltime=06:00:00')), DEVICE, ('--together', dict(type=int, help='pixels a job (default: 1 on a CPU, 8 on a GPU)')),
              _switch('--keep-spectra', 'keep compact spectra too, 15 kB each'), _switch('--retry-failed', 'do again what failed before'), _path('--scratch', "folder for what is fetched and removed again (default: the system's)"),
              ('--endpoint', dict(help='URL of another S3 server')), _number('--timeout', 60., 'seconds without an answer', float), _switch('--list', 'say what is to be done, and stop'))
-    _command(sub, export, _path('dest', 'folder of a catalogue'), _path('-o --output', 'FITS table to write', required=True), _switch('--primary', 'one row for each target: no warning first, then the deepest'), OVERWRITE)
+    _command(sub, export, _path('dest', 'folder of a catalogue'), _path('-o --output', 'FITS table to write', required=True),
+             _switch('--primary', 'one row for each target: no warning first, then the deepest'), OVERWRITE)
     _command(sub, truth_from_repeats, _path('source', 'folder of a catalogue, or zall-pix-*.fits'), _path('-o --output', 'truth table, .fits or .parquet', required=True), _number('--deeper', 2., 'how many times deeper the other observation must be', float),
              _number('--secure', 100., 'least DELTACHI2 of the deep answer', float), OVERWRITE)
-    _command(sub, sparcl, ('targetid', dict(type=int, nargs='+', help='TARGETIDs')), _path('-o --output', 'compact spectra file to write, spectra-*.fits', required=True), ('--release', dict(default='DESI-DR1', help='data set of SPARCL')), OVERWRITE)
+    _command(sub, sparcl, ('targetid', dict(type=int, nargs='+', help='TARGETIDs')), OVERWRITE,
+             _path('-o --output', 'compact spectra file to write, spectra-*.fits', required=True),
+             ('--release', dict(default='DESI-DR1', help='data set of SPARCL: DESI-EDR, DESI-DR1, SDSS-DR16, BOSS-DR16')))
 
+# %% ../nbs/49_commands.ipynb #48620385
 def odd_commands(sub):
     "rank, reference, train-stars, score-stars, train-galaxies, score-galaxies."
     seed, out = _number('--seed', 0, 'random seed'), _path('-o --output', 'folder to write', required=True)

@@ -67,14 +67,15 @@ def simulate_files(
 def _train(folder, shards, truth, settings, progress):
     "Train both models on feature shards; returns the weights, with the judge of the package."
     where = dict(seed=settings.seed, device=settings.device)
-    train_autoencoder_file(shards, folder/'autoencoder', settings=TrainSettings(epochs=settings.epochs, **where), progress=progress)
+    train_autoencoder_file(shards, folder/'autoencoder', settings=TrainSettings(epochs=settings.epochs, **where),
+                           progress=progress)
     autoencoder = load_model(folder/'autoencoder', Autoencoder)
-    train_classifier_file(shards, truth, autoencoder, folder/'classifier', WrongClassifier(METADATA['full'], members=settings.members),
-                          settings=TrainSettings(**CLASSIFIER_TRAINING, **where), about=_about(settings), progress=progress)
+    model = WrongClassifier(METADATA['full'], members=settings.members)
+    about = f"{plural(settings.n, 'simulated fibre')} with the answers of the built-in chi2 scan (demo)"
+    train_classifier_file(shards, truth, autoencoder, folder/'classifier', model, progress=progress, about=about,
+                          settings=TrainSettings(**CLASSIFIER_TRAINING, **where))
     copytree(str(files('skyseek')/SHIPPED/'judge'), folder/'judge')
     return load_weights(folder, settings.device)
-
-def _about(settings): return f'{plural(settings.n, "simulated fibre")} with the answers of the built-in chi2 scan (demo)'
 
 # %% ../nbs/45_demo.ipynb #68f45cc7
 REFERENCE = 1000  # spectra of the reference sample, at most
@@ -86,11 +87,15 @@ def _learn_reference(folder, spectra, weights, settings):
     rows = np.sort(np.random.default_rng(settings.seed).permutation(rows)[:REFERENCE])
     looked, opinion, fit, _, code = _look(spectra[rows], weights, settings.device)
     held = side[rows] == 'validation'
+    held = held if held.sum() >= 100 else None
     try:
-        familiarity = fit_familiarity(familiarity_inputs(code, spectra[rows]), held if held.sum() >= 100 else None, seed=settings.seed)
+        familiarity = fit_familiarity(familiarity_inputs(code, spectra[rows]), held, seed=settings.seed)
         reference = fit_reference(looked, code, fit, opinion, seed=settings.seed)
-    except ValueError as e: log.warning('no ANOMALY and no UNFAMILIAR in this catalogue: %s', e); return
-    for model, name in ((familiarity, 'familiarity'), (reference, 'anomaly')): save_model(model, folder/name, autoencoder=made_for, spectra=len(rows))
+    except ValueError as e:
+        log.warning('no ANOMALY and no UNFAMILIAR in this catalogue: %s', e)
+        return
+    for model, name in ((familiarity, 'familiarity'), (reference, 'anomaly')):
+        save_model(model, folder/name, autoencoder=made_for, spectra=len(rows))
 
 # %% ../nbs/45_demo.ipynb #4a0181af
 PARTS = 'survey', 'spectra', 'features', 'weights', 'catalogue.fits', 'report.html'  # what a demo writes
@@ -103,9 +108,17 @@ def check_demo(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir(): raise ValueError(f"{folder}: is a file; give the name of a folder")
     there = [name for name in PARTS if (folder/name).exists()]
-    if there and not overwrite: raise ValueError(f"{folder}: holds {', '.join(there)} already; give another folder, or --overwrite (overwrite=True)")
+    if there and not overwrite:
+        raise ValueError(f"{folder}: holds {', '.join(there)} already; give another folder, or --overwrite (overwrite=True)")
     check_folder(folder/'weights')
     return folder
+
+# %% ../nbs/45_demo.ipynb #e7a1c0d2
+def _extract(folder, coadds):
+    "Compact files and feature shards of coadds."
+    spectra = [extract_file(c, folder/'spectra'/Path(c).name.replace('coadd-', 'spectra-')) for c in coadds]
+    shards = [folder/'features'/f"{s.stem.replace('spectra-', 'features-')}.npz" for s in spectra]
+    return spectra, [build_features_file(s, shard, read_spectra) for s, shard in zip(spectra, shards)]
 
 # %% ../nbs/45_demo.ipynb #1c997557
 def run_demo(
@@ -115,14 +128,16 @@ def run_demo(
     overwrite=False, # replace the demo that is there
 ): # dict: tables (Z_WRONG and S_WRONG), text, failed, coadds, catalogue, report, weights (paths) and seconds
     "Simulate, fit, train, evaluate and write."
-    folder, start, s = check_demo(folder, overwrite), perf_counter(), replace(settings, device=pick_device(settings.device))
+    folder, start = check_demo(folder, overwrite), perf_counter()
+    s = replace(settings, device=pick_device(settings.device))
     log.info('simulating %d spectra and fitting redshifts', s.n)
     coadds = simulate_files(folder/'survey', s)
     truth = read_truth([str(c).replace('coadd-', 'truth-') for c in coadds])
     compact, shards = _extract(folder, coadds)
     spectra = concatenate([read_spectra(path) for path in compact])
     log.info('training autoencoder and classifier')
-    with write_folder(folder/'weights') as new: _learn_reference(new, spectra, _train(new, shards, truth, s, progress), s)
+    with write_folder(folder/'weights') as new:
+        _learn_reference(new, spectra, _train(new, shards, truth, s, progress), s)
     log.info('scoring and evaluating')
     weights = load_weights(folder/'weights', s.device)
     tables, failed = score_files(coadds, weights, progress, device=s.device)
@@ -131,12 +146,8 @@ def run_demo(
     text = '\n\n'.join([summary(result, catalogue), corrections(catalogue, truth), anomalies(catalogue)])
     paths = dict(coadds=coadds, catalogue=write_catalogue(catalogue, folder/'catalogue.fits'), weights=folder/'weights',
                  report=write_report(folder/'report.html', spectra[test], catalogue[test], text=text))
-    return dict(tables=result, text=text, seconds=perf_counter() - start, failed=failed, next=next_commands(catalogue, paths)) | paths
-
-def _extract(folder, coadds):
-    "Compact files and feature shards of coadds."
-    spectra = [extract_file(c, folder/'spectra'/Path(c).name.replace('coadd-', 'spectra-')) for c in coadds]
-    return spectra, [build_features_file(s, folder/'features'/f'{s.stem.replace("spectra-", "features-")}.npz', read_spectra) for s in spectra]
+    found = dict(tables=result, text=text, failed=failed, next=next_commands(catalogue, paths))
+    return found | paths | dict(seconds=perf_counter() - start)
 
 # %% ../nbs/45_demo.ipynb #fb6d28f9
 def summary(
@@ -158,18 +169,20 @@ def corrections(
     z_true = match_truth(catalogue['TARGETID'], truth)['TRUE_Z']
     known = np.isfinite(z_true) & np.isfinite(catalogue['Z_ALT'])
     fixed, broken, wrong, right = correction_rates(catalogue[known], catalogue['Z'][known], z_true[known])
-    return (f"Second opinion (shipped judge): {plural(catalogue['FLAG_ALT'].sum(), 'correction')} proposed; of {plural(wrong, 'redshift')} off by more than 1000 km/s "
-            f"{100*fixed:.0f} % are put right, of {right} right ones {100*broken:.1f} % are broken.")
+    return (f"Second opinion (shipped judge): {plural(catalogue['FLAG_ALT'].sum(), 'correction')} proposed; "
+            f"of {plural(wrong, 'redshift')} off by more than 1000 km/s {100*fixed:.0f} % are put right, "
+            f"of {right} right ones {100*broken:.1f} % are broken.")
 
 def anomalies(
     catalogue, # the catalogue
 ): # str
     "How many spectra stand out, and what they may be."
-    if 'ANOMALY' not in catalogue.colnames: return f"No ANOMALY and no UNFAMILIAR: {len(catalogue)} targets are too few to learn from, take more (-n)."
+    if 'ANOMALY' not in catalogue.colnames:
+        return f"No ANOMALY and no UNFAMILIAR: {len(catalogue)} targets are too few to learn from, take more (-n)."
     odd = np.asarray(catalogue['ANOMALY']) >= 2
     artefacts = int((odd & (np.asarray(catalogue['NATURE']).astype(str) == 'ARTEFACT')).sum())
-    return (f"{plural(odd.sum(), 'spectrum')} more anomalous than one in a hundred of the same signal-to-noise, {plural(artefacts, 'artefact')} among them; "
-            f"{plural(np.sum(catalogue['UNFAMILIAR']), 'spectrum')} out of distribution (UNFAMILIAR).")
+    return (f"{plural(odd.sum(), 'spectrum')} more anomalous than one in a hundred of the same signal-to-noise, "
+            f"{plural(artefacts, 'artefact')} among them; {plural(np.sum(catalogue['UNFAMILIAR']), 'spectrum')} out of distribution.")
 
 # %% ../nbs/45_demo.ipynb #f3d2bd72
 def next_commands(
@@ -179,9 +192,11 @@ def next_commands(
     "Commands to go on with: lists, one object, data of one's own."
     worst = catalogue[int(np.nanargmax(np.asarray(catalogue['P_Z_WRONG'], float)))]
     coadd = next(c for c in paths['coadds'] if Path(c).name == str(worst['FILE']).strip())
-    folder, weights = Path(paths['catalogue']).parent, shlex.quote(str(paths['weights']))
-    where = lambda path: shlex.quote(str(path))
-    steps = {'the evidence on the most suspicious redshift, on one page': f"inspect {worst['TARGETID']} {where(coadd)} --weights {weights} -o {where(folder/'page.png')}"}
-    if 'ANOMALY' in catalogue.colnames: steps['the most anomalous spectra that are no artefacts'] = f"rank {where(paths['catalogue'])} --what objects --most 20 -o {where(folder/'odd.fits')}"
+    q, folder = lambda path: shlex.quote(str(path)), Path(paths['catalogue']).parent
+    steps = {'the evidence on the most suspicious redshift, on one page':
+             f"inspect {worst['TARGETID']} {q(coadd)} --weights {q(paths['weights'])} -o {q(folder/'page.png')}"}
+    if 'ANOMALY' in catalogue.colnames:
+        rank = f"rank {q(paths['catalogue'])} --what objects --most 20 -o {q(folder/'odd.fits')}"
+        steps['the most anomalous spectra that are no artefacts'] = rank
     steps['your own coadds; the redrock file is found beside each'] = 'score coadd-*.fits -o catalogue.fits'
     return 'What to do next:\n' + '\n'.join(f'# {what}\nskyseek {command}' for what, command in steps.items())

@@ -100,7 +100,8 @@ def _models(self, ax, width):
     "Both models, smoothed as the data are; what is beyond the templates is left out."
     for colour, (z, spectype, model) in reversed(self.answers.items()):
         style = dict(lw=1) if colour == OURS else dict(lw=2.2, alpha=.55)  # ours stays visible where both are the same
-        ax.plot(self.wave, np.where(model != 0, uniform_filter1d(model, width), np.nan), color=colour, **style, label=f"{'ours' if colour == OURS else 'pipeline'}: {mpl_text(spectype)} z = {format_z(z)}")
+        label = f"{'ours' if colour == OURS else 'pipeline'}: {mpl_text(spectype)} z = {format_z(z)}"
+        ax.plot(self.wave, np.where(model != 0, uniform_filter1d(model, width), np.nan), color=colour, **style, label=label)
 
 @patch
 def draw_spectrum(self: Evidence,
@@ -200,7 +201,8 @@ def _word(row, name): # → str, what a file holds there in one line; '' where t
 def _answer_line(who, row):
     "One answer with its errors and warnings."
     zerr = f" ± {_known(row, 'ZERR', '.5f')}"
-    return f"{who:10s}{_word(row, 'SPECTYPE'):7s}{_word(row, 'SUBTYPE'):4s} z = {format_z(row['Z'], 5)}{zerr}   ZWARN {_known(row, 'ZWARN', 'd')}   DELTACHI2 {_known(row, 'DELTACHI2', '.1f')}"
+    answer = f"{who:10s}{_word(row, 'SPECTYPE'):7s}{_word(row, 'SUBTYPE'):4s} z = {format_z(row['Z'], 5)}{zerr}"
+    return f"{answer}   ZWARN {_known(row, 'ZWARN', 'd')}   DELTACHI2 {_known(row, 'DELTACHI2', '.1f')}"
 
 # %% ../nbs/25_inspect.ipynb #42779569
 def _score_words(scores): # row or None → str
@@ -208,7 +210,8 @@ def _score_words(scores): # row or None → str
     if scores is None or not np.isfinite(scores['P_Z_WRONG']): return ''
     words = f"     P(redshift wrong) {scores['P_Z_WRONG']:.2f}   P(type wrong) {scores['P_S_WRONG']:.2f}"
     if 'P_ALT' not in scores.colnames or not np.isfinite(scores['Z_ALT']): return words
-    return words + f"     best guess {_word(scores, 'SPECTYPE_ALT')} z = {format_z(scores['Z_ALT'])}, P = {scores['P_ALT']:.2f}"
+    guess = f"{_word(scores, 'SPECTYPE_ALT')} z = {format_z(scores['Z_ALT'])}"
+    return f"{words}     best guess {guess}, P = {scores['P_ALT']:.2f}"
 
 @patch
 def text(self: Evidence): # → str, a few lines

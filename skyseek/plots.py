@@ -81,7 +81,8 @@ def plot_spectrum(
     return ax
 
 # %% ../nbs/01_plots.ipynb #e3a11449
-_UNSEEN = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]')  # control characters, changes of direction, halves of letters
+# control characters, changes of direction, halves of letters
+_UNSEEN = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
 
 def _visible(text): # str → str without characters that nobody sees
     return _UNSEEN.sub(lambda m: m[0].encode('unicode_escape').decode(), text)
@@ -113,7 +114,8 @@ def plot_spectra(
     fig, axes = plt.subplots(n, 1, figsize=(9, 2.6*n), sharex=True, squeeze=False, layout='constrained')
     for i, ax in enumerate(axes[:, 0]):
         z = float(np.ma.filled(meta['Z'][i], np.nan)) if 'Z' in meta.colnames else None
-        plot_spectrum(spectra.wave, spectra.flux[i], spectra.ivar[i], None if models is None else models[i], z, width, ax)
+        model = None if models is None else models[i]
+        plot_spectrum(spectra.wave, spectra.flux[i], spectra.ivar[i], model, z, width, ax)
         words = [f'{c} {mpl_text(meta[c][i])}' for c in ('TARGETID', 'SPECTYPE') if c in meta.colnames]
         if z is not None: words.append(f'Z {format_z(z)}')
         ax.set_title('  '.join(words), loc='left', fontsize=8, pad=12)
@@ -198,8 +200,8 @@ def write_page(
 ): # the path
     "An HTML page, written whole or not at all."
     style = 'body{font-family:sans-serif;max-width:60em;margin:2em auto}img{max-width:100%}'
-    page = f'<!doctype html><meta charset="utf-8"><title>skyseek</title><style>{style}</style><h1>{escape(title)}</h1>{body}'
-    with write_atomic(dst) as tmp: tmp.write_text(_visible(page), encoding='utf-8')
+    head = f'<!doctype html><meta charset="utf-8"><title>skyseek</title><style>{style}</style><h1>{escape(title)}</h1>'
+    with write_atomic(dst) as tmp: tmp.write_text(_visible(head + body), encoding='utf-8')
     return Path(dst)
 
 def check_picture(
@@ -207,5 +209,6 @@ def check_picture(
 ): # `Path`
     "Raise `ValueError` unless a picture can have this name."
     dst = Path(dst)
-    if dst.suffix not in ('.png', '.pdf', '.svg'): raise ValueError(f"{dst}: a page is a .png, .pdf or .svg file; choose such a name")
+    if dst.suffix not in ('.png', '.pdf', '.svg'):
+        raise ValueError(f"{dst}: a page is a .png, .pdf or .svg file; choose such a name")
     return dst

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['WINDOW', 'ZWARN_BITS', 'ANSWER', 'velocity_limit', 'find_minima', 'delta_chi2', 'posterior', 'RedshiftFit',
-           'scan_redshift', 'count_warnings', 'redshift_file', 'Basis', 'default_bases', 'library_bases', 'pca_bases',
-           'read_bases', 'ScanSettings', 'FitsAt', 'fit_at']
+           'scan_redshift', 'redrock_name', 'made_by_skyseek', 'count_warnings', 'redshift_file', 'Basis',
+           'default_bases', 'library_bases', 'pca_bases', 'read_bases', 'ScanSettings', 'FitsAt', 'fit_at']
 
 # %% ../nbs/20_redshift.ipynb #97857852
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from . import __version__
 from .bases import Basis, default_bases, library_bases, pca_bases, read_bases
 from .chi2scan import C_KMS, LogSums, ScanPlan, ScanSettings, log_sums
 from .desi import ReadError, find_redrock, read_redrock
+from .files import header_text
 from .fits import FitsAt, LocalFit, fit_at, model_at, parabola, totals
 from .sdss import read_any
 from .spectra import Spectra, is_fresh, wave_desi, write_atomic
@@ -320,15 +322,37 @@ def _made_by(path):
     return '' if version.startswith('skyseek') else f'redrock {version}'
 
 def _refuse_foreign(dst, coadd):
-    "Redshifts of another program are never kept as ours, never overwritten, and never put in the shade by ours beside them."
-    near = {dst.with_name(dst.name + end) for end in ('.gz', '.bz2')} | {find_redrock(coadd) if dst.parent.resolve() == coadd.parent.resolve() else None}
+    "Redshifts of another program are never kept as ours, never overwritten, and never hidden by ours beside them."
+    near = {dst.with_name(dst.name + end) for end in ('.gz', '.bz2')}
+    if dst.parent.resolve() == coadd.parent.resolve(): near.add(find_redrock(coadd))
     for path in (p for p in (dst, *sorted(near - {None, dst})) if p.is_file()):
-        who = _made_by(path)
-        if who is None and path != dst: raise ValueError(f"{path}: is there already and cannot be read; repair or remove it, or give another folder for the output (-o)")
-        if who: raise ValueError(f"{path}: is there already, made by {who}; give another folder for the output (-o)")
+        who, elsewhere = _made_by(path), 'give another folder for the output (-o)'
+        if who is None and path != dst: raise ValueError(f"{path}: is there already and cannot be read; repair it, or {elsewhere}")
+        if who: raise ValueError(f"{path}: is there already, made by {who}; {elsewhere}")
 
 # %% ../nbs/20_redshift.ipynb #d3b8afb2
 ANSWER = ('Z', 'ZERR', 'ZWARN', 'CHI2', 'COEFF', 'FITMETHOD', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'NCOEFF', 'DELTACHI2')
+
+def _refuse_other(dst, coadd):
+    "Two files whose redshifts would have one name do not take turns."
+    made_from = fits.getheader(dst).get('COADD', header_text(coadd.name))
+    if made_from != header_text(coadd.name):
+        raise ValueError(f"{dst}: was made from {made_from}, not from {coadd.name}; give another folder (-o), "
+                         f"or --overwrite (overwrite=True)")
+
+def redrock_name(
+    path, # coadd-*.fits, spectra-*.fits, or a spectrum of another survey
+): # str
+    "The name under which `find_redrock` looks for the redshifts of a file; redrock-NAME for files of other surveys."
+    name = re.sub(r'[.](gz|bz2)$', '', Path(path).name)
+    found = re.fullmatch(r'(?s)(|.*[^A-Za-z])(?:coadd|spectra)(-.*)', name)
+    return f'{found[1]}redrock{found[2]}' if found else f'redrock-{name}'
+
+def made_by_skyseek(
+    path, # redrock-format file, or a file that holds its redshifts
+): # bool
+    "Whether `redshift_file` wrote the redshifts of a file, not the survey's pipeline."
+    return Path(path).is_file() and _made_by(path) == ''
 
 def count_warnings(
     paths, # files that `redshift_file` wrote
@@ -348,9 +372,11 @@ def redshift_file(
     "Redshifts of a coadd as a redrock-format file, row-matched to it; written under a temporary name and renamed."
     coadd, dst, bases = Path(coadd), Path(dst), list(default_bases() if bases is None else bases)
     _refuse_foreign(dst, coadd)
-    if not overwrite and is_fresh(dst, coadd) and _is_whole(dst): return dst
+    if not overwrite and _is_whole(dst):
+        _refuse_other(dst, coadd)
+        if is_fresh(dst, coadd): return dst
     spectra, header = read_any(coadd, strict=True), _header(bases)
-    header['COADD'], targets = ascii(coadd.name)[1:-1], spectra.meta.copy(copy_data=False)
+    header['COADD'], targets = header_text(coadd.name), spectra.meta.copy(copy_data=False)
     if 'DELTACHI2' in targets.colnames: targets.remove_columns([c for c in ANSWER if c in targets.colnames])  # of a redrock file beside the coadd
     targets.meta.clear()
     tables = dict(REDSHIFTS=scan_redshift(spectra, bases, device).to_table(), FIBERMAP=targets)

@@ -106,7 +106,8 @@ def start_log(
     log.setLevel(least)
     logging.captureWarnings(True)
     logging.getLogger('py.warnings').addFilter(_one_line)
-    for noisy in ('lightning_fabric', 'lightning.fabric'): logging.getLogger(noisy).setLevel(logging.ERROR if least > logging.INFO else logging.NOTSET)
+    for noisy in ('lightning_fabric', 'lightning.fabric'):
+        logging.getLogger(noisy).setLevel(logging.ERROR if least > logging.INFO else logging.NOTSET)
 
 def _one_line(record):
     "Keep the message of a warning, drop file name and source line."
@@ -127,7 +128,8 @@ def named_warnings(
             log.warning('%s', text if str(path) in text else f'{path}: {text}')
 
 # %% ../nbs/01b_terminal.ipynb #38789f01
-EXTRAS = {'survey': 'fsspec aiohttp s3fs dask distributed dask_jobqueue', 'images': 'h5py galsim', 'maps': 'umap', 'specutils': 'specutils'}  # extra: modules that it brings
+EXTRAS = {'survey': 'fsspec aiohttp s3fs dask distributed dask_jobqueue', 'images': 'h5py galsim', 'maps': 'umap',
+          'specutils': 'specutils'}  # extra: modules that it brings
 
 def explain(
     error, # an exception that ended a command
@@ -138,22 +140,29 @@ def explain(
     if not isinstance(error, ImportError) or 'pip install' in text: return text
     wanted = re.findall(r'\w+', f'{error.name} {text}'.lower())
     extra = next((extra for extra, modules in EXTRAS.items() if set(modules.split()) & set(wanted)), None)
-    return f"{text}; pip install 'skyseek[{extra}]'" if extra else f"{text}; a package is missing or broken: pip install --upgrade skyseek"
+    if extra: return f"{text}; pip install 'skyseek[{extra}]'"
+    return f"{text}; a package is missing or broken: pip install --upgrade skyseek"
 
 # %% ../nbs/01b_terminal.ipynb #8b842161
 DRIVERS = 'nvidia*', 'nvhost*', 'dxg', 'kfd'  # in /dev: NVIDIA, its Jetson, Windows' subsystem, AMD
+
+def _no_driver():
+    "Whether this is a Linux without the driver of any GPU."
+    return sys.platform == 'linux' and not any(True for name in DRIVERS for _ in Path('/dev').glob(name))
 
 def pick_device(
     name='auto', # auto, cpu, cuda or cuda:0, cuda:1, …
 ): # str: cpu or cuda…
     "The torch device of a command; `ValueError` if this machine has none of this name."
-    if name == 'cpu' or name == 'auto' and sys.platform == 'linux' and not any(True for d in DRIVERS for _ in Path('/dev').glob(d)): return 'cpu'
-    if not re.fullmatch(r'auto|cuda(:\d+)?', name): raise ValueError(f"--device {name}: no such device; choose auto, cpu or cuda")
+    if name == 'cpu' or name == 'auto' and _no_driver(): return 'cpu'
+    if not re.fullmatch(r'auto|cuda(:\d+)?', name):
+        raise ValueError(f"--device {name}: no such device; choose auto, cpu or cuda")
     import torch
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == 'auto': return 'cuda' if n else 'cpu'
     if int(name.partition(':')[2] or 0) < n: return name
-    raise ValueError(f"--device {name}: PyTorch finds {plural(n, 'CUDA GPU')} here; choose {'auto or cuda' if n else 'auto or cpu'}")
+    better = 'auto or cuda' if n else 'auto or cpu'
+    raise ValueError(f"--device {name}: PyTorch finds {plural(n, 'CUDA GPU')} here; choose {better}")
 
 # %% ../nbs/01b_terminal.ipynb #f88f24a4
 class Parser(argparse.ArgumentParser):
