@@ -84,7 +84,7 @@ def spoilt():
 def test_spoilt_spectra_get_a_cause_and_a_page(bases):
     spectra = spoilt()
     causes = name_causes(spectra, scan_redshift(spectra, bases))
-    assert set(causes['CAUSE']) <= set(CAUSES) and np.isfinite(causes['CAUSE_P']).all() and (causes['CAUSE_P'] <= 1).all()
+    assert set(causes['CAUSE']) <= set(CAUSES) and np.isfinite(causes['CAUSE_SCORE']).all() and (causes['CAUSE_SCORE'] <= 1).all()
     assert causes['CAUSE_TEXT'][0] == 'no valid pixel' and causes['CAUSE'][1] == 'ARM'
     for i in range(5): plot_evidence(Evidence(spectra[[i]], scan_redshift(spectra[[i]], bases, keep_chi2=True), causes[i])).canvas.draw()
 
