@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMISSION', 'ABSORPTION', 'smooth', 'mark_lines', 'plot_spectrum', 'plot_completeness_purity', 'plot_reliability',
-           'plot_history', 'plot_map', 'embed', 'write_page']
+           'plot_history', 'plot_map', 'mpl_text', 'embed', 'write_page']
 
 # %% ../nbs/01_plots.ipynb #169852a0
 from base64 import b64encode
@@ -159,6 +159,14 @@ def plot_map(
     else: plt.colorbar(ax.scatter(*xy.T, c=colour, s=4), ax=ax, label=label)
     ax.set(xlabel='first component', ylabel='second component')
     return ax
+
+# %% ../nbs/01_plots.ipynb #fb1dc184
+def mpl_text(
+    text, # anything; names and types from files may hold `$` and control characters
+): # str that matplotlib draws as it is
+    "Text without mathematics: each `$` is escaped, and control characters become \\x.. escapes."
+    seen = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(text))
+    return seen.replace('$', r'\$')
 
 # %% ../nbs/01_plots.ipynb #d5974956
 def embed(
