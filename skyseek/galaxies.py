@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from .device import pick_device
 from .files import progress_bar
 from .spectra import write_atomic
 from .train import _packed
@@ -278,6 +279,7 @@ def train_encoder(
     "Learn to guess latents by the score itself."
     if iterations < 1: raise ValueError(f"--encoder-steps {iterations} (iterations): at least 1")
     torch.manual_seed(seed)
+    device = pick_device(device)
     rng, encoder = np.random.default_rng((seed, 6)), ImageEncoder(**generator.config).to(device)
     generator, critic, history = generator.to(device).eval().requires_grad_(False), critic.to(device).eval().requires_grad_(False), []
     adam = torch.optim.Adam(encoder.parameters(), lr, (.4, .9))

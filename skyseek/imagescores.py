@@ -69,6 +69,7 @@ def score_images(
     "Search the latents of each image and say how far the nearest drawing is."
     if steps < 0: raise ValueError(f"--steps {steps} (steps): 0 or more")
     if len({m.settings.size for m in (generator, critic, encoder)} | {images.shape[1]}) > 1: raise ValueError(f"images of {images.shape[1]} pixels for networks of {generator.settings.size}, {critic.settings.size} and {encoder.settings.size}; read the images with size={generator.settings.size}")
+    device = pick_device(device)
     nets, parts = [m.to(device).eval() for m in (generator, critic, encoder)], []
     for rows in range(0, len(images), batch_size):
         real = as_tensor(images[rows:rows + batch_size], device)
@@ -187,6 +188,7 @@ def encode_images(
     device='cpu', # torch device
 ): # (N, code) float32
     "The 64 numbers of each image."
+    device = pick_device(device)
     model = model.to(device).eval()
     return np.concatenate([model.encode(as_tensor(images[i:i + batch_size], device)).cpu().numpy() for i in range(0, len(images), batch_size)])
 

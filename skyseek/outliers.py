@@ -206,6 +206,7 @@ def reconstruct(
     batch_size=1024, # spectra at a time
 ): # (N, 640) float32; zeros where a spectrum cannot be used
     "What the network makes of each spectrum."
+    device = pick_device(device)
     model, out = model.to(device).eval(), np.zeros(stars.flux.shape, np.float32)
     for rows in np.array_split(np.flatnonzero(stars.usable), max(1, -(-int(stars.usable.sum())//batch_size))):
         flux, good = torch.as_tensor(stars.flux[rows], device=device), torch.as_tensor(stars.weight[rows] > 0, device=device)
