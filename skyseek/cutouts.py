@@ -22,6 +22,7 @@ from PIL import Image
 
 from . import __version__
 from .files import ReadError, open_fits, printable
+from .records import counted
 from .spectra import write_atomic
 
 # %% ../nbs/30_cutouts.ipynb #9ec3b0df
@@ -203,7 +204,7 @@ def _checked(cutouts, paths):
     table, bad = cutouts.table, ~cutouts.usable
     if bad.all(): raise ReadError(f"{_given(paths)}: none of the {len(table)} images can be used{_because(table, bad)}")
     notes = [f"{bad.sum()} of {len(table)} images cannot be used{_because(table, bad)}"] if bad.any() else []
-    if twice := len(table) - len(np.unique(table['OBJECT_ID'])): notes.append(f"{twice} images have the OBJECT_ID of another")
+    if twice := len(table) - len(np.unique(table['OBJECT_ID'])): notes.append(f"{counted(twice, 'image has', 'images have')} the OBJECT_ID of another")
     if notes: warnings.warn('; '.join(notes), stacklevel=3)
     return cutouts
 

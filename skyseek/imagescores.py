@@ -18,7 +18,7 @@ from astropy.table import Table
 from fastcore.basics import patch
 from torch import nn
 
-from .cutouts import read_hdf5, write_hdf5
+from .cutouts import _h5py, read_hdf5, write_hdf5
 from .device import pick_device
 from .features import ArrayStream
 from .files import ReadError, check_folder, check_new, progress_bar
@@ -269,6 +269,7 @@ def score_images_file(
 ): # (Table of `image_catalogue`, `ImageScores` of the usable images)
     "Score a sample; finished parts lie beside `results` until all are done, so that a killed run goes on."
     device = pick_device(device)
+    if results is not None: _h5py()
     nets, good, parts = load_images_model(folder, device), cutouts[cutouts.usable], []
     key = f"{'-'.join(fingerprint(net)[:6] for net in nets)}-{steps}"  # a part of another model is not taken
     firsts = range(0, len(good), part)
