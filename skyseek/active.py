@@ -78,6 +78,7 @@ def read_marks(
     column = np.array([(word or None) if g else '0' for word, g in zip(ids, given)], object)
     return Table({'TARGETID': read_ids(column, path)[given], 'MARK': marks[given]})
 
+# %% ../nbs/35_active.ipynb #07f0d017
 def _mark(word, where):
     "A mark as a number, nan if there is none."
     try: value = float(word.replace(',', '.') or 'nan')
@@ -124,6 +125,7 @@ def rerank_catalogue(
     out['MARK'] = given.astype(np.float32)
     return out[_order(out['INTEREST'])]
 
+# %% ../nbs/35_active.ipynb #111c33ca
 def match_marks(
     catalogue, # Table with TARGETID
     marks, # Table with TARGETID and MARK
@@ -170,6 +172,7 @@ def rank_catalogue(
     table.meta |= dict(SORTED=column, WHAT=what)
     return describe_columns(table, RANK_COLUMNS | dict(RANK=(None, f'place in this list, by {column}; 0 where there is no score')))
 
+# %% ../nbs/35_active.ipynb #909d2492
 RANK_COLUMNS = {'INTEREST': (None, 'dex: the anomaly score, weighed by the marks of the reader'), 'MARK': (None, f'mark of the reader, from 0 to {BEST_MARK:g}')}
 
 def _is_artefact(catalogue): return np.char.strip(np.asarray(catalogue['NATURE']).astype(str)) == 'ARTEFACT'

@@ -186,6 +186,7 @@ def _state(modules, optimizers):
 def _save_game(path, modules, optimizers, progress):
     with write_atomic(path) as tmp: tmp.write_bytes(_packed(_state(modules, optimizers), {'progress': json.dumps(progress)}))
 
+# %% ../nbs/31_galaxies.ipynb #43e5ca7c
 def _flat(task):
     "Settings by the names of their options; those of the networks and of the training together."
     options = {k: v for part in ('settings', 'shape') for k, v in task.get(part, {}).items()}

@@ -213,6 +213,7 @@ def reconstruct(
         if len(rows): out[rows] = model(fill_masked(flux, good)).cpu().numpy()
     return out
 
+# %% ../nbs/30_outliers.ipynb #ebc18f5a
 def reconstruction_errors(
     stars, # `StellarFlux`
     drawn, # (N, 640) from `reconstruct`
@@ -361,6 +362,7 @@ def stellar_catalogue(
     if stars.usable.any(): out.meta |= dict(EXCMED=float(middle), EXCSPR=float(spread))
     return describe_columns(out, STELLAR_COLUMNS), drawn
 
+# %% ../nbs/30_outliers.ipynb #74ca37b0
 STELLAR_COLUMNS = {  # name: (unit, description); fluxes are in units of the flux at 5550 Å
     'TARGETID': (None, 'identifier of the spectrum'), 'TARGET_RA': ('deg', 'right ascension, ICRS'), 'TARGET_DEC': ('deg', 'declination, ICRS'),
     'SPECTYPE': (None, 'type by the pipeline'), 'SUBTYPE': (None, 'subtype by the pipeline'), 'Z': (None, 'redshift by the pipeline'),

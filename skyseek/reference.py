@@ -65,6 +65,7 @@ def reference_files(
     with write_folder(dst) as new: _write_weights(reference, folder, new, about)
     return reference, failed
 
+# %% ../nbs/44_reference.ipynb #c00a6bdf
 def _unfamiliar(weights, code, spectra):
     "Number of spectra that are out of distribution for weights; None if the weights do not say."
     if weights.familiarity is None: return None
@@ -86,8 +87,8 @@ def reference_text(
 ): # str, a line
     "Which fraction of the survey is out of distribution for the weights, and what to do about it."
     n, k, name = about['spectra'], about['unfamiliar'], about['weights']
-    if k is None: return f"the weights {name} have no familiarity/ model, so nothing is said about what is out of distribution for them"
-    text = f"out of distribution for the weights {name}: {k} of {counted(n, 'spectrum', 'spectra')} ({k/n:.1%}; of their own sample {UNFAMILIAR:.0%})"
+    if k is None: return f"out of distribution for the weights '{name}': not known, they have no familiarity/ model"
+    text = f"out of distribution for the weights '{name}': {k} of {counted(n, 'spectrum', 'spectra')} ({k/n:.1%}; of their own sample {UNFAMILIAR:.0%})"
     if binom.sf(k - 1, n, UNFAMILIAR) > 1e-3: return text
     return text + ("; the anomaly scores hold for this survey all the same, but do not take P_Z_WRONG and P_S_WRONG of these spectra literally (UNFAMILIAR): "
                    "train weights on labelled spectra of this survey with `skyseek train`, and begin with them (--weights)")

@@ -84,7 +84,7 @@ def add_unfamiliar(
         table['UNFAMILIAR'] = is_beyond(table, limits[-1])
         table['UNFAMILIAR'].description = f'EXCESS is beyond {limits[-1]:.4f}, as of 1 in 100 stars that the model was tested on, by 2 sigma'
         table.meta['TH_EXC'] = limits[-1]
-    return distribution_text(table, limits, f'the model {folder.name}')
+    return distribution_text(table, limits, f"the model '{folder.name}'")
 
 # %% ../nbs/31_stellar.ipynb #add8248f
 def train_stellar_file(

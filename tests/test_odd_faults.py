@@ -178,7 +178,7 @@ def test_score_stars_counts_files_not_arguments(stars, tmp_path, run):
 def test_score_stars_says_what_is_out_of_distribution(stars, tmp_path, run):
     lines = {name: run('score-stars', stars/f'spectra-{name}.fits', '-o', tmp_path/f'{name}.fits')[1].splitlines()[-1] for name in ('ok', 'waves')}
     share = {name: read_written_table(tmp_path/f'{name}.fits')['UNFAMILIAR'].mean() for name in lines}
-    assert all('out of distribution for the model stars' in line and '150 spectra' in line for line in lines.values())
+    assert all("out of distribution for the model 'stars'" in line and '150 spectra' in line for line in lines.values())
     assert share['ok'] < .05 < .2 < share['waves'] and 'at least 9' in lines['waves'] and 'skyseek train-stars' in lines['waves']
 
 
