@@ -37,7 +37,9 @@ def rerank(
     known = np.isfinite(marks)
     if not len(features) == len(score) == len(marks): raise ValueError(f"{len(features)} objects, {len(score)} scores, {len(marks)} marks; give one of each for each object")
     if ((marks[known] < 0) | (marks[known] > BEST_MARK)).any(): raise ValueError(f"marks run from 0 to {BEST_MARK:g}, there is {marks[known].min():g} to {marks[known].max():g}")
-    if known.sum() < 2: raise ValueError(f"{counted(known.sum(), 'mark')}; give at least two, best a dozen or more, of what is on top of the list")
+    if known.sum() < 2:
+        raise ValueError(f"{counted(known.sum(), 'mark')}; "
+                         "give at least two, best a dozen or more, of what is on top of the list")
     x = StandardScaler().fit_transform(np.nan_to_num(features))
     u = RandomForestRegressor(200, min_samples_leaf=2 if known.sum() > 20 else 1, random_state=seed).fit(x[known], marks[known]).predict(x)
     d = NearestNeighbors(n_neighbors=1).fit(x[known]).kneighbors(x)[0][:, 0]
@@ -74,7 +76,8 @@ def read_marks(
     ids, words = ([row[names.index(c)] for row in rows] for c in ('TARGETID', 'MARK'))
     marks = np.array([_mark(word, f'{path}: MARK in row {k + 1}') for k, word in enumerate(words)])
     given = np.isfinite(marks)
-    if not given.any(): raise ReadError(f"{path}: no mark is given; write numbers from 0 to {BEST_MARK:g} into the column MARK")
+    if not given.any():
+        raise ReadError(f"{path}: no mark is given; write numbers from 0 to {BEST_MARK:g} into the column MARK")
     column = np.array([(word or None) if g else '0' for word, g in zip(ids, given)], object)
     return Table({'TARGETID': read_ids(column, path)[given], 'MARK': marks[given]})
 
@@ -94,9 +97,12 @@ def _read_csv(path):
         rows = csv.reader(io.StringIO(text), delimiter=max(',;\t', key=first.count), skipinitialspace=True)
         names, *rows = [[word.strip() for word in row] for row in rows] or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise ReadError(f"{path}: not a readable csv table ({str(e).splitlines()[0]}); save it as csv in UTF-8, with TARGETID and MARK") from e
+        raise ReadError(f"{path}: not a readable csv table ({str(e).splitlines()[0]}); "
+                        "save it as csv in UTF-8, with TARGETID and MARK") from e
     for k, row in enumerate(rows):
-        if any(row[len(names):]): raise ReadError(f"{path}: row {k + 1} has {len(row)} values for {len(names)} columns; put quotes around commas")
+        if any(row[len(names):]):
+            raise ReadError(f"{path}: row {k + 1} has {len(row)} values for {len(names)} columns; "
+                            "put quotes around commas")
     return [name.upper() for name in names], [row + ['']*(len(names) - len(row)) for row in rows]
 
 # %% ../nbs/35_active.ipynb #576a03f5
@@ -121,7 +127,8 @@ def rerank_catalogue(
     "The catalogue in the order of its reader's interest."
     given = match_marks(catalogue, marks)
     out = catalogue.copy()
-    out['INTEREST'] = rerank(catalogue_features(catalogue), _scores(catalogue, score), given, **options).astype(np.float32)
+    interest = rerank(catalogue_features(catalogue), _scores(catalogue, score), given, **options)
+    out['INTEREST'] = interest.astype(np.float32)
     out['MARK'] = given.astype(np.float32)
     return out[_order(out['INTEREST'])]
 
@@ -139,16 +146,22 @@ def match_marks(
     ids, at = np.unique(read_ids(marks['TARGETID'][filled], 'the table of marks'), return_inverse=True)
     mean, own = np.bincount(at, mark[filled])/np.bincount(at), read_ids(catalogue['TARGETID'], 'the catalogue')
     found = np.isin(own, ids)
-    if not found.any(): raise ValueError(f"none of the {counted(len(ids), 'marked target')} is among the {len(own)} of the catalogue; marks need its TARGETIDs")
+    if not found.any():
+        raise ValueError(f"none of the {counted(len(ids), 'marked target')} is among the {len(own)} of the "
+                         "catalogue; marks need its TARGETIDs")
     return np.where(found, mean[np.minimum(np.searchsorted(ids, own), len(ids) - 1)], np.nan)
 
 def _scores(catalogue, name):
     "(N,) numbers of a column, nan where there is none."
     column = np.ma.asarray(catalogue[name])
-    if column.dtype.kind not in 'fiu' or column.ndim != 1: raise ValueError(f"{name} is not one number a row; score the spectra again with `skyseek score`")
+    if column.dtype.kind not in 'fiu' or column.ndim != 1:
+        raise ValueError(f"{name} is not one number a row; score the spectra again with `skyseek score`")
     return np.ma.filled(column.astype(float), np.nan)
 
-def _order(score): return np.argsort(-np.nan_to_num(np.ma.filled(np.ma.asarray(score, float), np.nan), nan=-1), kind='stable')
+def _order(score):
+    "Rows from the largest to the smallest; those without a number come last."
+    numbers = np.ma.filled(np.ma.asarray(score, float), np.nan)
+    return np.argsort(-np.nan_to_num(numbers, nan=-1), kind='stable')
 
 # %% ../nbs/35_active.ipynb #d9014e3a
 def rank_catalogue(
@@ -157,39 +170,47 @@ def rank_catalogue(
     what='all', # 'all', 'objects' (without what was found to be an artefact, and ranked by ANOMALY_CLEAN) or 'artefacts'
     most=None, # rows to keep, at least 1; None keeps all
     **options, # of `rerank`
-): # Table, the most anomalous first (with marks, the most interesting), with RANK; meta['SORTED'] names the column it is sorted by
-    "A list to look at."
+): # Table, the most anomalous first (with marks, the most interesting), with RANK
+    "A list to look at; meta['SORTED'] names the column that it is sorted by."
     score = _check_rank(catalogue, what, most)
     table = catalogue if what == 'all' else catalogue[_is_artefact(catalogue) == (what == 'artefacts')]
-    if not len(table): raise ValueError(f"none of the {counted(len(catalogue), 'row')} is left, {what} were asked for; choose --what all (what='all')")
-    if not np.isfinite(_scores(table, score)).any(): raise ValueError(f"no row has a number in {score}; score the spectra again with `skyseek score`")
+    if not len(table):
+        raise ValueError(f"none of the {counted(len(catalogue), 'row')} is left, {what} were asked for; "
+                         "choose --what all (what='all')")
+    if not np.isfinite(_scores(table, score)).any():
+        raise ValueError(f"no row has a number in {score}; score the spectra again with `skyseek score`")
     column = score if marks is None else 'INTEREST'
     table = table[_order(table[score])] if marks is None else rerank_catalogue(table, marks, score, **options)
     table = table[:most]
     first = [c for c in ('TARGETID', column, score, 'MARK') if c in table.colnames]
     table = table[list(dict.fromkeys(first + table.colnames))]
-    table.add_column(np.where(np.isfinite(_scores(table, column)), 1 + np.arange(len(table)), 0).astype(np.int32), name='RANK', index=0)
+    rank = np.where(np.isfinite(_scores(table, column)), 1 + np.arange(len(table)), 0)
+    table.add_column(rank.astype(np.int32), name='RANK', index=0)
     table.meta |= dict(SORTED=column, WHAT=what)
-    return describe_columns(table, RANK_COLUMNS | dict(RANK=(None, f'place in this list, by {column}; 0 where there is no score')))
+    rank_words = f'place in this list, by {column}; 0 where there is no score'
+    return describe_columns(table, RANK_COLUMNS | dict(RANK=(None, rank_words)))
 
 # %% ../nbs/35_active.ipynb #909d2492
-RANK_COLUMNS = {'INTEREST': (None, 'dex: the anomaly score, weighed by the marks of the reader'), 'MARK': (None, f'mark of the reader, from 0 to {BEST_MARK:g}')}
+RANK_COLUMNS = {'INTEREST': (None, 'dex: the anomaly score, weighed by the marks of the reader'),
+                'MARK': (None, f'mark of the reader, from 0 to {BEST_MARK:g}')}
 
 def _is_artefact(catalogue): return np.char.strip(np.asarray(catalogue['NATURE']).astype(str)) == 'ARTEFACT'
 
 def _check_rank(catalogue, what, most):
     "The column to sort by; `ValueError` if the catalogue has no such list to give."
-    if what not in ('all', 'objects', 'artefacts'): raise ValueError(f"--what {what} (what={what!r}): choose all, objects or artefacts")
+    if what not in ('all', 'objects', 'artefacts'):
+        raise ValueError(f"--what {what} (what={what!r}): choose all, objects or artefacts")
     if most is not None and most < 1: raise ValueError(f"--most {most} (most={most}): at least 1 row")
     score = 'ANOMALY_CLEAN' if what == 'objects' else 'ANOMALY'
     wanted = ['TARGETID', score] + ['NATURE']*(what != 'all')
     if lacking := [c for c in wanted if c not in catalogue.colnames]:
-        raise ValueError(f"the catalogue has no column {', '.join(lacking)}: its weights have no anomaly/ reference; make one with "
-                         "`skyseek reference COADDS --weights WEIGHTS -o NEW`, and score the spectra again with `--weights NEW`")
+        raise ValueError(f"the catalogue has no column {', '.join(lacking)}: its weights have no anomaly/ reference; "
+                         "make one with `skyseek reference COADDS --weights WEIGHTS -o NEW`, "
+                         "and score the spectra again with `--weights NEW`")
     return score
 
 # %% ../nbs/35_active.ipynb #cd08998a
-SHOWN = 'RANK', 'TARGETID', 'MARK', 'ANOMALY_WHY', 'NATURE', 'SPECTYPE', 'Z'  # columns of a list that are printed, beside the one it is sorted by
+SHOWN = 'RANK', 'TARGETID', 'MARK', 'ANOMALY_WHY', 'NATURE', 'SPECTYPE', 'Z'  # printed beside the sorting column
 
 def rank_text(
     table, # of `rank_catalogue`

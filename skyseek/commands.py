@@ -63,16 +63,17 @@ OVERWRITE = _switch('--overwrite', 'write again what is already there')
 
 # %% ../nbs/49_commands.ipynb #7f8a97df
 def _check_outputs(paths, inputs, overwrite):
-    "Raise unless files can be written: none is an input, none is there already, and no two are one. None among them is passed over."
+    "Raise unless files can be written: none is an input or there already, and no two are one. None is passed over."
     from skyseek.files import check_new, keep_apart
     paths = [path for path in paths if path is not None]
     keep_apart(paths, inputs)
     for k, path in enumerate(paths):
         check_new(path, overwrite)
-        if path.resolve() in [p.resolve() for p in paths[:k]]: raise ValueError(f"{path}: would be written twice; give each output a name of its own")
+        if path.resolve() in [p.resolve() for p in paths[:k]]:
+            raise ValueError(f"{path}: would be written twice; give each output a name of its own")
 
 def rank(a):
-    "List the most anomalous objects of a catalogue; with --marks, a csv table of TARGETID and MARK (0 to 5), those that its reader likes."
+    "List the most anomalous objects of a catalogue; with --marks (csv: TARGETID, MARK from 0 to 5), those of interest."
     from skyseek.active import rank_catalogue, rank_text, read_marks
     from skyseek.catalogue import COLUMNS
     from skyseek.files import check_destination, read_written_table, write_table
@@ -84,13 +85,15 @@ def rank(a):
     except ValueError as e: raise ValueError(f"{a.catalogue}: {e}") from e
     describe_columns(table, {k: v for k, v in COLUMNS.items() if k in table.colnames and not table[k].description})
     inputs = [path for path in (a.catalogue, a.marks) if path]
-    table.meta |= provenance(inputs, CATVER=catalogue.meta.get('SKYSEEK'), MOST=a.most, NMARKS=None if marks is None else len(marks))
-    print(f"{write_table(table, a.output)}: {counted(len(table), 'row')}, sorted by {table.meta['SORTED']} (dex)\n{rank_text(table)}")
+    given = None if marks is None else len(marks)
+    table.meta |= provenance(inputs, CATVER=catalogue.meta.get('SKYSEEK'), MOST=a.most, NMARKS=given)
+    print(f"{write_table(table, a.output)}: "
+          f"{counted(len(table), 'row')}, sorted by {table.meta['SORTED']} (dex)\n{rank_text(table)}")
     return 0
 
 # %% ../nbs/49_commands.ipynb #93fbcd83
 def reference(a):
-    "Learn from a survey, without labels, what is ordinary in it, and write weights whose anomaly scores compare with this reference sample."
+    "Learn from a survey, without labels, what is ordinary in it, and write weights with this reference sample."
     from skyseek.files import check_folder, keep_apart
     from skyseek.records import counted
     from skyseek.reference import reference_files, reference_text
@@ -99,7 +102,8 @@ def reference(a):
     check_folder(a.output, a.overwrite)
     learned, failed = reference_files(a.coadds, a.output, a.weights, a.most, a.seed, a.device)
     count = counted(learned.config['n'], 'spectrum', 'spectra')
-    print(f"{a.output}: weights with a reference sample of {count} of this survey; score with `skyseek score --weights {a.output}`")
+    print(f"{a.output}: weights with a reference sample of {count} of this survey; "
+          f"score with `skyseek score --weights {a.output}`")
     print(reference_text(read_config(a.output/'anomaly')['extra']))
     return _report(failed, len(a.coadds))
 
@@ -108,30 +112,35 @@ def train_stars(a):
     "Train the stellar autoencoder on spectra of stars, as published: type STAR, no warning, S/N above --min-snr."
     from skyseek.files import check_folder, keep_apart
     from skyseek.modelsets import checkpoint_path
-    from skyseek.outliers import STELLAR_TRAINING, error_statistics, r_squared, read_stars, reconstruct, reconstruction_errors, select_stars, stellar_side
+    from skyseek.outliers import STELLAR_TRAINING, error_statistics, r_squared, read_stars
+    from skyseek.outliers import reconstruct, reconstruction_errors, select_stars, stellar_side
     from skyseek.records import counted
     from skyseek.sdss import _files
     from skyseek.stellar import train_stellar_file
     from skyseek.train import TrainSettings
-    settings, files = TrainSettings(**STELLAR_TRAINING | dict(epochs=a.epochs), seed=a.seed, device=a.device), _files(a.spectra)
+    settings = TrainSettings(**STELLAR_TRAINING | dict(epochs=a.epochs), seed=a.seed, device=a.device)
+    files = _files(a.spectra)
     keep_apart(a.output, files)
     check_folder(a.output, a.overwrite)
     checkpoint_path(a.output)
     stars, about, failed = read_stars(files)
     keep = select_stars(about, a.min_snr)
-    if not keep.any(): raise ValueError(f"none of {counted(len(keep), 'spectrum', 'spectra')} is of a star without warning and with S/N above {a.min_snr:g}; lower --min-snr")
+    if not keep.any():
+        raise ValueError(f"none of {counted(len(keep), 'spectrum', 'spectra')} is of a star without warning and with "
+                         f"S/N above {a.min_snr:g}; lower --min-snr")
     stars = stars[keep]
     model, history = train_stellar_file(stars, a.output, settings, files=len(files) - len(failed), min_snr=a.min_snr)
     test = stars[stellar_side(stars) == 'test']
-    print(f"{a.output}: epoch {history['best']} kept, {counted(len(stars), 'star')}; score with `skyseek score-stars --weights {a.output}`")
+    print(f"{a.output}: epoch {history['best']} kept, {counted(len(stars), 'star')}; "
+          f"score with `skyseek score-stars --weights {a.output}`")
     if len(test):
-        drawn = reconstruct(model, test)
-        print(f"on {counted(len(test), 'star')} of the test side, R2 = {r_squared(test, drawn):.4f}\n{error_statistics(reconstruction_errors(test, drawn))}")
+        r2, errors = r_squared(test, drawn := reconstruct(model, test)), reconstruction_errors(test, drawn)
+        print(f"on {counted(len(test), 'star')} of the test side, R2 = {r2:.4f}\n{error_statistics(errors)}")
     return _report(failed, len(files))
 
 # %% ../nbs/49_commands.ipynb #f7a34a6a
 def score_stars(a):
-    "Say how anomalous each star is: errors of its reconstruction, the published tables, the largest first in RANK, and what is out of distribution."
+    "Say how anomalous each star is: errors of its reconstruction, published tables, and what is out of distribution."
     from skyseek.files import check_destination, write_table
     from skyseek.outliers import error_statistics, is_star, load_stellar, read_stars, stellar_catalogue, stellar_report
     from skyseek.records import counted
@@ -144,14 +153,17 @@ def score_stars(a):
     model = load_stellar(a.weights, a.device)
     stars, about, failed = read_stars(files)
     keep = is_star(about) | a.all_types
-    if not keep.any(): raise ValueError(f"none of {counted(len(keep), 'spectrum', 'spectra')} has the type STAR; --all-types scores what there is")
+    if not keep.any():
+        raise ValueError(f"none of {counted(len(keep), 'spectrum', 'spectra')} has the type STAR; "
+                         "--all-types scores what there is")
     if not keep.all(): print(f'{(~keep).sum()} of {len(keep)} spectra are of another type than STAR, and are left out')
     table, drawn = stellar_catalogue(stars[keep], about[keep], model, a.device)
     print(error_statistics(table))
     told = add_unfamiliar(table, a.weights)
     table.meta |= _stellar_cards(a, model, [f for f in files if str(f) not in failed])
     beyond, unusable = (table['SIGMA'] > STRANGE).sum(), (table['REASON'] != '').sum()
-    print(f"{write_table(table, a.output)}: {counted(len(table), 'spectrum', 'spectra')}, {beyond} beyond {STRANGE:g} sigma of this sample, {unusable} that cannot be used\n{told}")
+    print(f"{write_table(table, a.output)}: {counted(len(table), 'spectrum', 'spectra')}, "
+          f"{beyond} beyond {STRANGE:g} sigma of this sample, {unusable} that cannot be used\n{told}")
     if a.report: print(stellar_report(a.report, stars[keep], table, drawn))
     return _report(failed, len(files))
 
@@ -163,7 +175,9 @@ def _stellar_cards(a, model, files):
     from skyseek.outliers import MIN_COVERAGE
     from skyseek.records import provenance
     from skyseek.train import fingerprint
-    return provenance(files, WEIGHTS=a.weights.name if a.weights else 'stars', MODELID=fingerprint(model), TH_SIGMA=STRANGE, MINCOVER=MIN_COVERAGE, ALLTYPES=a.all_types)
+    name = a.weights.name if a.weights else 'stars'
+    limits = dict(TH_SIGMA=STRANGE, MINCOVER=MIN_COVERAGE, ALLTYPES=a.all_types)
+    return provenance(files, WEIGHTS=name, MODELID=fingerprint(model), **limits)
 
 def _model_files(folder):
     "Files of a folder of models, none if there is none; no output may take their place."
@@ -192,13 +206,14 @@ def train_galaxies(a):
     cutouts = _stamps(a, a.size)
     images = cutouts.images[cutouts.usable]
     distance = train_images_file(images, a.output, settings, a.encoder_steps, width=a.width)
-    print(f"{a.output}: {counted(len(images), 'image')} ({len(cutouts) - len(images)} left out), {counted(len(distance), 'iteration')}, "
-          f"distance between real and generated {distance[-1]:.2f}; score with `skyseek score-galaxies --weights {a.output}`")
+    print(f"{a.output}: {counted(len(images), 'image')} ({len(cutouts) - len(images)} left out), "
+          f"{counted(len(distance), 'iteration')}, distance between real and generated {distance[-1]:.2f}; "
+          f"score with `skyseek score-galaxies --weights {a.output}`")
     return 0
 
 # %% ../nbs/49_commands.ipynb #e9040916
 def score_galaxies(a):
-    "Say how anomalous each image of a galaxy is: critic, generator and combined score, in standard deviations of the sample."
+    "Say how anomalous each image of a galaxy is: critic, generator and combined score in standard deviations."
     from skyseek.cutouts import image_files
     from skyseek.files import check_destination, write_table
     from skyseek.imagescores import HIGH, load_images_model, score_images_file
@@ -210,7 +225,8 @@ def score_galaxies(a):
     table, _ = score_images_file(_stamps(a, size), a.weights, a.results, a.steps, device=a.device, progress=None)
     table.meta |= provenance(image_files(a.images), HOW=a.how, STRETCH=a.stretch, LUPTONQ=a.Q, BLUE=a.blue_first)
     bad = int((table['REASON'] != '').sum())
-    print(f"{write_table(table, a.output)}: {counted(len(table), 'image')}, {table['HIGH'].sum()} beyond {HIGH:g} sigma in the critic's score, {bad} that cannot be used")
+    print(f"{write_table(table, a.output)}: {counted(len(table), 'image')}, "
+          f"{table['HIGH'].sum()} beyond {HIGH:g} sigma in the critic's score, {bad} that cannot be used")
     return 1 if bad else 0
 
 # %% ../nbs/49_commands.ipynb #71590306
@@ -272,21 +288,52 @@ def survey_commands(sub):
     _command(sub, sparcl, ('targetid', dict(type=int, nargs='+', help='TARGETIDs')), _path('-o --output', 'compact spectra file to write, spectra-*.fits', required=True), ('--release', dict(default='DESI-DR1', help='data set of SPARCL')))
 
 # %% ../nbs/49_commands.ipynb #48620385
+_TABLE = _path('-o --output', 'table to write, .fits or .parquet', required=True)
+_FOLDER = _path('-o --output', 'folder to write', required=True)
+_SEED = _number('--seed', 0, 'random seed')
+_AUTO = DEVICE[0], dict(default='auto', help='torch device: cpu, cuda or auto, which is CUDA if there is one')
+
 def odd_commands(sub):
     "rank, reference, train-stars, score-stars, train-galaxies, score-galaxies."
-    seed, out = _number('--seed', 0, 'random seed'), _path('-o --output', 'folder to write', required=True)
-    table, device = _path('-o --output', 'table to write, .fits or .parquet', required=True), (DEVICE[0], dict(default='auto', help='torch device: cpu, cuda or auto, which is CUDA if there is one'))
-    _command(sub, rank, _path('catalogue', 'catalogue from skyseek score'), table, _path('--marks', 'csv table of TARGETID and MARK, from 0 (of no interest) to 5'),
-             ('--what', dict(default='all', choices=['all', 'objects', 'artefacts'], help='what to list; objects are sorted by ANOMALY_CLEAN, the others by ANOMALY')), ('--most', dict(type=int, help='rows to list (default: all)')), OVERWRITE)
-    _command(sub, reference, _path('coadds', 'coadd-*.fits files, compact spectra files, or spectra of SDSS and LAMOST', nargs='+'), out, _path('--weights --model', 'folder of weights to begin with (default: those in the package)'),
-             _number('--most', 10_000, 'spectra to learn from, about'), seed, device, OVERWRITE)
+    for build in (_odd_spectra, _odd_stars, _odd_galaxies): build(sub)
+
+def _odd_spectra(sub):
+    "rank, reference."
+    _command(sub, rank, _path('catalogue', 'catalogue from skyseek score'), _TABLE,
+             _path('--marks', 'csv table of TARGETID and MARK, from 0 (of no interest) to 5'),
+             ('--what', dict(default='all', choices=['all', 'objects', 'artefacts'],
+                             help='what to list; objects are sorted by ANOMALY_CLEAN, the others by ANOMALY')),
+             ('--most', dict(type=int, help='rows to list (default: all)')), OVERWRITE)
+    files = 'coadd-*.fits files, compact spectra files, or spectra of SDSS and LAMOST'
+    _command(sub, reference, _path('coadds', files, nargs='+'), _FOLDER,
+             _path('--weights --model', 'folder of weights to begin with (default: those in the package)'),
+             _number('--most', 10_000, 'spectra to learn from, about'), _SEED, _AUTO, OVERWRITE)
+
+# %% ../nbs/49_commands.ipynb #d2288fe1
+def _odd_stars(sub):
+    "train-stars, score-stars."
     spectra = _path('spectra', 'SDSS or LAMOST spectra, coadds, or folders of them', nargs='+')
-    _command(sub, train_stars, spectra, out, _number('--min-snr', 20., 'median S/N per pixel', float), _number('--epochs', 1000, 'passes at most'), seed, device, OVERWRITE)
-    _command(sub, score_stars, spectra, table, _path('--weights --model', 'model folder (default: the one in the package)'), _path('--report', 'page to write, .html'),
-             _switch('--all-types', 'score galaxies and quasars too'), device, OVERWRITE)
-    images, how = _path('images', 'jpg, png or FITS stamps (three bands, the reddest first), folders of them, or one .h5 file', nargs='+'), (('--how', dict(default='crop', choices=['crop', 'shrink'], help='what is done with larger stamps')),
-        _number('--stretch', .5, 'of the colours of fluxes (Lupton et al. 2004), in their unit', float), _number('--Q', 15., 'of the same', float), _switch('--blue-first', 'the first band of fluxes is the bluest, as in g, r, z of the Legacy Surveys'))
-    _command(sub, train_galaxies, images, out, _number('--size', 96, 'pixels of a stamp, a multiple of 16'), *how, _number('--width', 64, 'channels of the first convolution'), _number('--iterations', 10_000, 'of the generator'),
-             _number('--encoder-steps', 5_000, 'of the encoder'), _number('--batch-size', 32, 'images a step'), _number('--lr', 1e-4, 'learning rate of generator and critic', float), seed, device, OVERWRITE)
-    _command(sub, score_galaxies, images, table, _path('--weights --model', 'model folder', required=True), *how, _number('--steps', 10, 'of the search of latents; 0 takes the guess'),
-             _path('--results', 'file for images, drawings and latents, .h5'), device, OVERWRITE)
+    _command(sub, train_stars, spectra, _FOLDER, _number('--min-snr', 20., 'median S/N per pixel', float),
+             _number('--epochs', 1000, 'passes at most'), _SEED, _AUTO, OVERWRITE)
+    _command(sub, score_stars, spectra, _TABLE,
+             _path('--weights --model', 'model folder (default: the one in the package)'),
+             _path('--report', 'page to write, .html'), _switch('--all-types', 'score galaxies and quasars too'),
+             _AUTO, OVERWRITE)
+
+# %% ../nbs/49_commands.ipynb #248b3fea
+def _odd_galaxies(sub):
+    "train-galaxies, score-galaxies."
+    files = 'jpg, png or FITS stamps (three bands, the reddest first), folders of them, or one .h5 file'
+    images, how = _path('images', files, nargs='+'), (
+        ('--how', dict(default='crop', choices=['crop', 'shrink'], help='what is done with larger stamps')),
+        _number('--stretch', .5, 'of the colours of fluxes (Lupton et al. 2004), in their unit', float),
+        _number('--Q', 15., 'of the same', float),
+        _switch('--blue-first', 'the first band of fluxes is the bluest, as in g, r, z of the Legacy Surveys'))
+    _command(sub, train_galaxies, images, _FOLDER, _number('--size', 96, 'pixels of a stamp, a multiple of 16'), *how,
+             _number('--width', 64, 'channels of the first convolution'),
+             _number('--iterations', 10_000, 'of the generator'), _number('--encoder-steps', 5_000, 'of the encoder'),
+             _number('--batch-size', 32, 'images a step'),
+             _number('--lr', 1e-4, 'learning rate of generator and critic', float), _SEED, _AUTO, OVERWRITE)
+    _command(sub, score_galaxies, images, _TABLE, _path('--weights --model', 'model folder', required=True), *how,
+             _number('--steps', 10, 'of the search of latents; 0 takes the guess'),
+             _path('--results', 'file for images, drawings and latents, .h5'), _AUTO, OVERWRITE)

@@ -56,8 +56,11 @@ def cutout_table(
     "The table of `Cutouts`."
     n, nothing = len(object_id), lambda value: np.full(len(object_id), value)
     plain = lambda names: [x if x.isprintable() else printable(x) for x in np.asarray(names).astype(str).tolist()]
-    table = Table({'OBJECT_ID': np.array(plain(object_id), str), 'RA': nothing(np.nan) if ra is None else np.asarray(ra, float), 'DEC': nothing(np.nan) if dec is None else np.asarray(dec, float),
-                   'FILE': nothing(file) if isinstance(file, str) else np.array(plain(file), str), 'REASON': np.full(n, '', 'U120') if reason is None else np.asarray(reason).astype('U120')})
+    table = Table({'OBJECT_ID': np.array(plain(object_id), str)})
+    degrees = lambda values: nothing(np.nan) if values is None else np.asarray(values, float)
+    table['RA'], table['DEC'] = degrees(ra), degrees(dec)
+    table['FILE'] = nothing(file) if isinstance(file, str) else np.array(plain(file), str)
+    table['REASON'] = np.full(n, '', 'U120') if reason is None else np.asarray(reason).astype('U120')
     table['RA'].unit = table['DEC'].unit = 'deg'
     return table
 
@@ -119,13 +122,14 @@ def check_pixels(
     shapes, # of its bands, as the file claims
 ):
     "Raise `ReadError` if an image is too large for a stamp."
-    if sum(math.prod(map(int, s)) for s in shapes) > 3*MAX_PIXELS or any(math.prod(map(int, s[-2:])) > MAX_PIXELS for s in shapes):
-        raise ReadError(f"{path}: {_TOO_LARGE}")
+    whole, band = ([math.prod(map(int, s[k:])) for s in shapes] for k in (0, -2))
+    if sum(whole) > 3*MAX_PIXELS or max(band) > MAX_PIXELS: raise ReadError(f"{path}: {_TOO_LARGE}")
 
 # %% ../nbs/30_cutouts.ipynb #cf63d0aa
 KINDS = {'.jpg': 'picture', '.jpeg': 'picture', '.png': 'picture', '.fits': 'FITS', '.fit': 'FITS', '.gz': 'FITS'}  # by the end of the name
 
-_BAD_PICTURE = (OSError, SyntaxError, ValueError, LookupError, EOFError, OverflowError, NotImplementedError, MemoryError, struct.error, zlib.error)
+_BAD_PICTURE = (OSError, SyntaxError, ValueError, LookupError, EOFError, OverflowError, NotImplementedError,
+                MemoryError, struct.error, zlib.error)
 
 def _read_picture(path):
     "Pixels, ra, dec of a jpg or png; positions from a name like ra=1.2&dec=0.5."
@@ -135,7 +139,8 @@ def _read_picture(path):
             data = np.asarray(image if image.mode == 'L' else image.convert('RGB'))
     except ReadError: raise
     except Image.DecompressionBombError as e: raise ReadError(f"{path}: {_TOO_LARGE}") from e
-    except _BAD_PICTURE as e: raise ReadError(f"{path}: not a readable image ({type(e).__name__}); copy it again") from e
+    except _BAD_PICTURE as e:
+        raise ReadError(f"{path}: not a readable image ({type(e).__name__}); copy it again") from e
     return data, *_position(Path(path).name)
 
 def _position(name):
@@ -148,7 +153,8 @@ def _position(name):
 def _check_colours(size, stretch, Q):
     "Raise unless stamps can be made with these settings."
     if size is not None and size < 1: raise ValueError(f"--size {size} (size=…): give a number of pixels")
-    if not (stretch > 0 and Q >= 0 and math.isfinite(stretch + Q)): raise ValueError(f"--stretch {stretch} --Q {Q}: give positive numbers")
+    if not (stretch > 0 and Q >= 0 and math.isfinite(stretch + Q)):
+        raise ValueError(f"--stretch {stretch} --Q {Q}: give positive numbers")
 
 def _degrees(value):
     "A number of a header, nan if it is none."
@@ -204,7 +210,8 @@ def _checked(cutouts, paths):
     table, bad = cutouts.table, ~cutouts.usable
     if bad.all(): raise ReadError(f"{_given(paths)}: none of the {len(table)} images can be used{_because(table, bad)}")
     notes = [f"{bad.sum()} of {len(table)} images cannot be used{_because(table, bad)}"] if bad.any() else []
-    if twice := len(table) - len(np.unique(table['OBJECT_ID'])): notes.append(f"{counted(twice, 'image has', 'images have')} the OBJECT_ID of another")
+    if twice := len(table) - len(np.unique(table['OBJECT_ID'])):
+        notes.append(f"{counted(twice, 'image has', 'images have')} the OBJECT_ID of another")
     if notes: warnings.warn('; '.join(notes), stacklevel=3)
     return cutouts
 
@@ -217,7 +224,8 @@ def _because(table, bad):
     "The first of the bad rows, with its reason and what to do."
     row = table[np.flatnonzero(bad)[0]]
     name, reason = (' '.join(printable(x).split()) for x in (row['FILE'] or row['OBJECT_ID'], row['REASON']))
-    todo = '; give larger images, or a model of smaller ones (train-galaxies --size, size=…)' if reason.endswith('wanted') else ''
+    small = '; give larger images, or a model of smaller ones (train-galaxies --size, size=…)'
+    todo = small if reason.endswith('wanted') else ''
     return f", the first, {name}, because: {reason}{todo}"
 
 # %% ../nbs/30_cutouts.ipynb #f5112a76
@@ -252,9 +260,12 @@ def _dataset(f, path, name):
     if name not in f: return None
     try: found = f[name]
     except (KeyError, OSError): found = None  # a link that leads nowhere
-    if found is None or found.file.filename != f.filename: raise ReadError(f"{path}: {name} is a link to another file; give that file")
-    if getattr(found, 'shape', None) is None: raise ReadError(f"{path}: {name} is not a dataset; give a file with images (N, H, W, 3)")
-    if found.is_virtual or found.external: raise ReadError(f"{path}: the data of {name} lies in another file; copy it into one")
+    if found is None or found.file.filename != f.filename:
+        raise ReadError(f"{path}: {name} is a link to another file; give that file")
+    if getattr(found, 'shape', None) is None:
+        raise ReadError(f"{path}: {name} is not a dataset; give a file with images (N, H, W, 3)")
+    if found.is_virtual or found.external:
+        raise ReadError(f"{path}: the data of {name} lies in another file; copy it into one")
     return found
 
 def _images(f, path):
@@ -263,9 +274,11 @@ def _images(f, path):
     if data is None:
         others = ', '.join(map(printable, f)) or 'nothing'
         raise ReadError(f"{path}: no dataset 'images', only {others}; give a file with images (N, H, W, 3)")
-    if data.ndim != 4 or data.dtype.kind not in 'uif': raise ReadError(f"{path}: images are {data.dtype} {data.shape}; numbers (N, H, W, 3) are needed")
+    if data.ndim != 4 or data.dtype.kind not in 'uif':
+        raise ReadError(f"{path}: images are {data.dtype} {data.shape}; numbers (N, H, W, 3) are needed")
     if not len(data): raise ReadError(f"{path}: no image in it; give a file with images (N, H, W, 3)")
-    if data.size*data.dtype.itemsize > MAX_BYTES: raise ReadError(f"{path}: images {data.shape} are more than {MAX_BYTES/1e9:.0f} GB; split the file")
+    if data.size*data.dtype.itemsize > MAX_BYTES:
+        raise ReadError(f"{path}: images {data.shape} are more than {MAX_BYTES/1e9:.0f} GB; split the file")
     return data
 
 # %% ../nbs/30_cutouts.ipynb #4b379d66
@@ -275,17 +288,21 @@ def _columns(f, path, n):
     for name in ('object_id', 'file', 'ra', 'dec'):
         data = _dataset(f, path, name)
         if data is None: continue
-        if math.prod(data.shape) != n: raise ReadError(f"{path}: {name} has the shape {data.shape} for {n} images; give one value an image")
+        if math.prod(data.shape) != n:
+            raise ReadError(f"{path}: {name} has the shape {data.shape} for {n} images; give one value an image")
         text = _h5py().check_string_dtype(data.dtype) is not None
-        if name in ('ra', 'dec') and data.dtype.kind not in 'uif': raise ReadError(f"{path}: {name} is no column of numbers; give degrees")
+        if name in ('ra', 'dec') and data.dtype.kind not in 'uif':
+            raise ReadError(f"{path}: {name} is no column of numbers; give degrees")
         if name in ('object_id', 'file') and not text and data.dtype.kind not in 'ui':
-            raise ReadError(f"{path}: {name} is a column of {data.dtype} values, which may not be whole; write it as text or integers")
+            raise ReadError(f"{path}: {name} is a column of {data.dtype} values, which may not be whole; "
+                            "write it as text or integers")
         out[name] = (data.asstr('utf-8', 'replace') if text else data)[()].reshape(n)
     return {k: v.astype(str) if v.dtype.kind == 'O' else v for k, v in out.items()}
 
 def _stamps(data, path, size, how):
     "(N, size, size, 3) stamps and (N,) reasons of a dataset of images; `how` are the last arguments of `_one_image`."
-    if (n := len(data))*size**2*3 > MAX_BYTES: raise ReadError(f"{path}: {n} stamps of {size} pixels are more than {MAX_BYTES/1e9:.0f} GB; split the file")
+    if (n := len(data))*size**2*3 > MAX_BYTES:
+        raise ReadError(f"{path}: {n} stamps of {size} pixels are more than {MAX_BYTES/1e9:.0f} GB; split the file")
     check_pixels(path, [data.shape[1:]])
     stamps, reasons = np.zeros((n, size, size, 3), np.uint8), []
     step = max(1, int(64e6*n/max(data.size*data.dtype.itemsize, 1)))

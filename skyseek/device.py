@@ -16,4 +16,5 @@ def pick_device(
     found = torch.cuda.is_available()
     if name == 'auto': return 'cuda' if found else 'cpu'
     if name == 'cpu' or found and str(name).startswith('cuda'): return name
-    raise ValueError(f"--device {name} (device={name!r}): not to be had here; say cpu{' or cuda' if found else ''}, or auto")
+    raise ValueError(f"--device {name} (device={name!r}): not to be had here; "
+                     f"say cpu{' or cuda' if found else ''}, or auto")

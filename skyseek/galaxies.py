@@ -35,8 +35,10 @@ class ImageSettings:
     noise: float = 0.1  # rms of the noise that is added inside the generator while it is trained
 
     def __post_init__(self):
-        if self.size % 16 or self.size < 16: raise ValueError(f"--size {self.size} (size): stamps must have 16, 32, 48, … pixels")
-        if self.width < 1 or self.latent < 1: raise ValueError(f"--width {self.width} (width), latent={self.latent}: at least 1 of each")
+        if self.size % 16 or self.size < 16:
+            raise ValueError(f"--size {self.size} (size): stamps must have 16, 32, 48, … pixels")
+        if self.width < 1 or self.latent < 1:
+            raise ValueError(f"--width {self.width} (width), latent={self.latent}: at least 1 of each")
 
     @property
     def channels(self): return [self.width*k for k in (1, 2, 4, 8)]
@@ -44,6 +46,7 @@ class ImageSettings:
     @property
     def inner(self): return self.size//16  # pixels of the smallest image
 
+# %% ../nbs/31_galaxies.ipynb #15c63707
 def _down(a, b): return nn.Conv2d(a, b, 5, 2, 2)
 def _up(a, b): return nn.ConvTranspose2d(a, b, 5, 2, 2, output_padding=1)
 
@@ -190,7 +193,8 @@ def _save_game(path, modules, optimizers, progress):
 def _flat(task):
     "Settings by the names of their options; those of the networks and of the training together."
     options = {k: v for part in ('settings', 'shape') for k, v in task.get(part, {}).items()}
-    return {'--' + k.replace('_', '-') if k in OPTIONS else k: v for k, v in options.items()} | dict(images=task.get('n'))
+    named = {'--' + k.replace('_', '-') if k in OPTIONS else k: v for k, v in options.items()}
+    return named | dict(images=task.get('n'))
 
 OPTIONS = 'size', 'width', 'lr', 'batch_size', 'seed'  # settings that are options of `skyseek train-galaxies`
 
@@ -203,7 +207,8 @@ def _load_game(path, modules, optimizers, task):
     except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as e:
         raise ValueError(f"{path}: not a whole checkpoint of such a training ({e}); move it away to start again") from e
     if changed := [f'{k} {then.get(k)} then, {v} now' for k, v in now.items() if then.get(k) != v]:
-        raise ValueError(f"{path}: is of a training with other settings or images ({'; '.join(changed)}); use the same ones, or remove the checkpoint")
+        raise ValueError(f"{path}: is of a training with other settings or images ({'; '.join(changed)}); "
+                         "use the same ones, or remove the checkpoint")
     for name, module in modules.items(): module.load_state_dict({k: tensors[f'{name}.{k}'] for k in module.state_dict()})
     for name, optimizer in optimizers.items():
         state = {}
@@ -222,7 +227,8 @@ def train_wgan(
 ): # (`Generator`, `Critic`, history: distance per iteration)
     "Play the game; the generator and the critic of the last iteration."
     if len(images) < settings.batch_size:
-        raise ValueError(f"{len(images)} images for batches of {settings.batch_size}; give more images, or a smaller --batch-size (batch_size)")
+        raise ValueError(f"{len(images)} images for batches of {settings.batch_size}; "
+                         "give more images, or a smaller --batch-size (batch_size)")
     shape = dict(size=images.shape[1]) | shape
     fabric = Fabric(accelerator=settings.device, devices=1, precision=settings.precision); fabric.launch()
     torch.manual_seed(settings.seed)
@@ -232,7 +238,8 @@ def train_wgan(
     task = dict(settings={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items() if k not in ('device', 'iterations')}, shape=nets['generator'].config, n=len(images))
     done = _load_game(checkpoint, nets, adam, task) if checkpoint and Path(checkpoint).exists() else dict(task=task, distance=[])
     todo = range(len(done['distance']), settings.iterations)
-    for iteration in progress_bar(todo, progress, desc='wgan', initial=len(done['distance']), total=settings.iterations):
+    bar = progress_bar(todo, progress, desc='wgan', initial=len(done['distance']), total=settings.iterations)
+    for iteration in bar:
         torch.manual_seed(settings.seed + 1_000_003*(iteration + 1))
         done['distance'].append(_round(fabric, pairs, images, settings, iteration))
         last = iteration + 1 == settings.iterations
@@ -246,7 +253,9 @@ def _round(fabric, pairs, images, settings, iteration):
     for rows in _batches(len(images), settings, iteration): distance = _critic_step(fabric, (generator.module, critic.module), adam_d, as_tensor(images[rows], fabric.device), settings)
     _generator_step(fabric, (generator.module, critic.module), adam_g, settings, fabric.device)
     distance = float(distance)
-    if not math.isfinite(distance): raise ValueError(f"the critic's distance is {distance} in iteration {iteration}; give a smaller --lr (lr, {settings.lr})")
+    if not math.isfinite(distance):
+        raise ValueError(f"the critic's distance is {distance} in iteration {iteration}; "
+                         f"give a smaller --lr (lr, {settings.lr})")
     return distance
 
 # %% ../nbs/31_galaxies.ipynb #70754f32

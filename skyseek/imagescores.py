@@ -83,11 +83,13 @@ def score_images(
 HIGH = 3.  # sigma of the critic score beyond which an image is in the high-anomaly sample
 IMAGE_COLUMNS = {  # name: (unit, description)
     'IDX': (None, 'row of the image among those that were given, from 0'),
-    'OBJECT_ID': (None, 'name of the object, or of its file'), 'RA': ('deg', 'right ascension, ICRS'), 'DEC': ('deg', 'declination, ICRS'),
+    'OBJECT_ID': (None, 'name of the object, or of its file'),
+    'RA': ('deg', 'right ascension, ICRS'), 'DEC': ('deg', 'declination, ICRS'),
     'CRITIC': (None, 'critic score (features), in standard deviations of the sample'),
     'GENERATOR': (None, 'generator score (pixels), in standard deviations of the sample'),
     'COMBINED': (None, f'combined score, weight {LAMBDA} on the critic, in standard deviations of the sample'),
-    'HIGH': (None, f'CRITIC is beyond {HIGH:g} standard deviations'), 'REASON': (None, 'why the image cannot be used; empty if it can')}
+    'HIGH': (None, f'CRITIC is beyond {HIGH:g} standard deviations'),
+    'REASON': (None, 'why the image cannot be used; empty if it can')}
 
 def standardise(
     score, # (N,), nan where there is none
@@ -106,15 +108,18 @@ def _spread(values, usable):
 def image_catalogue(
     cutouts, # `Cutouts`
     scores, # `ImageScores` of the usable ones, in their order
-): # Table: IDX, OBJECT_ID, RA, DEC, CRITIC, GENERATOR, COMBINED (sigma; nan where an image cannot be used), HIGH, REASON
+): # Table of IMAGE_COLUMNS; scores in sigma, nan where an image cannot be used
     "The published columns in upper case, a row for each image."
     usable = cutouts.usable
     if len(scores) != usable.sum(): raise ValueError(f"{len(scores)} scores for {usable.sum()} usable images; score cutouts[cutouts.usable]")
-    table = Table({'IDX': np.arange(len(cutouts)), **{name: cutouts.table[name] for name in ('OBJECT_ID', 'RA', 'DEC')}})
+    table = Table({'IDX': np.arange(len(cutouts))})
+    for name in ('OBJECT_ID', 'RA', 'DEC'): table[name] = cutouts.table[name]
     for name in ('critic', 'generator', 'combined'): table[name.upper()] = _spread(getattr(scores, name), usable)
     table['HIGH'], table['REASON'] = table['CRITIC'] > HIGH, cutouts.table['REASON']
     table.meta |= dict(N=int(usable.sum()), TH_HIGH=HIGH, LAMBDA=LAMBDA)
-    table.meta |= {f'{name[:4].upper()}{end}': float(f(getattr(scores, name))) for name in ('critic', 'generator') for end, f in (('MEAN', np.mean), ('STD', np.std))}
+    for name in ('critic', 'generator'):
+        score, head = getattr(scores, name), name[:4].upper()
+        table.meta |= {f'{head}MEAN': float(np.mean(score)), f'{head}STD': float(np.std(score))}
     return describe_columns(table, IMAGE_COLUMNS)
 
 # %% ../nbs/32_imagescores.ipynb #d5d0960d
@@ -242,18 +247,22 @@ def train_images_file(
     checkpoint = checkpoint_path(folder)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     generator, critic, distance = train_wgan(images, settings, checkpoint, progress, **shape)
-    encoder, _ = train_encoder(images, generator, critic, encoder_steps, batch_size=settings.batch_size, seed=settings.seed, device=pick_device(settings.device))
+    same = dict(batch_size=settings.batch_size, seed=settings.seed)
+    encoder, _ = train_encoder(images, generator, critic, encoder_steps, device=settings.device, **same)
     nets = dict(generator=generator.cpu(), critic=critic.cpu(), encoder=encoder.cpu())
-    save_set(folder, nets, images=len(images), iterations=len(distance), encoder_steps=encoder_steps, lr=settings.lr, batch_size=settings.batch_size, seed=settings.seed)
+    about = dict(images=len(images), iterations=len(distance), encoder_steps=encoder_steps, lr=settings.lr)
+    save_set(folder, nets, **about, **same)
     checkpoint.unlink(missing_ok=True)
     return distance
 
+# %% ../nbs/32_imagescores.ipynb #c9345c2a
 def load_images_model(
     folder, # model folder
     device='cpu', # torch device; 'auto' is CUDA if there is one
 ): # (`Generator`, `Critic`, `ImageEncoder`)
     "Load a trained pair and its encoder; raise if they do not belong together."
-    nets = list(load_set(folder, dict(generator=Generator, critic=Critic, encoder=ImageEncoder), pick_device(device)).values())
+    classes = dict(generator=Generator, critic=Critic, encoder=ImageEncoder)
+    nets = list(load_set(folder, classes, pick_device(device)).values())
     if len({(n.settings.size, n.settings.latent) for n in nets}) > 1: raise ValueError(f"{folder}: generator, critic and encoder are of different sizes; use networks that were trained together")
     return nets
 
@@ -283,7 +292,8 @@ def score_images_file(
         if path is not None: path.unlink(missing_ok=True)
     table = image_catalogue(cutouts, scores)
     files = sorted(set(np.asarray(cutouts.table['FILE']).tolist()) - {''})
-    table.meta |= provenance(files, WEIGHTS=Path(folder).name, MODELID='-'.join(map(fingerprint, nets)), SIZE=nets[0].settings.size, STEPS=steps)
+    model = dict(WEIGHTS=Path(folder).name, MODELID='-'.join(map(fingerprint, nets)), SIZE=nets[0].settings.size)
+    table.meta |= provenance(files, STEPS=steps, **model)
     return table, scores
 
 # %% ../nbs/32_imagescores.ipynb #a14cea59

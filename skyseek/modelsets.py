@@ -39,7 +39,8 @@ def load_set(
     own = {name: fingerprint(model) for name, model in models.items()}
     told = [read_config(Path(folder)/name)['extra'].get('members') for name in models]
     if any(told) and any(members != own for members in told):  # skyseek 0.1.0 wrote no fingerprints
-        raise ValueError(f"{folder}: {', '.join(models)} were not trained together; copy the whole folder again, or train them again")
+        raise ValueError(f"{folder}: {', '.join(models)} were not trained together; "
+                         "copy the whole folder again, or train them again")
     return models
 
 # %% ../nbs/30_modelsets.ipynb #0426be78

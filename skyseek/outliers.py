@@ -239,7 +239,8 @@ def error_statistics(
     if not len(known): raise ValueError(f"none of {len(errors)} spectra could be used, the first because: {errors['REASON'][0]}; look at REASON")
     functions = dict(count=len, mean=np.mean, std=lambda x: np.std(x, ddof=1) if len(x) > 1 else np.nan, min=np.min, **{f'{q} %': lambda x, q=q: np.percentile(x, q) for q in (25, 50, 75)}, max=np.max)
     values = lambda f: (float(f(np.asarray(known[c]))) for c in ('MSE', 'RMSE', 'MEAN_DIFF'))
-    out = Table(rows=[(name, *values(f)) for name, f in functions.items()], names=('STATISTIC', 'MSE', 'RMSE', 'MEAN_DIFF'))
+    rows = [(name, *values(f)) for name, f in functions.items()]
+    out = Table(rows=rows, names=('STATISTIC', 'MSE', 'RMSE', 'MEAN_DIFF'))
     for name in out.colnames[1:]: out[name].format = '.4f'
     return out
 
@@ -323,7 +324,8 @@ def load_stellar(
     device='cpu', # torch device; 'auto' is CUDA if there is one
 ): # `StellarAutoencoder`
     "Load a stellar autoencoder."
-    return load_model(files('skyseek')/'weights/stars' if folder is None else folder, StellarAutoencoder, pick_device(device))
+    folder = files('skyseek')/'weights/stars' if folder is None else folder
+    return load_model(folder, StellarAutoencoder, pick_device(device))
 
 def read_stars(
     paths, # SDSS or LAMOST spectra, DESI coadds, compact files: one, several, or a folder
@@ -364,16 +366,19 @@ def stellar_catalogue(
 
 # %% ../nbs/30_outliers.ipynb #74ca37b0
 STELLAR_COLUMNS = {  # name: (unit, description); fluxes are in units of the flux at 5550 Å
-    'TARGETID': (None, 'identifier of the spectrum'), 'TARGET_RA': ('deg', 'right ascension, ICRS'), 'TARGET_DEC': ('deg', 'declination, ICRS'),
-    'SPECTYPE': (None, 'type by the pipeline'), 'SUBTYPE': (None, 'subtype by the pipeline'), 'Z': (None, 'redshift by the pipeline'),
-    'ZWARN': (None, 'warning bits of the pipeline, 0 is good'), 'SN_MEDIAN_ALL': (None, 'median S/N per pixel, by the pipeline'),
-    'FILE': (None, 'name of the file of the spectrum'), 'SNR': (None, 'median S/N per pixel of the file'),
+    'TARGETID': (None, 'identifier of the spectrum'), 'FILE': (None, 'name of its file'),
+    'TARGET_RA': ('deg', 'right ascension, ICRS'), 'TARGET_DEC': ('deg', 'declination, ICRS'),
+    'SPECTYPE': (None, 'type by the pipeline'), 'SUBTYPE': (None, 'subtype by the pipeline'),
+    'Z': (None, 'redshift by the pipeline'), 'ZWARN': (None, 'warning bits of the pipeline, 0 is good'),
+    'SN_MEDIAN_ALL': (None, 'median S/N per pixel, by the pipeline'), 'SNR': (None, 'median S/N per pixel of the file'),
     'MSE': (None, 'mean square of flux - reconstruction, flux at 5550 Angstrom is 1'),
-    'RMSE': (None, 'root mean square of flux - reconstruction, flux at 5550 Angstrom is 1'), 'MEAN_DIFF': (None, 'mean of flux - reconstruction'),
+    'RMSE': (None, 'root mean square of flux - reconstruction, flux at 5550 Angstrom is 1'),
+    'MEAN_DIFF': (None, 'mean of flux - reconstruction'),
     'EXCESS': (None, 'RMSE without the noise, sqrt(RMSE2 - <sigma2>)'),
     'SIGMA': (None, 'EXCESS minus its median, in robust standard deviations of the sample'),
     'RANK': (None, 'place by EXCESS in this sample, 1 is the largest; 0 where there is none'),
-    'WAVE_WORST': ('Angstrom', 'where the difference is largest, vacuum'), 'N_GOOD': (None, 'points of the 640 that hold data'),
+    'WAVE_WORST': ('Angstrom', 'where the difference is largest, vacuum'),
+    'N_GOOD': (None, 'points of the 640 that hold data'),
     'REASON': (None, 'why the spectrum cannot be used; empty if it can')}
 
 # %% ../nbs/30_outliers.ipynb #60e4d679
@@ -389,6 +394,7 @@ def stellar_report(
     snr = np.asarray(errors['SNR'], float)
     pages = [f'<pre>{escape(chr(10).join(t.pformat(max_lines=-1, max_width=-1)))}</pre>' for t in (error_statistics(table), snr_bins(errors, snr))]
     kind = lambda row: mpl_text(row['SUBTYPE']) if 'SUBTYPE' in table.colnames else ''
-    titles = [f"{row['TARGETID']}  {kind(row)}  RMSE {row['RMSE']:.3f}, {row['SIGMA']:.1f} sigma" for row in table[shown]]
+    title = lambda row: f"{row['TARGETID']}  {kind(row)}  RMSE {row['RMSE']:.3f}, {row['SIGMA']:.1f} sigma"
+    titles = [title(row) for row in table[shown]]
     pages += [embed(plot_error_histograms(errors)), embed(plot_reconstructions(stars, drawn, shown, titles))]
     return write_page(dst, f'{len(errors)} stars, the strangest {len(shown)}', '\n'.join(pages))

@@ -53,15 +53,18 @@ def reference_files(
     folder, dst = Path(str(files('skyseek')/SHIPPED)) if folder is None else Path(folder), Path(os.path.realpath(dst))
     if most < 1: raise ValueError(f"--most {most} (most): at least 300 spectra are needed")
     check_folder(dst)
-    if folder.resolve() in dst.parents: raise ValueError(f"{dst}: lies inside the weights {folder}; give another folder")
+    if folder.resolve() in dst.parents:
+        raise ValueError(f"{dst}: lies inside the weights {folder}; give another folder")
     device = pick_device(device)
     weights = load_weights(folder, device)
     spectra, failed = _sample_targets(paths, weights, most, seed)
     looked, opinion, fit, _, code = _look(_with_chi2(spectra, device), weights, device)
-    if opinion is None: raise ValueError(f"{folder}: has no judge/, which the anomaly scores need; give weights that have one")
+    if opinion is None:
+        raise ValueError(f"{folder}: has no judge/, which the anomaly scores need; give weights that have one")
     reference = fit_reference(looked, code, fit, opinion, seed=seed)
-    about = dict(autoencoder=fingerprint(weights.autoencoder), judge=fingerprint(weights.judge), spectra=len(spectra), files=len(paths) - len(failed),
-                 weights=folder.name, most=most, seed=seed, unfamiliar=_unfamiliar(weights, code, looked))
+    about = dict(autoencoder=fingerprint(weights.autoencoder), judge=fingerprint(weights.judge), spectra=len(spectra),
+                 files=len(paths) - len(failed), weights=folder.name, most=most, seed=seed,
+                 unfamiliar=_unfamiliar(weights, code, looked))
     with write_folder(dst) as new: _write_weights(reference, folder, new, about)
     return reference, failed
 
@@ -88,7 +91,10 @@ def reference_text(
     "Which fraction of the survey is out of distribution for the weights, and what to do about it."
     n, k, name = about['spectra'], about['unfamiliar'], about['weights']
     if k is None: return f"out of distribution for the weights '{name}': not known, they have no familiarity/ model"
-    text = f"out of distribution for the weights '{name}': {k} of {counted(n, 'spectrum', 'spectra')} ({k/n:.1%}; of their own sample {UNFAMILIAR:.0%})"
+    text = (f"out of distribution for the weights '{name}': {k} of {counted(n, 'spectrum', 'spectra')} ({k/n:.1%}; "
+            f"of their own sample {UNFAMILIAR:.0%})")
     if binom.sf(k - 1, n, UNFAMILIAR) > 1e-3: return text
-    return text + ("; the anomaly scores hold for this survey all the same, but do not take P_Z_WRONG and P_S_WRONG of these spectra literally (UNFAMILIAR): "
-                   "train weights on labelled spectra of this survey with `skyseek train`, and begin with them (--weights)")
+    return text + ("; the anomaly scores hold for this survey all the same, "
+                   "but do not take P_Z_WRONG and P_S_WRONG of these spectra literally (UNFAMILIAR): "
+                   "train weights on labelled spectra of this survey with `skyseek train`, "
+                   "and begin with them (--weights)")

@@ -36,7 +36,7 @@ def is_beyond(
     errors, # Table with MSE, EXCESS and N_GOOD
     limit, # EXCESS
 ): # (N,) bool; False where a spectrum cannot be used
-    "Which spectra are beyond a limit: EXCESS² − 2σ > limit², σ² = (2 s⁴ + 4 s² EXCESS²)/N_GOOD, with s² the mean variance of a point."
+    "Which spectra are beyond a limit: EXCESS² − 2σ > limit², σ² = (2s⁴ + 4s² EXCESS²)/N_GOOD, s² the mean variance."
     excess, mse, n = (np.asarray(errors[name], float) for name in ('EXCESS', 'MSE', 'N_GOOD'))
     left = np.sign(excess)*excess**2
     noise = mse - left
@@ -64,12 +64,17 @@ def distribution_text(
 ): # str, a line
     "How much of a sample is out of distribution, and what to do about it."
     n = int(np.isfinite(np.asarray(errors['EXCESS'], float)).sum())
-    if limits is None: return f"{name} keeps no limits, so nothing is said about what is out of distribution; train it again with at least {TESTED} stars beside the training side"
+    if limits is None:
+        return (f"{name} keeps no limits, so nothing is said about what is out of distribution; "
+                f"train it again with at least {TESTED} stars beside the training side")
     beyond, least = int(is_beyond(errors, limits[-1]).sum()), outside_fraction(errors, limits)
-    text = f"out of distribution for {name}: {beyond} of {counted(n, 'spectrum', 'spectra')} ({beyond/max(n, 1):.1%}; of its own test stars {1 - LEVELS[-1]:.0%})"
+    text = (f"out of distribution for {name}: {beyond} of {counted(n, 'spectrum', 'spectra')} "
+            f"({beyond/max(n, 1):.1%}; of its own test stars {1 - LEVELS[-1]:.0%})")
     if least < .005: return text
-    return text + (f", and at least {least:.0%} by their whole distribution (95 % confidence): for these EXCESS tells of the model, not of the star; "
-                   "look at them apart (UNFAMILIAR), or train on this survey with `skyseek train-stars` and score with --weights")
+    return text + (f", and at least {least:.0%} by their whole distribution (95 % confidence): "
+                   "for these EXCESS tells of the model, not of the star; "
+                   "look at them apart (UNFAMILIAR), or train on this survey with `skyseek train-stars` "
+                   "and score with --weights")
 
 # %% ../nbs/31_stellar.ipynb #487c50ee
 def add_unfamiliar(
@@ -79,10 +84,12 @@ def add_unfamiliar(
     "Compare a table with the stars that its model was tested on."
     folder = files('skyseek')/'weights/stars' if folder is None else Path(folder)
     limits = read_config(folder)['extra'].get('excess')
-    if limits is not None and not (isinstance(limits, list) and len(limits) == len(LEVELS)): raise ValueError(f"{folder}: config.json keeps no {len(LEVELS)} limits of EXCESS; train it again")
+    if limits is not None and not (isinstance(limits, list) and len(limits) == len(LEVELS)):
+        raise ValueError(f"{folder}: config.json keeps no {len(LEVELS)} limits of EXCESS; train it again")
     if limits is not None:
         table['UNFAMILIAR'] = is_beyond(table, limits[-1])
-        table['UNFAMILIAR'].description = f'EXCESS is beyond {limits[-1]:.4f}, as of 1 in 100 stars that the model was tested on, by 2 sigma'
+        words = f'EXCESS is beyond {limits[-1]:.4f} by 2 sigma, as of 1 in 100 stars that the model was tested on'
+        table['UNFAMILIAR'].description = words
         table.meta['TH_EXC'] = limits[-1]
     return distribution_text(table, limits, f"the model '{folder.name}'")
 
@@ -101,6 +108,7 @@ def train_stellar_file(
     model, history = train_stellar(stars, settings=settings, checkpoint=checkpoint, progress=progress)
     held = stars[np.isin(stellar_side(stars), ('validation', 'test'))]
     limits = excess_limits(reconstruction_errors(held, reconstruct(model, held)))
-    save_model(model, folder, history=history, stars=len(stars), seed=settings.seed, excess=limits, tested=len(held), **about)
+    about |= dict(stars=len(stars), tested=len(held), excess=limits, seed=settings.seed)
+    save_model(model, folder, history=history, **about)
     checkpoint.unlink(missing_ok=True)
     return model, history
