@@ -20,7 +20,8 @@ from sklearn.preprocessing import StandardScaler
 
 from .anomaly import SCORES
 from .files import ReadError, printable, read_ids
-from .records import counted, describe_columns
+from .records import describe_columns
+from .terminal import plural
 
 # %% ../nbs/35_active.ipynb #b5f8ca31
 BEST_MARK = 5.  # marks run from 0, of no interest, to this
@@ -38,7 +39,7 @@ def rerank(
     if not len(features) == len(score) == len(marks): raise ValueError(f"{len(features)} objects, {len(score)} scores, {len(marks)} marks; give one of each for each object")
     if ((marks[known] < 0) | (marks[known] > BEST_MARK)).any(): raise ValueError(f"marks run from 0 to {BEST_MARK:g}, there is {marks[known].min():g} to {marks[known].max():g}")
     if known.sum() < 2:
-        raise ValueError(f"{counted(known.sum(), 'mark')}; "
+        raise ValueError(f"{plural(known.sum(), 'mark')}; "
                          "give at least two, best a dozen or more, of what is on top of the list")
     x = StandardScaler().fit_transform(np.nan_to_num(features))
     u = RandomForestRegressor(200, min_samples_leaf=2 if known.sum() > 20 else 1, random_state=seed).fit(x[known], marks[known]).predict(x)
@@ -147,7 +148,7 @@ def match_marks(
     mean, own = np.bincount(at, mark[filled])/np.bincount(at), read_ids(catalogue['TARGETID'], 'the catalogue')
     found = np.isin(own, ids)
     if not found.any():
-        raise ValueError(f"none of the {counted(len(ids), 'marked target')} is among the {len(own)} of the "
+        raise ValueError(f"none of the {plural(len(ids), 'marked target')} is among the {len(own)} of the "
                          "catalogue; marks need its TARGETIDs")
     return np.where(found, mean[np.minimum(np.searchsorted(ids, own), len(ids) - 1)], np.nan)
 
@@ -175,7 +176,7 @@ def rank_catalogue(
     score = _check_rank(catalogue, what, most)
     table = catalogue if what == 'all' else catalogue[_is_artefact(catalogue) == (what == 'artefacts')]
     if not len(table):
-        raise ValueError(f"none of the {counted(len(catalogue), 'row')} is left, {what} were asked for; "
+        raise ValueError(f"none of the {plural(len(catalogue), 'row')} is left, {what} were asked for; "
                          "choose --what all (what='all')")
     if not np.isfinite(_scores(table, score)).any():
         raise ValueError(f"no row has a number in {score}; score the spectra again with `skyseek score`")

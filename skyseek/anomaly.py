@@ -14,7 +14,7 @@ from torch import nn
 
 from .autoencoder import MISFIT_WIDTH, binned_chi2
 from .candidates import KINDS, text
-from .records import counted
+from .terminal import plural
 
 # %% ../nbs/33_anomaly.ipynb #89bf55f0
 SCORES = {
@@ -192,7 +192,7 @@ def fit_reference(
     "Learn what is ordinary."
     seen = np.flatnonzero(spectra.good.any(1))
     if len(seen) < 300:
-        raise ValueError(f"{counted(len(seen), 'spectrum', 'spectra')} with data; "
+        raise ValueError(f"{plural(len(seen), 'spectrum', 'spectra')} with data; "
                          "a reference sample needs at least 300: give more files, or a larger --most (most)")
     rng, mixed = np.random.default_rng(seed), mixtures(fit)
     latent, kept = np.asarray(code['latent'], np.float32), _pick(seen, bank, np.random.default_rng(seed))

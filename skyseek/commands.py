@@ -131,7 +131,7 @@ def rank(a):
     from skyseek.active import rank_catalogue, rank_text, read_marks
     from skyseek.catalogue import COLUMNS
     from skyseek.files import check_destination, read_written_table, write_table
-    from skyseek.records import counted, describe_columns, provenance
+    from skyseek.records import describe_columns, provenance
     check_destination(a.output, [a.catalogue, a.marks], a.overwrite)
     marks = read_marks(a.marks) if a.marks else None
     catalogue = read_written_table(a.catalogue)
@@ -142,20 +142,19 @@ def rank(a):
     given = None if marks is None else len(marks)
     table.meta |= provenance(inputs, CATVER=catalogue.meta.get('SKYSEEK'), MOST=a.most, NMARKS=given)
     print(f"{write_table(table, a.output)}: "
-          f"{counted(len(table), 'row')}, sorted by {table.meta['SORTED']} (dex)\n{rank_text(table)}")
+          f"{plural(len(table), 'row')}, sorted by {table.meta['SORTED']} (dex)\n{rank_text(table)}")
     return 0
 
 # %% ../nbs/49_commands.ipynb #93fbcd83
 def reference(a):
     "Learn from a survey, without labels, what is ordinary in it, and write weights with this reference sample."
     from skyseek.files import check_folder, keep_apart
-    from skyseek.records import counted
     from skyseek.reference import reference_files, reference_text
     from skyseek.train import read_config
     keep_apart(a.output, [a.weights, *a.coadds])
     check_folder(a.output, a.overwrite)
     learned, failed = reference_files(a.coadds, a.output, a.weights, a.most, a.seed, a.device)
-    count = counted(learned.config['n'], 'spectrum', 'spectra')
+    count = plural(learned.config['n'], 'spectrum', 'spectra')
     print(f"{a.output}: weights with a reference sample of {count} of this survey; "
           f"score with `skyseek score --weights {a.output}`")
     print(reference_text(read_config(a.output/'anomaly')['extra']))
@@ -168,7 +167,6 @@ def train_stars(a):
     from skyseek.modelsets import checkpoint_path
     from skyseek.outliers import STELLAR_TRAINING, error_statistics, r_squared, read_stars
     from skyseek.outliers import reconstruct, reconstruction_errors, select_stars, stellar_side
-    from skyseek.records import counted
     from skyseek.sdss import _files
     from skyseek.stellar import train_stellar_file
     from skyseek.train import TrainSettings
@@ -180,16 +178,16 @@ def train_stars(a):
     stars, about, failed = read_stars(files)
     keep = select_stars(about, a.min_snr)
     if not keep.any():
-        raise ValueError(f"none of {counted(len(keep), 'spectrum', 'spectra')} is of a star without warning and with "
+        raise ValueError(f"none of {plural(len(keep), 'spectrum', 'spectra')} is of a star without warning and with "
                          f"S/N above {a.min_snr:g}; lower --min-snr")
     stars = stars[keep]
     model, history = train_stellar_file(stars, a.output, settings, files=len(files) - len(failed), min_snr=a.min_snr)
     test = stars[stellar_side(stars) == 'test']
-    print(f"{a.output}: epoch {history['best']} kept, {counted(len(stars), 'star')}; "
+    print(f"{a.output}: epoch {history['best']} kept, {plural(len(stars), 'star')}; "
           f"score with `skyseek score-stars --weights {a.output}`")
     if len(test):
         r2, errors = r_squared(test, drawn := reconstruct(model, test)), reconstruction_errors(test, drawn)
-        print(f"on {counted(len(test), 'star')} of the test side, R2 = {r2:.4f}\n{error_statistics(errors)}")
+        print(f"on {plural(len(test), 'star')} of the test side, R2 = {r2:.4f}\n{error_statistics(errors)}")
     return _report(failed, len(files))
 
 # %% ../nbs/49_commands.ipynb #f7a34a6a
@@ -197,7 +195,6 @@ def score_stars(a):
     "Say how anomalous each star is: errors of its reconstruction, published tables, and what is out of distribution."
     from skyseek.files import check_destination, write_table
     from skyseek.outliers import error_statistics, is_star, load_stellar, read_stars, stellar_catalogue, stellar_report
-    from skyseek.records import counted
     from skyseek.sdss import _files
     from skyseek.stellar import add_unfamiliar
     files = _files(a.spectra)
@@ -208,7 +205,7 @@ def score_stars(a):
     stars, about, failed = read_stars(files)
     keep = is_star(about) | a.all_types
     if not keep.any():
-        raise ValueError(f"none of {counted(len(keep), 'spectrum', 'spectra')} has the type STAR; "
+        raise ValueError(f"none of {plural(len(keep), 'spectrum', 'spectra')} has the type STAR; "
                          "--all-types scores what there is")
     if not keep.all(): print(f'{(~keep).sum()} of {len(keep)} spectra are of another type than STAR, and are left out')
     table, drawn = stellar_catalogue(stars[keep], about[keep], model, a.device)
@@ -216,7 +213,7 @@ def score_stars(a):
     told = add_unfamiliar(table, a.weights)
     table.meta |= _stellar_cards(a, model, [f for f in files if str(f) not in failed])
     beyond, unusable = (table['SIGMA'] > STRANGE).sum(), (table['REASON'] != '').sum()
-    print(f"{write_table(table, a.output)}: {counted(len(table), 'spectrum', 'spectra')}, "
+    print(f"{write_table(table, a.output)}: {plural(len(table), 'spectrum', 'spectra')}, "
           f"{beyond} beyond {STRANGE:g} sigma of this sample, {unusable} that cannot be used\n{told}")
     if a.report: print(stellar_report(a.report, stars[keep], table, drawn))
     return _report(failed, len(files))
@@ -250,7 +247,6 @@ def train_galaxies(a):
     from skyseek.galaxies import GanSettings, ImageSettings
     from skyseek.imagescores import train_images_file
     from skyseek.modelsets import checkpoint_path
-    from skyseek.records import counted
     settings = GanSettings(iterations=a.iterations, lr=a.lr, batch_size=a.batch_size, seed=a.seed, device=a.device)
     ImageSettings(size=a.size, width=a.width)
     if a.encoder_steps < 1: raise ValueError(f"--encoder-steps {a.encoder_steps}: at least 1")
@@ -260,8 +256,8 @@ def train_galaxies(a):
     cutouts = _stamps(a, a.size)
     images = cutouts.images[cutouts.usable]
     distance = train_images_file(images, a.output, settings, a.encoder_steps, width=a.width)
-    print(f"{a.output}: {counted(len(images), 'image')} ({len(cutouts) - len(images)} left out), "
-          f"{counted(len(distance), 'iteration')}, distance between real and generated {distance[-1]:.2f}; "
+    print(f"{a.output}: {plural(len(images), 'image')} ({len(cutouts) - len(images)} left out), "
+          f"{plural(len(distance), 'iteration')}, distance between real and generated {distance[-1]:.2f}; "
           f"score with `skyseek score-galaxies --weights {a.output}`")
     return 0
 
@@ -271,7 +267,7 @@ def score_galaxies(a):
     from skyseek.cutouts import image_files
     from skyseek.files import check_destination, write_table
     from skyseek.imagescores import HIGH, load_images_model, score_images_file
-    from skyseek.records import counted, provenance
+    from skyseek.records import provenance
     inputs = [*image_files(a.images), *_model_files(a.weights)]
     check_destination(a.output, inputs, a.overwrite)
     _check_outputs([a.output, a.results], inputs, a.overwrite)
@@ -279,7 +275,7 @@ def score_galaxies(a):
     table, _ = score_images_file(_stamps(a, size), a.weights, a.results, a.steps, device=a.device, progress=None)
     table.meta |= provenance(image_files(a.images), HOW=a.how, STRETCH=a.stretch, LUPTONQ=a.Q, BLUE=a.blue_first)
     bad = int((table['REASON'] != '').sum())
-    print(f"{write_table(table, a.output)}: {counted(len(table), 'image')}, "
+    print(f"{write_table(table, a.output)}: {plural(len(table), 'image')}, "
           f"{table['HIGH'].sum()} beyond {HIGH:g} sigma in the critic's score, {bad} that cannot be used")
     return 1 if bad else 0
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from . import __version__
 from .files import ReadError, open_fits, printable
-from .records import counted
+from .terminal import plural
 from .spectra import write_atomic
 
 # %% ../nbs/30_cutouts.ipynb #9ec3b0df
@@ -216,7 +216,7 @@ def _checked(cutouts, paths):
     if bad.all(): raise ReadError(f"{_given(paths)}: none of the {len(table)} images can be used{_because(table, bad)}")
     notes = [f"{bad.sum()} of {len(table)} images cannot be used{_because(table, bad)}"] if bad.any() else []
     if twice := len(table) - len(np.unique(table['OBJECT_ID'])):
-        notes.append(f"{counted(twice, 'image has', 'images have')} the OBJECT_ID of another")
+        notes.append(f"{plural(twice, 'image has', 'images have')} the OBJECT_ID of another")
     if notes: warnings.warn('; '.join(notes), stacklevel=3)
     return cutouts
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from .device import pick_device
+from .terminal import pick_device
 from .files import progress_bar
 from .spectra import write_atomic
 from .train import _packed

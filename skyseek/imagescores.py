@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .cutouts import _h5py, read_hdf5, write_hdf5
-from .device import pick_device
+from .terminal import pick_device
 from .features import ArrayStream
 from .files import ReadError, check_folder, check_new, progress_bar
 from .galaxies import LAMBDA, Critic, GanSettings, Generator, ImageEncoder, _down, _up, _WithSettings, as_tensor, combined_score, score_parts, train_encoder, train_wgan

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from scipy.ndimage import maximum_filter
 from torch import nn
 
-from .device import pick_device
+from .terminal import pick_device
 from .features import ArrayStream, fill_masked
 from .files import ReadError
 from .plots import embed, mpl_text, write_page

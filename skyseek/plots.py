@@ -8,7 +8,6 @@ __all__ = ['EMISSION', 'ABSORPTION', 'smooth', 'mark_lines', 'plot_spectrum', 'm
            'check_picture']
 
 # %% ../nbs/01_plots.ipynb #169852a0
-import re
 from base64 import b64encode
 from html import escape
 from io import BytesIO
@@ -18,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
+from .hdus import printable
 from .spectra import write_atomic
 
 # %% ../nbs/01_plots.ipynb #7ed24c98
@@ -81,17 +81,11 @@ def plot_spectrum(
     return ax
 
 # %% ../nbs/01_plots.ipynb #e3a11449
-# control characters, changes of direction, halves of letters
-_UNSEEN = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
-
-def _visible(text): # str → str without characters that nobody sees
-    return _UNSEEN.sub(lambda m: m[0].encode('unicode_escape').decode(), text)
-
 def mpl_text(
     text, # anything; a name from a file may hold $ and control characters
 ): # str, one line
     "What matplotlib draws as it is: no formulas, control characters as \\x.. escapes."
-    return _visible(str(text)).replace('\n', r'\n').replace('\t', ' ').replace('$', r'\$')
+    return printable(text).replace('\n', r'\n').replace('\t', ' ').replace('$', r'\$')
 
 def format_z(
     z, # redshift

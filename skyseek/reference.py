@@ -16,9 +16,9 @@ from scipy.stats import binom
 
 from .anomaly import fit_reference
 from .catalogue import KEEP, SHIPPED, _look, _with_chi2, load_weights, match_grid
-from .device import pick_device
+from .terminal import pick_device, plural
 from .files import MODEL_FILES, check_folder, write_folder
-from .records import counted
+
 from .sdss import group_files, read_targets
 from .spectra import concatenate
 from .train import fingerprint, write_model
@@ -91,7 +91,7 @@ def reference_text(
     "Which fraction of the survey is out of distribution for the weights, and what to do about it."
     n, k, name = about['spectra'], about['unfamiliar'], about['weights']
     if k is None: return f"out of distribution for the weights '{name}': not known, they have no familiarity/ model"
-    text = (f"out of distribution for the weights '{name}': {k} of {counted(n, 'spectrum', 'spectra')} ({k/n:.1%}; "
+    text = (f"out of distribution for the weights '{name}': {k} of {plural(n, 'spectrum', 'spectra')} ({k/n:.1%}; "
             f"of their own sample {UNFAMILIAR:.0%})")
     if binom.sf(k - 1, n, UNFAMILIAR) > 1e-3: return text
     return text + ("; the anomaly scores hold for this survey all the same, "

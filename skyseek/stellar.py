@@ -16,7 +16,7 @@ from scipy.stats import beta
 from .files import check_folder
 from .modelsets import checkpoint_path
 from .outliers import STELLAR_TRAINING, reconstruct, reconstruction_errors, stellar_side, train_stellar
-from .records import counted
+from .terminal import plural
 from .train import TrainSettings, read_config, save_model
 
 # %% ../nbs/31_stellar.ipynb #f2918684
@@ -68,7 +68,7 @@ def distribution_text(
         return (f"{name} keeps no limits, so nothing is said about what is out of distribution; "
                 f"train it again with at least {TESTED} stars beside the training side")
     beyond, least = int(is_beyond(errors, limits[-1]).sum()), outside_fraction(errors, limits)
-    text = (f"out of distribution for {name}: {beyond} of {counted(n, 'spectrum', 'spectra')} "
+    text = (f"out of distribution for {name}: {beyond} of {plural(n, 'spectrum', 'spectra')} "
             f"({beyond/max(n, 1):.1%}; of its own test stars {1 - LEVELS[-1]:.0%})")
     if least < .005: return text
     return text + (f", and at least {least:.0%} by their whole distribution (95 % confidence): "

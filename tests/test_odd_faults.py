@@ -560,9 +560,11 @@ def test_options_are_the_same_everywhere(words):
 
 
 def test_auto_is_resolved(monkeypatch):
-    from skyseek.device import pick_device
-    for found, device in ((True, 'cuda'), (False, 'cpu')):
-        monkeypatch.setattr('torch.cuda.is_available', lambda found=found: found)
+    from skyseek.terminal import pick_device
+    monkeypatch.setattr('skyseek.terminal._no_driver', lambda: False)
+    for found, device in ((1, 'cuda'), (0, 'cpu')):
+        monkeypatch.setattr('torch.cuda.is_available', lambda found=found: found > 0)
+        monkeypatch.setattr('torch.cuda.device_count', lambda found=found: found)
         assert pick_device('auto') == device
     with pytest.raises(ValueError, match='--device cuda'): pick_device('cuda')
     assert fingerprint(outliers.load_stellar(device='auto'))
