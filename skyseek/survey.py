@@ -18,7 +18,7 @@ import traceback
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -290,7 +290,7 @@ def _begun(dest, s, sure):
         if over or not s.cluster:
             sweep(dest, {run})
             sweep_scratch(s.scratch, {run})
-            end_run(dest, run)
+            with suppress(OSError): end_run(dest, run)  # on a full disk
 
 # %% ../nbs/41_survey.ipynb #5f20e9e8
 def parse_options(
