@@ -14,6 +14,7 @@ from torch import nn
 
 from .autoencoder import MISFIT_WIDTH, binned_chi2
 from .candidates import KINDS, text
+from .records import counted
 
 # %% ../nbs/33_anomaly.ipynb #89bf55f0
 SCORES = {
@@ -179,6 +180,7 @@ def _total(out): return np.log(np.maximum(sum(np.nan_to_num(out[name], nan=0.) f
 # %% ../nbs/33_anomaly.ipynb #439a9bbd
 def _pick(rows, most, rng): return rng.permutation(rows)[:most]
 
+# %% ../nbs/33_anomaly.ipynb #a3774929
 def fit_reference(
     spectra, # `Spectra`, at least 300, without sky fibres; no labels are needed
     code, # dict of `encode`
@@ -189,7 +191,9 @@ def fit_reference(
 ): # `AnomalyReference`
     "Learn what is ordinary."
     seen = np.flatnonzero(spectra.good.any(1))
-    if len(seen) < 300: raise ValueError(f"{len(seen)} spectra with data; a reference needs at least 300, so that one in a hundred can be told")
+    if len(seen) < 300:
+        raise ValueError(f"{counted(len(seen), 'spectrum', 'spectra')} with data; "
+                         "a reference sample needs at least 300: give more files, or a larger --most (most)")
     rng, mixed = np.random.default_rng(seed), mixtures(fit)
     latent, kept = np.asarray(code['latent'], np.float32), _pick(seen, bank, np.random.default_rng(seed))
     big = {name: (rows, c, _pick(np.arange(len(rows)), bank, rng)) for name, (rows, c) in mixed.items() if len(rows) >= 30}

@@ -14,7 +14,7 @@ from skyseek.features import EVIDENCE, read_features
 from skyseek.redshift import library_bases, redshift_file
 from skyseek.simulate import simulate_survey
 
-ALT = ('Z_ALT', 'ZERR_ALT', 'SPECTYPE_ALT', 'P_ALT', 'Z_ALT2', 'ZERR_ALT2', 'SPECTYPE_ALT2', 'P_ALT2', 'P_Z_PIPE', 'P_S_PIPE', 'P_NONE', 'R_ALT', 'ZWARN_ALT', 'FLAG_ALT', 'CAUSE', 'CAUSE_P', 'CAUSE_WAVE', 'CAUSE_TEXT')
+ALT = ('Z_ALT', 'ZERR_ALT', 'SPECTYPE_ALT', 'P_ALT', 'Z_ALT2', 'ZERR_ALT2', 'SPECTYPE_ALT2', 'P_ALT2', 'P_Z_PIPE', 'P_NONE', 'R_ALT', 'ZWARN_ALT', 'FLAG_ALT', 'CAUSE', 'CAUSE_SCORE', 'CAUSE_WAVE', 'CAUSE_TEXT')
 
 
 @pytest.fixture(scope='module')

@@ -149,7 +149,7 @@ def test_training_on_stars_resumes_and_scores(tmp_path, capsys):
     some = [str(tmp_path/f'spec-0266-51602-000{i}.fits') for i in (3, 4)]
     assert main(['score-stars', *some, '-o', str(tmp_path/'s.parquet'), '--model', str(tmp_path/'model')]) == 0 and len(read_written_table(tmp_path/'s.parquet')) == 1
     assert '1 of 2 spectra are of another type' in capsys.readouterr().out
-    assert main(['score-stars', some[0], '-o', str(tmp_path/'s.parquet'), '--model', str(tmp_path/'model')]) == 1 and '--all-types' in capsys.readouterr().err
+    assert main(['score-stars', some[0], '-o', str(tmp_path/'s.parquet'), '--overwrite', '--weights', str(tmp_path/'model')]) == 1 and '--all-types' in capsys.readouterr().err
     write_sdss(tmp_path, 3, answer=dict(CLASS=['STAR'], ZWARNING=np.array([0], 'i4'), SN_MEDIAN_ALL=np.array([30], 'f4')))
     assert main(['train-stars', str(tmp_path/'spec-0266-51602-0003.fits'), '-o', str(tmp_path/'other'), '--device', 'cpu']) == 1 and 'give more stars' in capsys.readouterr().err
 
@@ -181,8 +181,8 @@ def test_planted_images_are_on_top(galaxies):
     write_hdf5(folder/'more.h5', cutouts)
     assert main(['score-galaxies', str(folder/'more.h5'), '--model', str(folder/'model'), '-o', str(folder/'odd.fits'), '--results', str(folder/'results.h5')]) == 0
     table = read_written_table(folder/'odd.fits')
-    assert table.colnames[:7] == ['idx', 'object_id', 'ra', 'dec', 'critic', 'generator', 'combined']
-    assert roc_auc_score(kinds != '', table['combined']) > .8
+    assert table.colnames[:7] == ['IDX', 'OBJECT_ID', 'RA', 'DEC', 'CRITIC', 'GENERATOR', 'COMBINED']
+    assert roc_auc_score(kinds != '', table['COMBINED']) > .8
     assert (folder/'results.h5').exists() and not list(folder.glob('results.part*'))
 
 
@@ -198,10 +198,10 @@ def test_bad_images_are_rows_with_a_reason(galaxies, tmp_path, capsys):
     with warnings.catch_warnings(action='ignore'):
         assert main(['score-galaxies', str(tmp_path), '--model', str(folder/'model'), '-o', str(tmp_path/'odd.parquet')]) == 1
     table = read_written_table(tmp_path/'odd.parquet')
-    reason = {str(r['object_id']): str(r['reason']) for r in table}
+    reason = {str(r['OBJECT_ID']): str(r['REASON']) for r in table}
     assert reason['a'] == '' and reason['black'] == 'all black' and 'one band' in reason['grey'] and '20 × 32' in reason['small']
     assert 'not a readable image' in reason['text'] and reason['nan'] == 'no finite pixel'
-    assert np.isnan(np.asarray(table['critic'], float)).sum() == 5
+    assert np.isnan(np.asarray(table['CRITIC'], float)).sum() == 5
 
 
 def test_image_commands_refuse(galaxies, tmp_path, capsys):

@@ -140,7 +140,8 @@ def test_one_that_spoils_a_batch_fails_alone(tmp_path, weights, monkeypatch):
         return score(spectra, *args, **options)
     monkeypatch.setattr(skyseek.catalogue, 'score_spectra', touchy)
     tables, failed = score_files(paths, weights, progress=False)
-    assert list(failed.values()) == [f'{paths[1]}: RuntimeError: no way'] and [t['FILE'][0] for t in tables] == [paths[0].name, paths[2].name]
+    assert [m.split(';')[0] for m in failed.values()] == [f'{paths[1]}: RuntimeError: no way'] and 'a fault of skyseek' in failed[str(paths[1])]
+    assert [t['FILE'][0] for t in tables] == [paths[0].name, paths[2].name]
 
 
 def test_surveys_in_one_command_stay_in_order(tmp_path, weights):
