@@ -280,29 +280,20 @@ def score_galaxies(a):
     return 1 if bad else 0
 
 # %% ../nbs/49_commands.ipynb #71590306
-def _cluster_options(words):
-    "KEY=VALUE words as a dict."
-    for word in words:
-        key, _, value = word.partition('=')
-        if not key.isidentifier() or not value:
-            raise ValueError(f"--cluster-option {word}: give KEY=VALUE, for example --cluster-option account=desi")
-        if key in ('cluster', 'workers', 'timeout'): raise ValueError(f"--cluster-option {word}: give it as --{key}")
-    return dict(word.split('=', 1) for word in words)
-
 def survey(a):
     "From an archive (folder, https or s3) to a catalogue in parts; stopped and started at will, on one machine or a Dask cluster."
-    options, some, text = _cluster_options(a.cluster_option), lambda x: tuple(x) if x else None, lambda x: str(x) if x else None
     if '://' not in a.source and not Path(a.source).is_dir():
         raise ValueError(f"{a.source}: no such folder; give the archive's folder, or its address (https://…, s3://…)")
     if a.output.exists() and not a.output.is_dir():
         raise ValueError(f"{a.output}: is a file; give the name of a folder for the catalogue")
     from skyseek.dataset import describe
     from skyseek.files import keep_apart
-    from skyseek.survey import SurveySettings, run_survey
+    from skyseek.survey import SurveySettings, parse_options, run_survey
     keep_apart(a.output, [a.source])
+    some, text = lambda x: tuple(x) if x else None, lambda x: str(x) if x else None
     settings = SurveySettings(surveys=some(a.survey), programs=some(a.program), pixels=some(a.pixels), weights=text(a.weights),
-                              workers=a.workers, cluster=a.cluster, cluster_options=options, device=a.device,
-                              together=a.together, keep_spectra=a.keep_spectra, retry_failed=a.retry_failed,
+                              workers=a.workers, cluster=a.cluster, cluster_options=parse_options(a.cluster_option),
+                              device=a.device, together=a.together, keep_spectra=a.keep_spectra, retry_failed=a.retry_failed,
                               scratch=text(a.scratch), endpoint=a.endpoint, timeout=a.timeout)
     if a.list: return _list_todo(a, settings)
     result = run_survey(a.source, a.output, settings)

@@ -78,7 +78,7 @@ def _train(folder, shards, truth, settings, progress):
     return load_weights(folder, settings.device)
 
 # %% ../nbs/45_demo.ipynb #68f45cc7
-REFERENCE = 1000  # spectra of the reference sample, at most
+REFERENCE = 700  # spectra of the reference sample, at most
 
 def _learn_reference(folder, spectra, weights, settings):
     "Learn what is ordinary among spectra that are not on the test side; too few are passed over with a warning."

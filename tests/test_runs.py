@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shlex
 import signal
 import shutil
 import subprocess
@@ -175,3 +176,17 @@ def test_outputs_open_with_plain_astropy(survey):
         names = [h.name for h in hdus]
         assert {'WAVELENGTH', 'FLUX', 'IVAR', 'TARGETS'} <= set(names)
         assert hdus['FLUX'].data.shape[1] == 7781 and np.isfinite(hdus['FLUX'].data).all()
+
+
+def test_demo_ends_with_commands_that_work(tmp_path):
+    done = skyseek('demo', '-o', tmp_path / 'demo', '-n', 440, '--epochs', 1)
+    assert done.returncode == 0, done.stderr
+    catalogue = Table.read(tmp_path / 'demo/catalogue.fits')
+    assert {'ANOMALY', 'ANOMALY_RANK', 'NATURE', 'UNFAMILIAR', 'P_Z_WRONG', 'Z_ALT'} <= set(catalogue.colnames)
+    commands = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith('skyseek ')]
+    assert [command[1] for command in commands] == ['inspect', 'rank', 'score']
+    listed = skyseek(*commands[1][1:])
+    assert listed.returncode == 0, listed.stderr
+    assert len(Table.read(tmp_path / 'demo/odd.fits')) == 20
+    again = skyseek('demo', '-o', tmp_path / 'demo', '-n', 440)
+    assert again.returncode == 1 and len(lines(again)) == 1 and '--overwrite' in again.stderr
