@@ -195,7 +195,7 @@ def write_page(
     "An HTML page, written whole or not at all."
     style = 'body{font-family:sans-serif;max-width:60em;margin:2em auto}img{max-width:100%}'
     head = f'<!doctype html><meta charset="utf-8"><title>skyseek</title><style>{style}</style><h1>{escape(title)}</h1>'
-    with write_atomic(dst) as tmp: tmp.write_text(_visible(head + body), encoding='utf-8')
+    with write_atomic(dst) as tmp: tmp.write_text(printable(head + body), encoding='utf-8')
     return Path(dst)
 
 def check_picture(
