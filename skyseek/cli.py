@@ -12,8 +12,9 @@ import re
 from pathlib import Path
 
 from . import __version__
-from .commands import (DEVICE, OVERWRITE, _check_paths, _command, _many, _number, _path, _report, _say, _settle_output, _switch,
-                       odd_commands, survey_commands)
+from .commands import DEVICE, OVERWRITE, _check_paths, _command, _many, _number, _path, _report, _say
+from .commands import _settle_output, _switch, survey_commands
+from .odd_commands import odd_commands
 from .terminal import OutputError, Parser, PipeClosed, explain, pick_device, plain_output, plural, start_log
 
 # %% ../nbs/50_cli.ipynb #1a6faa61

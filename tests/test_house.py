@@ -153,5 +153,5 @@ def test_nothing_is_pickled(path):
 @named(MODULES)
 def test_no_assert_print_or_bare_except(path):
     found = [n.lineno for n in walk(path) if isinstance(n, ast.Assert) or isinstance(n, ast.ExceptHandler) and n.type is None
-             or isinstance(n, ast.Call) and ast.unparse(n.func) == 'print' and path.stem not in ('cli', 'commands')]
+             or isinstance(n, ast.Call) and ast.unparse(n.func) == 'print' and path.stem not in ('cli', 'commands', 'odd_commands')]
     assert not found and not re.search(r'\b(TODO|FIXME|XXX)\b', path.read_text(encoding='utf-8'))
