@@ -200,8 +200,11 @@ def read_config(
     restore_folder(folder)
     try: config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as e: raise ValueError(f"{folder}: not a skyseek model folder ({e}); it needs config.json and model.safetensors") from e
-    whole = isinstance(config, dict) and {'format', 'skyseek', 'model', 'config', 'extra'} <= set(config)
-    if not whole or not isinstance(config['config'], dict) or not isinstance(config['extra'], dict): raise ValueError(f"{folder}: config.json is not that of a skyseek model; copy or train the model again")
+    whole = isinstance(config, dict) and {'format', 'skyseek'} <= set(config)
+    if whole and config['format'] == FORMAT:
+        whole = 'model' in config and all(isinstance(config.get(k), dict) for k in ('config', 'extra'))
+    if not whole:
+        raise ValueError(f"{folder}: config.json is not that of a skyseek model; copy or train the model again")
     if config['format'] != FORMAT:
         raise ValueError(f"{folder}: a model of format {config['format']}, written by skyseek {config['skyseek']}; "
                          f"this is skyseek {__version__}, which reads format {FORMAT}: train it again or install that version")

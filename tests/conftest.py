@@ -1,4 +1,5 @@
 """What the tests share."""
+import logging
 import os
 from pathlib import Path
 
@@ -15,6 +16,13 @@ def data():
     path = Path(os.environ.get('SKYSEEK_DATA', ROOT.parent / 'shared' / 'data'))
     if not path.is_dir(): pytest.skip(f'no real data at {os.path.relpath(path)}: set SKYSEEK_DATA to the folder that holds it')
     return path
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    "A command sets the level of skyseek's messages for its process; not for the tests after it."
+    yield
+    logging.getLogger('skyseek').setLevel(logging.NOTSET)
 
 
 def pytest_configure(config):

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from fsspec.registry import _registry
 from servers import small_server
 
 import skyseek.archive
@@ -429,6 +430,7 @@ def test_a_folder_needs_no_extra(made, tmp_path, monkeypatch):
                                              ('dask_jobqueue', lambda: skyseek.survey.cluster_executor('slurm'))])
 def test_a_missing_extra_is_one_line(monkeypatch, lacks, work):
     monkeypatch.setitem(sys.modules, lacks, None)
+    for kept in ('s3', 's3a'): monkeypatch.delitem(_registry, kept, raising=False)
     with pytest.raises(ImportError, match=r'pip install .skyseek\[survey\]') as e: work()
     assert '\n' not in str(e.value)
 

@@ -19,7 +19,7 @@ from skyseek.evaluate import average_precision
 from skyseek.labelled import cross_fit, is_labelled, join_candidates, read_labelled, shipped, wrong_answers
 from skyseek.redshift import library_bases, redshift_file, scan_redshift
 from skyseek.simulate import simulate_survey
-from skyseek.truth import split_of
+from skyseek.truth import half_of, split_of
 from surveys import write_pair, write_parts
 
 def skyseek(*arguments):
@@ -107,7 +107,7 @@ def test_evidence_of_a_spectrum_does_not_know_its_label(survey):
     """Turn the label of one half of the targets upside down: the evidence of that half stays, that of the other half changes."""
     spectra = read_labelled(survey / 'train')
     before = cross_fit(spectra, 'judge').spectra.meta
-    half = split_of(spectra.meta['TARGETID'], (.5, .5, 0)) == 'train'
+    half = half_of(spectra.meta['TARGETID'])
     meta = spectra.meta.copy()
     meta['TRUE_Z'] = np.where(half, meta['TRUE_Z'] + .3, meta['TRUE_Z'])
     after = cross_fit(spectra.replace(meta=meta), 'judge').spectra.meta
@@ -168,7 +168,8 @@ def test_train_with_an_inspection_table(survey, tmp_path):
     assert is_labelled(read).sum() == n - len(range(0, n, 10))
     assert (np.asarray(read.meta['TRUE_SPECTYPE'])[~is_labelled(read)] == '').all()
     done = skyseek('train', survey / 'train', '-o', tmp_path / 'w', '--truth', tmp_path / 'EDR_VI_ELG_v1.csv')
-    assert done.returncode == 0 and f'{is_labelled(read).sum()} labelled targets' in done.stderr, done.stderr
+    left = (split_of(read.meta['TARGETID'][is_labelled(read)]) == 'test').sum()
+    assert done.returncode == 0 and f'{is_labelled(read).sum() - left} labelled targets ({left} labelled' in done.stderr, done.stderr
 
 
 # Bad input

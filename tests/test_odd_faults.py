@@ -496,7 +496,7 @@ def test_a_result_is_replaced_only_if_asked(inputs, tmp_path, run, words):
     assert (tmp_path/'x.fits').stat().st_size > 1000
 
 
-@pytest.mark.parametrize('words', [lambda d: ('reference', d/'none.fits'),
+@pytest.mark.parametrize('words', [lambda d: ('reference', d/'a.fits'),
                                    lambda d: ('train-galaxies', d/'stamps', '--iterations', 1, '--device', 'cpu'),
                                    lambda d: ('train-stars', d/'a.fits')])
 def test_a_model_is_replaced_only_if_asked(inputs, run, words):
@@ -518,6 +518,7 @@ def learned(monkeypatch, tmp_path):
                             fit_reference=lambda *a, **k: AnomalyReference(n=400),
                             familiarity_inputs=lambda *a: None).items():
         monkeypatch.setattr(reference, name, value, raising=False)
+    (tmp_path/'a.fits').touch()
     return tmp_path
 
 
@@ -525,7 +526,7 @@ def train_stub(): return outliers.StellarAutoencoder()
 
 
 def test_reference_says_what_is_out_of_distribution(learned, run):
-    code, out, _ = run('reference', 'a.fits', '-o', learned/'mine', '--weights', shipped())
+    code, out, _ = run('reference', learned/'a.fits', '-o', learned/'mine', '--weights', shipped())
     assert code == 0 and '60 of 400 spectra (15.0%' in out and 'skyseek train' in out
     assert 'reference sample of 400 spectra' in out
     extra = train.read_config(learned/'mine/anomaly')['extra']
@@ -540,12 +541,12 @@ def shipped(): return Path(reference.__file__).parent/'weights/default'
 def test_reference_is_written_whole_or_not_at_all(learned, monkeypatch):
     (learned/'thesis').mkdir()
     (learned/'thesis/notes.txt').write_text('mine')
-    with pytest.raises(ValueError, match='holds other files'): reference.reference_files(['a.fits'], learned/'thesis')
+    with pytest.raises(ValueError, match='holds other files'): reference.reference_files([learned/'a.fits'], learned/'thesis')
     assert [p.name for p in (learned/'thesis').iterdir()] == ['notes.txt']
-    reference.reference_files(['a.fits'], learned/'mine')
+    reference.reference_files([learned/'a.fits'], learned/'mine')
     before = snapshot(learned/'mine')
     monkeypatch.setattr(train, '_packed', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt): reference.reference_files(['a.fits'], learned/'mine', seed=2)
+    with pytest.raises(KeyboardInterrupt): reference.reference_files([learned/'a.fits'], learned/'mine', seed=2)
     assert snapshot(learned/'mine') == before and not list(learned.glob('.tmp*'))
 
 

@@ -183,7 +183,8 @@ def test_demo_ends_with_commands_that_work(tmp_path):
     assert done.returncode == 0, done.stderr
     catalogue = Table.read(tmp_path / 'demo/catalogue.fits')
     assert {'ANOMALY', 'ANOMALY_RANK', 'NATURE', 'UNFAMILIAR', 'P_Z_WRONG', 'Z_ALT'} <= set(catalogue.colnames)
-    commands = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith('skyseek ')]
+    after = done.stdout.split('What to do next:')[1]
+    commands = [shlex.split(line) for line in after.splitlines() if line.startswith('skyseek ')]
     assert [command[1] for command in commands] == ['inspect', 'rank', 'score']
     listed = skyseek(*commands[1][1:])
     assert listed.returncode == 0, listed.stderr

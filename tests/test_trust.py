@@ -196,6 +196,6 @@ def test_catalogues_without_probabilities(survey, catalogue, tmp_path, columns, 
 
 def test_the_catalogue_is_not_overwritten(survey, catalogue, tmp_path, refused):
     before = catalogue.read_bytes()
-    assert 'is the catalogue itself' in refused(catalogue, catalogue, '--truth', *truths(survey), '--at-most', '0.2')
+    assert 'would overwrite the input' in refused(catalogue, catalogue, '--truth', *truths(survey), '--at-most', '0.2')
     assert catalogue.read_bytes() == before
     assert '*.parquet' in refused(catalogue, tmp_path / 'k.txt', '--truth', *truths(survey))

@@ -1,0 +1,90 @@
+"""Do nested halves and folds change the shipped weights? Both ways on the same spectra, a part of the shipped recipe.
+
+    python tests/benchmarks/bench_folds.py --data ../shared/data --weights skyseek/weights/default
+
+Version 0.1 took one hash of the TARGETID for the halves of the cross-fitting and for the folds of the classifier, so that a fold lay in one half; since
+0.2 each purpose has a hash of its own. The judges, the classifier and the opinions are trained both ways with the same seeds, on the real answers of the
+redrock benchmark and --copies changed copies of each. Printed: average precision out of fold and on the validation files, and the paired difference.
+Nothing is written. A quarter of an hour on two cores.
+"""
+
+import argparse
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import train_default
+from train_default import WRONG, cross_fit, inputs, step, train_one_judge, training_spectra
+
+from skyseek.autoencoder import Autoencoder
+from skyseek.classifier import WrongClassifier, pick_columns, predict, train_folds
+from skyseek.evaluate import average_precision, compare
+from skyseek.evidence import choose_acceptance, reconcile, second_look
+from skyseek.features import EVIDENCE, METADATA
+from skyseek.labelled import is_labelled, join_candidates, read_labelled, wrong_answers
+from skyseek.train import TrainSettings, load_model
+from skyseek.truth import _uniform, fold_of, half_of
+
+
+def nested_half(targetid): return _uniform(targetid) < .5
+
+
+def nested_fold(targetid, folds=5): return np.minimum((_uniform(targetid)*folds).astype(int), folds - 1)
+
+
+def train_once(real, held, half, fold, a):
+    """Out-of-fold and validation probabilities (N, 2) of weights trained with these halves and folds, and the labels."""
+    train_default.half_of = half
+    spectra, n = training_spectra(real, a)[0], len(real)
+    halves, opinion, evidence = cross_fit(spectra, np.arange(len(spectra)) < n, a)
+    use = is_labelled(real)
+    acceptance = choose_acceptance(opinion[:n][use], real.meta['Z'][use], real.meta['TRUE_Z'][use])
+    whole, cand = spectra[np.concatenate([h[0] for h in halves])], join_candidates([h[3] for h in halves])
+    judge = train_one_judge(whole, cand, a.seed + 7, a, acceptance=acceptance)
+    for name in EVIDENCE: spectra.meta[name] = evidence[name]
+    looked, second, _ = second_look(held, judge, device=a.device)
+    return classify(spectra, n, looked, (opinion, second), fold, a)
+
+
+def classify(spectra, n, held, opinions, fold, a):
+    """The classifier's part of `train_once`."""
+    autoencoder = load_model(a.weights/'autoencoder', Autoencoder)
+    use, known = is_labelled(spectra), is_labelled(held)
+    (code, metadata, names), (code_v, metadata_v, _) = (inputs(s, autoencoder, a.device) for s in (spectra[use], held[known]))
+    wrong, isreal = wrong_answers(spectra[use]), np.flatnonzero(use) < n
+    torch.manual_seed(a.seed)
+    model = WrongClassifier(METADATA['second'], members=a.members)
+    columns, columns_v = (pick_columns(x, names, model.columns) for x in (metadata, metadata_v))
+    settings = TrainSettings(epochs=a.epochs, lr=2e-3, weight_decay=1e-2, warmup=.3, patience=0, seed=a.seed, device='cpu')
+    folds = fold(spectra.meta['TARGETID'][use])
+    p, _ = train_folds(model, code['latent'], columns, wrong, folds, np.where(isreal, 3., 1.), isreal, settings, progress=False)
+    out = reconcile(p[isreal], opinions[0][:n][use[:n]])[0], reconcile(predict(model, code_v['latent'], columns_v), opinions[1][known])[0]
+    return *out, wrong[isreal], wrong_answers(held[known])
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--data', type=Path, required=True)
+    parser.add_argument('--weights', type=Path, required=True, help='folder with autoencoder/')
+    parser.add_argument('--copies', type=int, default=1)
+    parser.add_argument('--seed', type=int, default=0)
+    given = parser.parse_args()
+    a = argparse.Namespace(**vars(given), simulated=0, injected=.04, judge_epochs=25, epochs=20, members=10, device='cpu')
+    start = time.time()
+    warnings.simplefilter('ignore')
+    real, held = (read_labelled(a.data/'redrock_bench'/part, keep_sky=True) for part in ('train', 'validation'))
+    found = {}
+    for name, half, fold in (('nested', nested_half, nested_fold), ('salted', half_of, fold_of)):
+        found[name] = train_once(real, held, half, fold, a)
+        step(start, name)
+    print(f"{'label':8} {'targets':22} {'nested':>7} {'salted':>7}  salted minus nested (95 %)")
+    for k, label in enumerate(WRONG):
+        for i, where in enumerate(('cross-validated', 'validation files')):
+            (old, y), (new, _) = ((found[name][i][:, k], found[name][2 + i][:, k]) for name in ('nested', 'salted'))
+            delta = '{:+.3f} ({:+.3f} to {:+.3f})'.format(*compare(y, new, old))
+            print(f"{label:8} {where + f', {len(y)}':22} {average_precision(y, old):7.3f} {average_precision(y, new):7.3f}  {delta}")
+
+
+if __name__ == '__main__': main()
