@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import __version__
 from .commands import DEVICE, OVERWRITE, _check_paths, _command, _many, _number, _path, _report, _say
-from .commands import _settle_output, _switch, survey_commands
+from .commands import _output_or_place, _settle_output, _switch, survey_commands
 from .odd_commands import odd_commands
 from .terminal import OutputError, Parser, PipeClosed, explain, pick_device, plain_output, plural, start_log
 
@@ -221,12 +221,10 @@ def keep(a):
     from skyseek.catalogue import check_destination, read_catalogue, write_catalogue
     from skyseek.desi import read_truth
     from skyseek.trust import keep_sample
-    output = a.output or a.place
-    if output is None: raise ValueError("no place for the kept sample; give -o catalogue.fits")
-    check_destination(output, [a.catalogue, *a.truth], a.overwrite)
+    check_destination(a.output, [a.catalogue, *a.truth], a.overwrite)
     catalogue = read_catalogue(a.catalogue)
     kept, found = keep_sample(catalogue, read_truth(a.truth), a.at_most, a.confidence, {'redshift': 'Z', 'type': 'S'}[a.what], a.tolerance, a.test_only)
-    print(f"{write_catalogue(kept, output)}: {len(kept)} of {len(catalogue)} targets. {found.text}")
+    print(f"{write_catalogue(kept, a.output)}: {len(kept)} of {len(catalogue)} targets. {found.text}")
     return 0
 
 # %% ../nbs/50_cli.ipynb #13a3e30d
@@ -329,8 +327,8 @@ def _scoring_commands(sub):
              _path('--weights', 'folder of weights (default: those in the package)'))
     _command(sub, evaluate, _path('catalogue', 'catalogue from skyseek score'), _path('--truth', 'truth tables', nargs='+', required=True), _number('--tolerance', 0.001, 'largest redshift error that is right', float),
              _path('--reference', 'catalogue for thresholds and trees; then all of CATALOGUE is reported'), _path('--reference-truth', 'its truth tables (default: --truth)', nargs='+'))
-    _command(sub, keep, _path('catalogue', 'catalogue from skyseek score'), _path('place', 'the same as --output', nargs='?'),
-             _path('-o --output', 'catalogue to write, .fits or .parquet'), OVERWRITE, _path('--truth', 'truth tables; their targets must be a random draw of the catalogue', nargs='+', required=True),
+    _command(sub, keep, _path('catalogue', 'catalogue from skyseek score'), *_output_or_place('catalogue to write, .fits or .parquet'),
+             OVERWRITE, _path('--truth', 'truth tables; their targets must be a random draw of the catalogue', nargs='+', required=True),
              _number('--at-most', 0.005, 'largest share of wrong ones among the kept', float), _number('--confidence', 0.95, 'of the guarantee', float), ('--what', dict(default='redshift', choices=['redshift', 'type'], help='what may be wrong')),
              _number('--tolerance', 0.001, 'largest redshift error that is right', float), _switch('--test-only', "use labels of the test side only (those that the weights were trained on are left out in any case)"))
 

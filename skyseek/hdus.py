@@ -55,7 +55,9 @@ def foreign_format(
 ): # str in words, or None
     "What a file is that is no FITS file, judged by its first bytes."
     head = head.lstrip(b' \r\n\t') if head[:1] in b' \r\n\t<' else head
-    return next((words for mark, words in _FOREIGN.items() if head[:len(mark)].upper() == mark.upper()), None)
+    named = next((words for mark, words in _FOREIGN.items() if head[:len(mark)].upper() == mark.upper()), None)
+    text = b'\n' in head and ' '.join(head.decode('utf-8', 'ignore').split()).isprintable()
+    return named or ('text' if text and not head.startswith(b'SIMPLE') else None)
 
 # %% ../nbs/00a_hdus.ipynb #95db749e
 def memory_left(): # int

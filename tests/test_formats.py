@@ -170,7 +170,8 @@ def test_a_file_without_usable_spectra_is_called_by_its_name(tmp_path, kind):
         assert kind == 'mrs' or all(k in text for k in ('coadd-*.fits', 'compact', 'SDSS', 'LAMOST'))
 
 
-FOREIGN = {'details.h5': (b'\x89HDF\r\n\x1a\n' + bytes(2000), 'HDF5'), 'shard.npz': (b'PK\x03\x04' + bytes(200), 'zip archive'), 'table.parquet': (b'PAR1' + bytes(200), 'Parquet'), 'login.fits': (b'\n<!DOCTYPE html><html>please log in', 'web page'), 'a.png': (b'\x89PNG\r\n\x1a\n' + bytes(99), 'picture')}
+FOREIGN = {'details.h5': (b'\x89HDF\r\n\x1a\n' + bytes(2000), 'HDF5'), 'shard.npz': (b'PK\x03\x04' + bytes(200), 'zip archive'), 'table.parquet': (b'PAR1' + bytes(200), 'Parquet'), 'login.fits': (b'\n<!DOCTYPE html><html>please log in', 'web page'), 'a.png': (b'\x89PNG\r\n\x1a\n' + bytes(99), 'picture'),
+           'list.csv': ('TARGETID,Zähler\r\n1,2\r\n'.encode(), 'is text')}
 
 
 @pytest.mark.parametrize('name', FOREIGN)
