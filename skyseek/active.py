@@ -14,9 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from astropy.table import Table
-from sklearn.ensemble import RandomForestRegressor
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import StandardScaler
 
 from .anomaly import SCORES
 from .files import ReadError, printable, read_ids
@@ -34,6 +31,9 @@ def rerank(
     seed=0, # of the forest
 ): # (N,) new oddness
     "Rank again by the marks of a reader: Lochner & Bassett 2021, eq. 1 and 2 (Astronomaly)."
+    from sklearn.neighbors import NearestNeighbors
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.preprocessing import StandardScaler
     features, score, marks = np.asarray(features, float), np.asarray(score, float), np.asarray(marks, float)
     known = np.isfinite(marks)
     if not len(features) == len(score) == len(marks): raise ValueError(f"{len(features)} objects, {len(score)} scores, {len(marks)} marks; give one of each for each object")

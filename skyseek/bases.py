@@ -17,7 +17,6 @@ import numpy as np
 from astropy.io import fits
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from sklearn.utils.extmath import randomized_svd
 
 from .restframe import builtin_library
 from .spectra import write_atomic
@@ -95,6 +94,7 @@ def mean_forest(
 # %% ../nbs/20_bases.ipynb #44df5939
 def _svd(flux, k, weight=1., seed=0):
     "First k right singular vectors (k, L) of templates scaled to unit rms, with pixels weighted; each has rms 1."
+    from sklearn.utils.extmath import randomized_svd
     unit = flux/np.sqrt((flux**2).mean(1, keepdims=True))
     v = randomized_svd(unit*weight, min(k, len(unit)), random_state=seed)[2]/weight
     return v*np.sign(v.sum(1, keepdims=True) + 1e-30)/np.sqrt((v**2).mean(1, keepdims=True))

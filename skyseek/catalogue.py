@@ -14,7 +14,6 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from astropy.table import MaskedColumn, Table, vstack
 
@@ -364,6 +363,7 @@ def score_files(
 # %% ../nbs/40_catalogue.ipynb #a738e399
 def _card(spectra, row, i):
     "HTML for one object."
+    import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(10, 2.8), layout='constrained')
     plot_spectrum(spectra.wave, spectra.flux[i], spectra.ivar[i], z=float(row['Z']), width=9, ax=ax)
     words = f"{row['TARGETID']}: {row['SPECTYPE']} z = {row['Z']:.4f}, ZWARN {row['ZWARN']}, DELTACHI2 {row['DELTACHI2']:.1f}"

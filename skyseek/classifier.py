@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from astropy.table import Table
 from fastcore.basics import patch
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from .autoencoder import encode
@@ -194,6 +193,7 @@ def calibrate(
 
 def _platt(model, p, wrong):
     "Set slope and offset of the logit of each head from probabilities (N, 2) of spectra that were not trained on."
+    from sklearn.linear_model import LogisticRegression
     logit = torch.logit(torch.as_tensor(p), eps=1e-6).numpy()
     for k in range(2):
         if len(np.unique(wrong[:, k])) < 2: continue  # nothing to calibrate on: the head keeps its own probabilities

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.linalg import solveh_banded
-from sklearn.utils.extmath import randomized_svd
 
 from .bases import LYA, Z_RANGES, Basis, mean_forest
 from .chi2scan import rebin_sum
@@ -104,6 +103,7 @@ class Factors:
 
 def _start(f, w, k, smooth, seed):
     "First guess: weighted mean, and leading directions of the residuals."
+    from sklearn.utils.extmath import randomized_svd
     one = np.ones((len(f), 1))
     mean = solve_spectra(w, w*f, one, one[:, :, None], smooth)
     rest = (f - mean)*(w/(w + np.median(w[w > 0])))

@@ -13,7 +13,6 @@ __all__ = ['METRICS', 'KEPT_METRICS', 'TARGET_BITS', 'reliability', 'calibration
 import numpy as np
 from astropy.stats import binom_conf_interval
 from astropy.table import Table
-from sklearn.ensemble import HistGradientBoostingClassifier
 
 from .truth import choose_threshold, label_wrong, match_truth, split_of
 
@@ -221,6 +220,7 @@ def boosting_score(
     seed=0, # of the trees
 ): # (K,) probability that the answer is wrong
     "scikit-learn's histogram gradient boosting, 150 rounds, on columns alone."
+    from sklearn.ensemble import HistGradientBoostingClassifier
     trees = HistGradientBoostingClassifier(max_iter=150, random_state=seed).fit(columns, wrong)
     return trees.predict_proba(columns_test)[:, 1]
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -226,6 +225,7 @@ def train_wgan(
     **shape, # fields of `ImageSettings`
 ): # (`Generator`, `Critic`, history: distance per iteration)
     "Play the game; the generator and the critic of the last iteration."
+    from lightning_fabric import Fabric
     if len(images) < settings.batch_size:
         raise ValueError(f"{len(images)} images for batches of {settings.batch_size}; "
                          "give more images, or a smaller --batch-size (batch_size)")

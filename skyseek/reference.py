@@ -12,7 +12,6 @@ from pathlib import Path
 from shutil import copyfile
 
 import numpy as np
-from scipy.stats import binom
 
 from .anomaly import fit_reference
 from .catalogue import KEEP, SHIPPED, _look, _with_chi2, load_weights, match_grid
@@ -89,6 +88,7 @@ def reference_text(
     about, # what `reference_files` keeps with the reference: `extra` of its config.json
 ): # str, a line
     "Which fraction of the survey is out of distribution for the weights, and what to do about it."
+    from scipy.stats import binom
     n, k, name = about['spectra'], about['unfamiliar'], about['weights']
     if k is None: return f"out of distribution for the weights '{name}': not known, they have no familiarity/ model"
     text = (f"out of distribution for the weights '{name}': {k} of {plural(n, 'spectrum', 'spectra')} ({k/n:.1%}; "

@@ -11,7 +11,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import beta
 
 from .files import check_folder
 from .modelsets import checkpoint_path
@@ -49,6 +48,7 @@ def outside_fraction(
     limits, # of `excess_limits`
 ): # at least this fraction of the spectra is out of distribution, at 95 % confidence
     "How much of a sample is unlike the stars that a model was tested on."
+    from scipy.stats import beta
     n, least = int(np.isfinite(np.asarray(errors['EXCESS'], float)).sum()), 0.
     for level, limit in zip(LEVELS, limits):
         beyond = int(is_beyond(errors, limit).sum())

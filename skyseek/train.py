@@ -15,7 +15,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
@@ -124,6 +123,7 @@ def _start(fabric, model, settings, checkpoint, task):
 # %% ../nbs/10_train.ipynb #eddb5210
 def _fabric(settings):
     "A Fabric for one process, or for the group that torchrun started."
+    from lightning_fabric import Fabric
     world, local = int(os.environ.get('WORLD_SIZE', 1)), int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     fabric = Fabric(accelerator=settings.device, devices=local, num_nodes=max(1, world//local), strategy='ddp' if world > 1 else 'auto', precision=settings.precision)
     fabric.launch()

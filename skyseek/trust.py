@@ -19,12 +19,6 @@ from astropy.stats import binom_conf_interval
 from astropy.table import Table
 from fastcore.basics import patch
 from scipy.special import expit, logit
-from scipy.stats import beta, binom, ks_2samp
-from sklearn.covariance import LedoitWolf
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 from .evaluate import calibration_error, calibration_floor, label_unseen
@@ -74,6 +68,8 @@ def fit_calibration(
     kind='platt', # one of CALIBRATIONS
 ): # `Calibration`
     "Learn from labels how probabilities should have been."
+    from sklearn.isotonic import IsotonicRegression
+    from sklearn.linear_model import LogisticRegression
     wrong, p = check_probabilities(p, wrong)
     if kind not in CALIBRATIONS: raise ValueError(f"kind={kind!r}; choose one of {CALIBRATIONS}")
     if wrong.all() or not wrong.any(): raise ValueError(f"{wrong.sum()} of {len(p)} labels are wrong; calibration needs some of both kinds, give more labelled targets")
@@ -95,6 +91,8 @@ def compare_calibrations(
     seed=0, # of the parts
 ): # Table: kind, log_loss, ECE; both from targets that the map was not fitted on
     "Cross-validated quality of the maps in CALIBRATIONS."
+    from sklearn.model_selection import StratifiedKFold
+    from sklearn.metrics import log_loss
     wrong, p = check_probabilities(p, wrong)
     few = int(min(wrong.sum(), (~wrong).sum()))
     if few < folds: raise ValueError(f"{few} labels of the rarer kind for {folds} folds; give more labels, or keep Platt's map")
@@ -166,6 +164,8 @@ def labels_needed(
     wrong=0, # errors among the labels
 ): # number of kept labels
     "How many labelled targets must be kept, with so many errors among them, to guarantee a share."
+    from scipy.stats import beta
+    from scipy.stats import binom
     at_most, confidence = _check_share('at_most', at_most), _check_share('confidence', confidence)
     n = math.ceil(beta.ppf(confidence, wrong + 1, 1)/at_most) if wrong else math.ceil(math.log(1 - confidence)/math.log(1 - at_most))
     while binom.cdf(wrong, n, at_most) > 1 - confidence: n += max(1, int(.002*n))
@@ -175,6 +175,7 @@ def labels_needed(
 # %% ../nbs/14_trust.ipynb #7a4c2e25
 def _sequence(everyone, n, at_most, confidence):
     "Thresholds to test, strict to lax: quantiles of the probabilities, from the first at which success is likely."
+    from scipy.stats import binom
     order, share = np.sort(everyone), np.arange(1, 51)/50
     k = np.maximum(1, np.round(share*len(order)).astype(int))
     claimed, kept = np.clip(2*np.cumsum(order)[k - 1]/k + at_most/10, 0, 1), np.floor(share*n)
@@ -193,6 +194,8 @@ def guarantee_keep(
     everyone=None, # (M,) probabilities of the whole survey, labels or not; None takes p
 ): # `Guarantee`
     "The laxest threshold that keeps at most a given share of wrong objects, with given confidence. The probabilities need not be calibrated."
+    from scipy.stats import beta
+    from scipy.stats import binom
     wrong, p = check_probabilities(p, wrong)
     at_most, confidence = _check_share('at_most', at_most), _check_share('confidence', confidence)
     cuts, order = _sequence(p if everyone is None else check_probabilities(everyone), len(p), at_most, confidence), np.argsort(p, kind='stable')
@@ -297,6 +300,7 @@ def fit_familiarity(
     seed=0, # of the draws
 ): # `Familiarity`
     "Learn where the training spectra lie, and how strange spectra of their kind are."
+    from sklearn.covariance import LedoitWolf
     x, rng = np.asarray(x, np.float32), np.random.default_rng(seed)
     held = rng.random(len(x)) < 1/3 if held is None else np.asarray(held, bool)
     if min(held.sum(), (~held).sum()) < 100: raise ValueError(f"{(~held).sum()} training and {held.sum()} reference spectra; give at least 100 of each, so that 1 in 100 can be told")
@@ -374,13 +378,20 @@ def keep_sample(
         raise ValueError(f"none of the {usable.sum()} targets that can be kept has a label{why}; give the truth of some of these targets")
     found = guarantee_keep(np.array(label[f'{head}_WRONG'])[known], p[known], at_most, confidence, p[usable])
     if not found.holds: raise ValueError(found.text)
-    rest = usable & ~known
-    if min(known.sum(), rest.sum()) >= 20 and ks_2samp(p[known], p[rest]).pvalue < 1e-3:
-        log.warning('the labelled targets are no random draw: their probabilities differ from those of the other %d targets (medians %.2g and %.2g), so the guarantee holds for targets like the labelled ones only', rest.sum(), np.median(p[known]), np.median(p[rest]))
+    _warn_of_selection(p[known], p[usable & ~known])
     kept = catalogue[usable & (p <= found.threshold)]
     kept.meta |= dict(KEEPWHAT=head, KEEP_TH=found.threshold, KEEPMOST=at_most, KEEPCONF=confidence, KEEPLABS=found.n_labels, KEEPKEPT=found.n_kept, KEEPBAD=found.n_wrong, KEEPBND=found.bound, KEEPFROM=len(catalogue),
                       KEEPTOL=str(tolerance), KEEPUSED=used)
     return kept, found
+
+# %% ../nbs/14_trust.ipynb #a7c0de01
+def _warn_of_selection(labelled, rest):
+    "Log a warning if the labelled targets differ in their probabilities from the rest (Kolmogorov-Smirnov, p < 0.001)."
+    from scipy.stats import ks_2samp
+    if min(len(labelled), len(rest)) < 20 or ks_2samp(labelled, rest).pvalue >= 1e-3: return
+    log.warning('the labelled targets are no random draw: their probabilities differ from those of the other %d targets '
+                '(medians %.2g and %.2g), so the guarantee holds for targets like the labelled ones only',
+                len(rest), np.median(labelled), np.median(rest))
 
 # %% ../nbs/14_trust.ipynb #07698c52
 def _usable(catalogue, head):

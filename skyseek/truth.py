@@ -9,7 +9,6 @@ __all__ = ['DESI_TOLERANCE', 'redshift_error', 'label_wrong', 'truth_rows', 'mat
 # %% ../nbs/05_truth.ipynb #30d3bd56
 import numpy as np
 from astropy.table import Table
-from sklearn.metrics import precision_recall_curve
 
 from .files import read_ids
 
@@ -124,6 +123,7 @@ def choose_threshold(
     score, # (N,) larger = more suspicious
 ): # threshold; flag what is at or above it
     "The threshold with the best F1; never choose it on the targets you report."
+    from sklearn.metrics import precision_recall_curve
     wrong, score = np.asarray(wrong, bool), np.asarray(score, float)
     if not wrong.any(): raise ValueError("no wrong object among the validation targets, so no threshold can be chosen; give more labelled targets")
     purity, completeness, cuts = precision_recall_curve(wrong, score)
