@@ -12,6 +12,7 @@ from pathlib import Path
 from shutil import copyfile
 
 import numpy as np
+import scipy
 
 from .anomaly import fit_reference
 from .catalogue import KEEP, SHIPPED, _look, _with_chi2, load_weights, match_grid
@@ -88,12 +89,11 @@ def reference_text(
     about, # what `reference_files` keeps with the reference: `extra` of its config.json
 ): # str, a line
     "Which fraction of the survey is out of distribution for the weights, and what to do about it."
-    from scipy.stats import binom
     n, k, name = about['spectra'], about['unfamiliar'], about['weights']
     if k is None: return f"out of distribution for the weights '{name}': not known, they have no familiarity/ model"
     text = (f"out of distribution for the weights '{name}': {k} of {plural(n, 'spectrum', 'spectra')} ({k/n:.1%}; "
             f"of their own sample {UNFAMILIAR:.0%})")
-    if binom.sf(k - 1, n, UNFAMILIAR) > 1e-3: return text
+    if scipy.stats.binom.sf(k - 1, n, UNFAMILIAR) > 1e-3: return text
     return text + ("; the anomaly scores hold for this survey all the same, "
                    "but do not take P_Z_WRONG and P_S_WRONG of these spectra literally (UNFAMILIAR): "
                    "train weights on labelled spectra of this survey with `skyseek train`, "

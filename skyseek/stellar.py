@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import scipy
 
 from .files import check_folder
 from .modelsets import checkpoint_path
@@ -48,11 +49,10 @@ def outside_fraction(
     limits, # of `excess_limits`
 ): # at least this fraction of the spectra is out of distribution, at 95 % confidence
     "How much of a sample is unlike the stars that a model was tested on."
-    from scipy.stats import beta
     n, least = int(np.isfinite(np.asarray(errors['EXCESS'], float)).sum()), 0.
     for level, limit in zip(LEVELS, limits):
         beyond = int(is_beyond(errors, limit).sum())
-        seen = beta.ppf(.05/len(LEVELS), beyond, n - beyond + 1) if beyond else 0.  # Clopper & Pearson 1934
+        seen = scipy.stats.beta.ppf(.05/len(LEVELS), beyond, n - beyond + 1) if beyond else 0.  # Clopper & Pearson 1934
         least = max(least, (seen - (1 - level))/level)
     return float(least)
 

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
 from astropy.stats import binom_conf_interval
 from astropy.table import Table
@@ -164,24 +165,21 @@ def labels_needed(
     wrong=0, # errors among the labels
 ): # number of kept labels
     "How many labelled targets must be kept, with so many errors among them, to guarantee a share."
-    from scipy.stats import beta
-    from scipy.stats import binom
     at_most, confidence = _check_share('at_most', at_most), _check_share('confidence', confidence)
-    n = math.ceil(beta.ppf(confidence, wrong + 1, 1)/at_most) if wrong else math.ceil(math.log(1 - confidence)/math.log(1 - at_most))
-    while binom.cdf(wrong, n, at_most) > 1 - confidence: n += max(1, int(.002*n))
-    while n > wrong + 1 and binom.cdf(wrong, n - 1, at_most) <= 1 - confidence: n -= 1
+    n = math.ceil(scipy.stats.beta.ppf(confidence, wrong + 1, 1)/at_most) if wrong else math.ceil(math.log(1 - confidence)/math.log(1 - at_most))
+    while scipy.stats.binom.cdf(wrong, n, at_most) > 1 - confidence: n += max(1, int(.002*n))
+    while n > wrong + 1 and scipy.stats.binom.cdf(wrong, n - 1, at_most) <= 1 - confidence: n -= 1
     return int(n)
 
 # %% ../nbs/14_trust.ipynb #7a4c2e25
 def _sequence(everyone, n, at_most, confidence):
     "Thresholds to test, strict to lax: quantiles of the probabilities, from the first at which success is likely."
-    from scipy.stats import binom
     order, share = np.sort(everyone), np.arange(1, 51)/50
     k = np.maximum(1, np.round(share*len(order)).astype(int))
     claimed, kept = np.clip(2*np.cumsum(order)[k - 1]/k + at_most/10, 0, 1), np.floor(share*n)
-    most = binom.ppf(1 - confidence, kept, at_most)
-    most = np.where(binom.cdf(most, kept, at_most) > 1 - confidence, most - 1, most)  # errors with which the test passes
-    chance = np.where(most >= 0, binom.cdf(most, kept, claimed), 0)
+    most = scipy.stats.binom.ppf(1 - confidence, kept, at_most)
+    most = np.where(scipy.stats.binom.cdf(most, kept, at_most) > 1 - confidence, most - 1, most)  # errors with which the test passes
+    chance = np.where(most >= 0, scipy.stats.binom.cdf(most, kept, claimed), 0)
     start = int(np.argmax(chance >= .9*chance.max()))
     return np.unique(order[k - 1][start:]) if chance.any() else np.unique(order[k - 1][-1:])
 
@@ -194,18 +192,16 @@ def guarantee_keep(
     everyone=None, # (M,) probabilities of the whole survey, labels or not; None takes p
 ): # `Guarantee`
     "The laxest threshold that keeps at most a given share of wrong objects, with given confidence. The probabilities need not be calibrated."
-    from scipy.stats import beta
-    from scipy.stats import binom
     wrong, p = check_probabilities(p, wrong)
     at_most, confidence = _check_share('at_most', at_most), _check_share('confidence', confidence)
     cuts, order = _sequence(p if everyone is None else check_probabilities(everyone), len(p), at_most, confidence), np.argsort(p, kind='stable')
     kept = np.searchsorted(p[order], cuts, side='right')
     bad = np.concatenate([[0], np.cumsum(wrong[order])])[kept]
     able = kept >= labels_needed(at_most, confidence)  # the others cannot pass, whatever their labels say
-    failed = np.flatnonzero(able & (binom.cdf(bad, kept, at_most) > 1 - confidence))
+    failed = np.flatnonzero(able & (scipy.stats.binom.cdf(bad, kept, at_most) > 1 - confidence))
     passed = np.flatnonzero(able[:failed[0] if len(failed) else len(cuts)])
     i = passed[-1] if len(passed) else failed[0] if len(failed) else -1
-    bound = float(beta.ppf(confidence, bad[i] + 1, kept[i] - bad[i])) if kept[i] > bad[i] else 1.
+    bound = float(scipy.stats.beta.ppf(confidence, bad[i] + 1, kept[i] - bad[i])) if kept[i] > bad[i] else 1.
     return Guarantee(float(cuts[i]) if len(passed) else np.nan, at_most, confidence, len(p), int(kept[i]), int(bad[i]), bound)
 
 # %% ../nbs/14_trust.ipynb #630acb6c
@@ -387,8 +383,7 @@ def keep_sample(
 # %% ../nbs/14_trust.ipynb #a7c0de01
 def _warn_of_selection(labelled, rest):
     "Log a warning if the labelled targets differ in their probabilities from the rest (Kolmogorov-Smirnov, p < 0.001)."
-    from scipy.stats import ks_2samp
-    if min(len(labelled), len(rest)) < 20 or ks_2samp(labelled, rest).pvalue >= 1e-3: return
+    if min(len(labelled), len(rest)) < 20 or scipy.stats.ks_2samp(labelled, rest).pvalue >= 1e-3: return
     log.warning('the labelled targets are no random draw: their probabilities differ from those of the other %d targets '
                 '(medians %.2g and %.2g), so the guarantee holds for targets like the labelled ones only',
                 len(rest), np.median(labelled), np.median(rest))
