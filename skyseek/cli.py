@@ -153,7 +153,7 @@ def score(a):
     check_destination(a.output, [*a.coadds, a.redrock, *map(find_redrock, a.coadds)], a.overwrite)
     weights, rates = load_weights(a.weights, a.device), (a.error_rate, a.type_error_rate)
     check_rates(weights.rates, rates)
-    _say_whose([[p, a.redrock or find_redrock(p)] for p in a.coadds])
+    _say_whose([[p, a.redrock or find_redrock(p)] for p in dict.fromkeys(a.coadds)])
     logging.getLogger('skyseek').warning('weights %s%s: %s', weights.name, '' if a.weights else ' (those in the package)', weights.about)
     tables, failed = score_files(a.coadds, weights, progress=None, redrock=a.redrock, keep_sky=a.keep_sky, device=a.device)
     if tables:

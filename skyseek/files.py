@@ -374,8 +374,11 @@ def read_written_table(
 ): # Table with units and descriptions; masked floats are nan, masked strings empty
     "Read a table back; raise `ValueError` if it is none."
     path = Path(path)
-    try: table = Table.read(path, format='parquet' if path.suffix.lower() == '.parquet' else 'fits')
-    except Exception as e: raise ValueError(f"{path}: not a readable catalogue ({type(e).__name__}); give a file that skyseek wrote") from e
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'No table::len')  # the longest string is found by looking
+        try: table = Table.read(path, format='parquet' if path.suffix.lower() == '.parquet' else 'fits')
+        except Exception as e:
+            raise ValueError(f"{path}: not a readable catalogue ({type(e).__name__}); give a file that skyseek wrote") from e
     for i, name in enumerate(table.colnames, 1):
         if isinstance(table[name], MaskedColumn) and (kind := table[name].dtype.kind) in 'fUS': table[name] = table[name].filled(np.nan if kind == 'f' else '')
         if f'TCOMM{i}' in table.meta: table[name].description = table.meta.pop(f'TCOMM{i}')  # astropy leaves them in the header
