@@ -110,7 +110,7 @@ def test_full_disk_leaves_nothing_half_written(survey, tmp_path, command):
 
 def train(survey, folder, *extra):
     """A training long enough to be interrupted after its first epoch."""
-    return ['train-autoencoder', *shards(survey), '-o', folder, '--epochs', 15, '--device', 'cpu', *extra]
+    return ['train-autoencoder', *shards(survey), '-o', folder, '--epochs', 7, '--device', 'cpu', *extra]
 
 
 @pytest.fixture(scope='session')
