@@ -186,9 +186,9 @@ def answer(
 ): # `Spectra` with the pipeline's columns and those of the runner-up (NEXT) in meta
     "What a pipeline says of these spectra."
     fit = scan_redshift(spectra, redrock_like() if bases is None else bases, device)
-    spectra = _without(spectra, [*ANSWER, *EVIDENCE, *NEXT])
+    spectra, told = _without(spectra, [*ANSWER, *EVIDENCE, *NEXT]), fit.to_table()
     for name in ANSWER:
-        if name in fit.table.colnames: spectra.meta[name] = fit.table[name]
+        if name in told.colnames: spectra.meta[name] = told[name]
     for name, column in _runner_up(fit).items(): spectra.meta[name] = column
     return spectra
 

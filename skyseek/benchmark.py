@@ -26,7 +26,7 @@ from .detectors import (OURS, PLAIN, SHIPPED, first_skyseek, our_detectors, plai
 from .evaluate import (KEPT_METRICS, METRICS, compare_all, compare_detectors, count_flagged, evaluate_groups, format_differences, format_table, kept_curve, kept_sample,
                               reliability)
 from .files import PLAIN as ASCII
-from .labelled import is_labelled, log, wrong_answers
+from .labelled import choose_learning, is_labelled, log, wrong_answers
 from .plots import plot_completeness_purity, plot_reliability
 from .recipes import RECIPES
 from .spectra import write_atomic
@@ -212,11 +212,16 @@ def compare_sample(
     return Benchmark(_about(sample, main[1], settings), tables, differences, groups, correction_table(sample, tolerances), kept, *main, sample, settings)
 
 # %% ../nbs/43_benchmark.ipynb #d0478513
-def _without_seen(spectra, side, classifier):
-    "Leave out of the test side what the weights were trained on."
-    seen = classifier.has_seen(spectra.meta['TARGETID'])
-    if seen is None: log.warning('the weights do not say which labels they were trained on; their figures may be too good')
-    drop = np.zeros(len(spectra), bool) if seen is None else seen & (side == 'test') & is_labelled(spectra)
+def _without_seen(spectra, side, settings):
+    "Leave out of the test side what the weights were trained on, and the shipped judge, where that judges."
+    weights = [load_weights(settings.weights)]
+    learned = choose_learning(int((is_labelled(spectra) & (side == 'learn')).sum()), settings.learn) != 'none'
+    if settings.weights is not None and not learned: weights.append(load_weights())
+    seen = np.stack([w.has_seen(np.asarray(spectra.meta['TARGETID'])) for w in weights])
+    if (seen < 0).any():
+        raise ValueError(f"{settings.weights}: does not say which labels it was trained on, so its figures could be too good; "
+                         "train these weights with this version of skyseek, or leave them out (--weights)")
+    drop = seen.any(axis=0) & (side == 'test') & is_labelled(spectra)
     if not drop.any(): return spectra, side
     log.warning('%d targets of the test side are left out: the weights were trained on their labels', drop.sum())
     return spectra[np.flatnonzero(~drop)], side[~drop]
@@ -229,7 +234,7 @@ def run_benchmark(
     say=lambda text: None, # called with a line per step
 ): # `Benchmark`
     "From labelled spectra to the comparison of all detectors."
-    spectra, side = _without_seen(spectra, side, load_weights(settings.weights).classifier)
+    spectra, side = _without_seen(spectra, side, settings)
     use = is_labelled(spectra)
     wrong = wrong_answers(spectra, settings.tolerance)[:, 0]
     if not _enough(wrong_answers(spectra, settings.tolerance)[use], side[use])[0]:

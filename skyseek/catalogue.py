@@ -56,6 +56,15 @@ class Weights:
     anomaly: AnomalyReference | None = None  # without it nothing is said about how odd a spectrum is
     tolerance: float = 0.001  # of P_Z_WRONG: largest |Z - z_true|/(1 + z_true) that is right
     own_judge: bool = True  # False: the weights have none, and use the shipped one
+    judge_labels: tuple = ()  # TARGETIDs of the labels of the shipped judge, if that is the judge
+
+    def has_seen(
+        self,
+        targetid, # (N,) TARGETIDs
+    ): # (N,) int16: 1 the label took part in the training of classifier or judge, 0 it did not, -1 the weights do not say
+        "Which labels the weights were made from."
+        seen = self.classifier.has_seen(targetid)
+        return np.where(np.isin(targetid, self.judge_labels), 1, -1 if seen is None else seen).astype(np.int16)
 
 # %% ../nbs/40_catalogue.ipynb #77edaac3
 def load_weights(
@@ -74,7 +83,7 @@ def load_weights(
     judge, own = _judge(folder, classifier, extra, device)
     familiarity, anomaly = _made_for(folder/'familiarity', Familiarity, autoencoder, device), _anomaly(folder, autoencoder, device)
     return Weights(autoencoder=autoencoder, classifier=classifier, judge=judge, thresholds=extra['thresholds'], about=extra['about'],
-                   name=folder.name, familiarity=familiarity, rates=extra['rates'], tolerance=extra['tolerance'], anomaly=anomaly, own_judge=own)
+                   name=folder.name, familiarity=familiarity, rates=extra['rates'], tolerance=extra['tolerance'], anomaly=anomaly, own_judge=own, judge_labels=_judge_labels(judge))
 
 # %% ../nbs/40_catalogue.ipynb #88b74b29
 def _facts(folder):
@@ -103,6 +112,12 @@ def _judge(folder, classifier, extra, device):
     return judge, own
 
 # %% ../nbs/40_catalogue.ipynb #1e14730a
+def _judge_labels(judge):
+    "TARGETIDs whose labels trained the shipped judge; none for another judge."
+    folder = Path(str(files('skyseek')/SHIPPED))/'classifier'
+    if read_config(folder)['extra'].get('judge') != fingerprint(judge): return ()
+    return tuple(load_model(folder, WrongClassifier).labels.tolist())
+
 def _made_for(folder, cls, autoencoder, device):
     "A model that belongs to one autoencoder, if it is there; raise if it belongs to another."
     if not folder.exists(): return None
@@ -143,7 +158,7 @@ def score_spectra(
         familiar = weights.familiarity.p_value(familiarity_inputs(code, spectra))
         out['P_FAMILIAR'], out['UNFAMILIAR'] = familiar.astype(np.float32), familiar < UNFAMILIAR
     if weights.anomaly is not None and opinion is not None: _add_anomaly(out, looked, code, fit, opinion, weights, device)
-    if (seen := weights.classifier.has_seen(out['TARGETID'])) is not None: out['LABEL_USED'] = seen
+    out['LABEL_USED'] = weights.has_seen(np.asarray(out['TARGETID']))
     out['RECON_CHI2'], out['SNR'], out['LATENT'] = code['chi2'], spectra.snr, code['latent']
     return out
 
@@ -238,7 +253,7 @@ COLUMNS = {  # name: (unit, description)
     'ANOMALY': (None, 'dex: -log10 of the share of reference spectra of this S/N that are odder in all; 2 is one in a hundred'), 'ANOMALY_WHY': (None, 'score that says so most'),
     'ANOMALY_WAVE': ('Angstrom', 'observed vacuum wavelengths that carry the misfit'), 'ANOMALY_RANK': (None, 'place in this catalogue, 1 is the oddest; 0 where there is no score'),
     'NATURE': (None, 'ARTEFACT or OBJECT, asked of what is odder than 1.3 dex'), 'ANOMALY_CLEAN': (None, 'dex: ANOMALY without what may be artefacts'), 'NATURE_TEXT': (None, 'what was found of the instrument'),
-    'LABEL_USED': (None, 'the label of this target took part in the training of the weights: do not measure them on it'),
+    'LABEL_USED': (None, '1 where the label of this target took part in the training of the weights: do not measure them on it; -1 not known'),
     'LATENT': (None, 'autoencoder latents'), 'FILE': (None, 'name of the file of the spectrum')}
 
 # %% ../nbs/40_catalogue.ipynb #492acd2b
@@ -276,7 +291,7 @@ def _ranks(score):
     out[known[np.argsort(-score[known], kind='stable')]] = 1 + np.arange(len(known))
     return out
 
-NOT_KNOWN = {'ZWARN': ZWARN_NODATA, 'HEALPIX': -1, 'COADD_FIBERSTATUS': -1}
+NOT_KNOWN = {'ZWARN': ZWARN_NODATA, 'HEALPIX': -1, 'COADD_FIBERSTATUS': -1, 'LABEL_USED': -1}
 
 def _filled(table):
     "Values that mean nothing where a file had no such column: nan, empty, those of NOT_KNOWN, else 0."

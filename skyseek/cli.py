@@ -100,21 +100,26 @@ def train_classifier(a):
     encoder = load_model(a.autoencoder or a.output/'autoencoder', Autoencoder)
     settings = TrainSettings(**CLASSIFIER_TRAINING | dict(epochs=a.epochs), seed=a.seed, device='cpu')
     model = WrongClassifier(METADATA[a.columns], members=a.members)
-    judge = _copy_judge(a.output) if a.columns == 'second' else {}
+    judge = dict(judge=_shipped_judge()) if a.columns == 'second' else {}
     history = train_classifier_file(find_shards(a.features), read_truth(a.truth), encoder, a.output/'classifier', model, a.tolerance, settings, a.about, None, **judge)
+    if judge: _copy_judge(a.output)
     print(f"{a.output/'classifier'}: epoch {history['best']} kept, validation loss {history['validation'][history['best']]:.4f}")
     return 0
 
 # %% ../nbs/50_cli.ipynb #1b83dad4
 def _copy_judge(folder):
-    "Put the package's judge beside a classifier that wants its columns; its fingerprint goes with the classifier."
+    "Put the package's judge beside a classifier that wants its columns."
     from shutil import copytree
-    from skyseek.evidence import Judge
     from skyseek.files import write_folder
     from skyseek.labelled import shipped
-    from skyseek.train import fingerprint, load_model
     with write_folder(folder/'judge') as new: copytree(shipped('judge'), new, dirs_exist_ok=True)
-    return dict(judge=fingerprint(load_model(folder/'judge', Judge)))
+
+def _shipped_judge():
+    "The fingerprint of the package's judge."
+    from skyseek.evidence import Judge
+    from skyseek.labelled import shipped
+    from skyseek.train import fingerprint, load_model
+    return fingerprint(load_model(shipped('judge'), Judge))
 
 # %% ../nbs/50_cli.ipynb #3bdaaebb
 def train(a):

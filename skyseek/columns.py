@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 from astropy.table import Table
 
-from .catalogue import COLUMNS, KEEP
+from .catalogue import COLUMNS, KEEP, NOT_KNOWN
 from .files import read_ids
 
 # %% ../nbs/41_columns.ipynb #b15ab88f
-_INTEGERS = dict.fromkeys(('TARGETID', 'ZWARN', 'NPIXELS', 'ZWARN_ALT', *(c for c in KEEP if c.endswith('_TARGET'))), 'i8') | dict.fromkeys(('HEALPIX', 'COADD_FIBERSTATUS'), 'i4')
+_INTEGERS = dict.fromkeys(('TARGETID', 'ZWARN', 'NPIXELS', 'ZWARN_ALT', *(c for c in KEEP if c.endswith('_TARGET'))), 'i8') | dict.fromkeys(('HEALPIX', 'COADD_FIBERSTATUS'), 'i4') | {'LABEL_USED': 'i2'}
 _STRINGS = dict(SURVEY=8, PROGRAM=8, OBJTYPE=4, SPECTYPE=8, SUBTYPE=20, SPECTYPE_ALT=8, SPECTYPE_ALT2=8, CAUSE=16, CAUSE_TEXT=240, ANOMALY_WHY=8, NATURE=8, NATURE_TEXT=160, FILE=64)  # letters, at most
 _DOUBLES = ('TARGET_RA', 'TARGET_DEC', 'Z', 'ZERR', 'CHI2', 'DELTACHI2', 'Z_ALT', 'ZERR_ALT', 'Z_ALT2', 'ZERR_ALT2')
 _VECTORS = dict(LATENT=('f4', 36), CAUSE_WAVE=('f8', 3), ANOMALY_WAVE=('f8', 3))
@@ -37,11 +37,12 @@ def _as_column(table, name, n):
     "A column in its type, (n,) or (n, width)."
     kind, width = column_type(name)
     shape = (n, width) if width > 1 else (n,)
-    if name not in table.colnames: return np.full(shape, np.nan if kind[0] == 'f' else '' if kind[0] == 'U' else 0, kind)
+    nothing = np.nan if kind[0] == 'f' else '' if kind[0] == 'U' else NOT_KNOWN.get(name, 0)
+    if name not in table.colnames: return np.full(shape, nothing, kind)
     column = np.ma.asarray(table[name])
     if name == 'TARGETID': return read_ids(column, 'the score table')
     if kind[0] == 'U': return np.char.strip(np.asarray(np.ma.filled(column.astype(str), ''))).astype(kind)
-    return np.asarray(np.ma.filled(column.astype(kind), np.nan if kind[0] == 'f' else 0)).reshape(shape)
+    return np.asarray(np.ma.filled(column.astype(kind), nothing)).reshape(shape)
 
 def as_arrow(
     table, # scored Table

@@ -161,8 +161,9 @@ def truth_from_repeats(a):
     from skyseek.files import check_destination, write_table
     check_destination(a.output, [a.source], a.overwrite)
     from skyseek.dataset import read_repeats, truth_from_repeats
+    from skyseek.truth import redshift_error
     truth = truth_from_repeats(read_repeats(a.source), a.deeper, a.secure)
-    off = abs(truth['Z'] - truth['TRUE_Z'])/(1 + truth['Z']) > .001
+    off = redshift_error(truth['Z'], truth['TRUE_Z']) > .001
     types = (truth['SPECTYPE'] != truth['TRUE_SPECTYPE']).mean()
     print(f"{write_table(truth, a.output)}: {plural(len(truth), 'shallow observation')} with a deep answer; "
           f"{off.mean():.2%} of their redshifts are off by more than 0.001, {types:.2%} of the types differ")

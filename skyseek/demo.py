@@ -34,7 +34,7 @@ from .spectra import concatenate
 from .terminal import pick_device, plural
 from .train import TrainSettings, fingerprint, load_model, save_model
 from .trust import familiarity_inputs, fit_familiarity
-from .truth import match_truth, split_of
+from .truth import label_unseen, match_truth, split_of
 
 log = logging.getLogger('skyseek')
 
@@ -167,7 +167,7 @@ def corrections(
 ): # str
     "What accepting the proposals of the second opinion would do."
     z_true = match_truth(catalogue['TARGETID'], truth)['TRUE_Z']
-    known = np.isfinite(z_true) & np.isfinite(catalogue['Z_ALT'])
+    known = np.isfinite(z_true) & np.isfinite(catalogue['Z_ALT']) & label_unseen(catalogue)
     fixed, broken, wrong, right = correction_rates(catalogue[known], catalogue['Z'][known], z_true[known])
     return (f"Second opinion (shipped judge): {plural(catalogue['FLAG_ALT'].sum(), 'correction')} proposed; "
             f"of {plural(wrong, 'redshift')} off by more than 1000 km/s {100*fixed:.0f} % are put right, "

@@ -6,15 +6,14 @@
 __all__ = ['METRICS', 'KEPT_METRICS', 'TARGET_BITS', 'reliability', 'calibration_error', 'calibration_floor', 'brier_score',
            'count_flagged', 'average_precision', 'kept_curve', 'kept_sample', 'measure', 'evaluate', 'compare',
            'compare_all', 'format_differences', 'tracer_of', 'tracer_cuts', 'boosting_score', 'compare_detectors',
-           'format_table', 'evaluate_groups', 'redshift_metrics', 'format_redshifts', 'label_unseen',
-           'evaluate_catalogue']
+           'format_table', 'evaluate_groups', 'redshift_metrics', 'format_redshifts', 'evaluate_catalogue']
 
 # %% ../nbs/13_evaluate.ipynb #fd834eb7
 import numpy as np
 from astropy.stats import binom_conf_interval
 from astropy.table import Table
 
-from .truth import choose_threshold, label_wrong, match_truth, split_of
+from .truth import choose_threshold, label_unseen, label_wrong, match_truth, split_of
 
 # %% ../nbs/13_evaluate.ipynb #3633ad0c
 def reliability(
@@ -337,16 +336,6 @@ def _columns(catalogue):
     plain = [np.asarray(catalogue[c], float) for c in ('Z', 'ZERR', 'ZWARN', 'DELTACHI2', 'SNR')]
     return np.stack([*plain, chi2, *(spectype == t for t in ('GALAXY', 'QSO', 'STAR'))], axis=1)
 
-def label_unseen(
-    catalogue, # Table, as from `skyseek score`
-): # (N,) bool
-    "Whether the label of each target took no part in the training of the weights that scored it (column LABEL_USED)."
-    if 'LABEL_USED' in catalogue.colnames: return ~np.asarray(catalogue['LABEL_USED'], bool)
-    if 'WEIGHTS' in catalogue.meta:
-        raise ValueError("the catalogue does not say which labels its weights were trained on (no column LABEL_USED); "
-                         "train the weights with this version of skyseek, and score again")
-    return np.ones(len(catalogue), bool)  # a table from elsewhere
-
 def _labelled(catalogue, truth, tolerance):
     "Rows with a known truth and a redrock solution, their labels (N, 2), their side of the split, whether unseen."
     label = label_wrong(catalogue, match_truth(catalogue['TARGETID'], truth, catalogue), tolerance)
@@ -368,13 +357,15 @@ def evaluate_catalogue(
     rows, wrong, own_side, unseen = (known, labels, side, unseen) if reference is None else _labelled(catalogue, truth, tolerance)
     asked = np.full(len(rows), True) if reference is not None else own_side == 'test'
     test, used = asked & unseen, int((asked & ~unseen).sum())
-    fit, held, shown = known[side == 'train'], known[side == 'validation'], rows[test]
+    apart = ~np.isin(known['TARGETID'], rows['TARGETID'][test])  # none is reported that thresholds or trees were made from
+    teach, choose = (side == 'train') & apart, (side == 'validation') & apart
+    fit, held, shown = known[teach], known[choose], rows[test]
     for name, part in (('training', fit), ('validation', held), ('test', shown)):
         if len(part) >= 10: continue
         seen = f' that the weights were not trained on (they were on {used})' if used and part is shown else ''
         raise ValueError(f"only {len(part)} targets with known truth on the {name} side{seen}, at least 10 are needed; give more labelled targets")
     how = _how(len(rows), len(fit), len(held), used, reference is not None)
-    truths = labels[side == 'train'], labels[side == 'validation'], wrong[test]
+    truths = labels[teach], labels[choose], wrong[test]
     compared = lambda k, name: _compare_catalogue(k, name, (fit, held, shown), truths, catalogue.meta, how, options)
     return {name: compared(k, name) for k, name in enumerate(('Z_WRONG', 'S_WRONG'))}
 

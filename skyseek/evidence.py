@@ -18,7 +18,7 @@ from torch import nn
 
 from .candidates import CANDIDATE_FEATURES, KINDS, LINES, SAME, candidates, text
 from .features import EVIDENCE, ArrayStream, arm_quality
-from .redshift import fit_at, scan_redshift
+from .redshift import ZWARN_BITS, fit_at, scan_redshift
 from .train import TrainSettings, fit as train
 from .trust import rebase
 
@@ -192,15 +192,23 @@ def cap_types(
     spectype, # (N,) types of the pipeline
     swap=True, # where the order may change: bool or (N,) bool
 ): # the table
-    "Make P_ALT and P_ALT2 no larger than P(S_WRONG) where they are of another type, and put the larger one first."
-    for end in ('', '2'):
-        p, other = np.asarray(table[f'P_ALT{end}'], float), text(table[f'SPECTYPE_ALT{end}']) != text(spectype)
-        table[f'P_ALT{end}'] = np.where(other & np.isfinite(p_type), np.minimum(p, p_type), p)
+    "Make P_ALT and P_ALT2, of all that are of another type together, no larger than P(S_WRONG), of the same type than 1 - P(S_WRONG); the larger one first."
+    p = np.stack([np.asarray(table[f'P_ALT{end}'], float) for end in ('', '2')])
+    same = np.stack([text(table[f'SPECTYPE_ALT{end}']) == text(spectype) for end in ('', '2')])
+    for these, most in ((~same, p_type), (same, 1 - p_type)):
+        total = np.nansum(np.where(these, p, 0), axis=0)
+        p *= np.where(these & (total > most), most/np.maximum(total, 1e-30), 1)
+    table['P_ALT'], table['P_ALT2'] = p
     swap = swap & (table['P_ALT2'] > table['P_ALT']) & (text(table['SPECTYPE_ALT2']) != '')
     for name in _BEST:
         first, second = np.array(table[name]), np.array(table[f'{name}2'])
         table[name], table[f'{name}2'] = np.where(swap, second, first), np.where(swap, first, second)
     return table
+
+def _flagged(table):
+    "Rows that are flagged in a catalogue: their flags and causes speak of the order that was found first."
+    flags = [np.asarray(table[c], bool) for c in ('FLAG_Z_WRONG', 'FLAG_S_WRONG', 'FLAG_ALT') if c in table.colnames]
+    return np.any(flags, axis=0) if flags else np.zeros(len(table), bool)
 
 # %% ../nbs/23_evidence.ipynb #81159bde
 def reconcile(
@@ -209,7 +217,7 @@ def reconcile(
     tolerance=.001, # of the classifier's redshifts
     spectype=None, # (N,) types of the pipeline; None leaves the opinion as it is
 ): # ((N, 2) probabilities, Table of the opinion), without contradiction
-    "One consistent set: wrong to 0.001 is never less probable than wrong to 1000 km/s (of P_Z_PIPE), and P_ALT of another type never beyond P(S_WRONG)."
+    "One consistent set: wrong to 0.001 is never less probable than wrong to 1000 km/s (of P_Z_PIPE), and P_ALT never beyond what P(S_WRONG) leaves for its type."
     p, beyond = np.array(p), 1 - np.asarray(opinion['P_Z_PIPE'], float)
     known = np.isfinite(p[:, 0]) & np.isfinite(beyond)
     p[known, 0] = (np.maximum if tolerance <= SAME else np.minimum)(p[known, 0], beyond[known])
@@ -234,7 +242,7 @@ def rebase_opinion(
         table['P_NONE'], table['P_Z_PIPE'] = table['P_NONE']*more, 1 - new
         total = np.maximum(table['P_ALT'] + table['P_ALT2'] + table['P_NONE'], 1)
         for name in ('P_ALT', 'P_ALT2', 'P_NONE'): table[name] = table[name]/total
-    return cap_types(table, np.asarray(table['P_S_WRONG'], float), table['SPECTYPE'], ~np.asarray(table['FLAG_ALT'], bool))  # flags stay
+    return cap_types(table, np.asarray(table['P_S_WRONG'], float), table['SPECTYPE'], ~_flagged(table))  # flags and causes stay
 
 # %% ../nbs/23_evidence.ipynb #77aa0001
 def correction_rates(
@@ -319,11 +327,14 @@ def with_solutions(
         new = dict(Z=z[row], ZERR=opinion['ZERR_ALT'][row], CHI2=f.chi2[i], SPECTYPE=kind[row], SUBTYPE=basis.subtype, NCOEFF=n,
                    COEFF=np.pad(f.coeff[i, :n], (0, 10 - n)), DELTACHI2=rival - f.cost[i] if np.isfinite(rival) else 0.,
                    PENALTY=f.cost[i] - f.chi2[i], R=np.nan, P=np.nan)
+        new['ZWARN'] = table['ZWARN'][row] & ~_CLOSE | _CLOSE*(new['DELTACHI2'] < 9)
         for name in set(new) & set(table.colnames): table[name][row] = new[name]
         which[row], poly[row] = f.which[i], f.coeff[i, n:n + poly.shape[1]]
     return replace(fit, table=table, which=which, poly=poly)
 
 # %% ../nbs/23_evidence.ipynb #d4d769ea
+_CLOSE = 1 << ZWARN_BITS['SMALL_DELTA_CHI2']
+
 def _rival(minima, z, kind):
     "Cost of the best minimum that is another solution; infinite where there is none."
     other = (abs(minima['Z'] - z) > SAME*(1 + z)) | (text(minima['SPECTYPE']) != kind)

@@ -48,8 +48,8 @@ class LabelledSettings:
 def _or_shipped(model, p, inputs, wrong):
     "The new classifier and its probabilities, or the shipped one, calibrated on these labels, if that ranks them better."
     own = load_model(shipped('classifier'), WrongClassifier)
-    q = probabilities(own, inputs)
-    worth = lambda x: sum(average_precision(wrong[:, k], x[:, k]) for k in range(2) if wrong[:, k].any())
+    q, new = probabilities(own, inputs), ~own.has_seen(inputs['targetid'])  # on its own labels the shipped one would look too good
+    worth = lambda x: sum(average_precision(wrong[new, k], x[new, k]) for k in range(2) if wrong[new, k].any())
     if worth(p) >= worth(q): return model, p, 'classifier'
     calibrate(own, inputs['latent'], pick_columns(inputs['metadata'], inputs['metadata_names'], own.columns), wrong)
     return own, probabilities(own, inputs), 'calibration of the shipped classifier'
@@ -74,7 +74,7 @@ Trained with skyseek {version} by `skyseek train` on {about}; {side}.
 - **Learned here:** {learned}. The rest is the package's.
 - **Columns.** {columns}
 - **Wrong** means |Z - z_true|/(1 + z_true) > {tolerance}, or another spectral type.
-- **Figures**, each target by learners that have not seen it, thresholds by the best F1 on the same targets (value and half the 68 % interval):
+- **Figures**, each target by learners that have not seen it (but for two numbers of the calibration, if that is all that was learned), thresholds by the best F1 on the same targets (value and half the 68 % interval):
 
 ```
 {figures}

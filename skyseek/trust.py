@@ -22,9 +22,9 @@ from fastcore.basics import patch
 from scipy.special import expit, logit
 from torch import nn
 
-from .evaluate import calibration_error, calibration_floor, label_unseen
+from .evaluate import calibration_error, calibration_floor
 from .features import arm_quality
-from .truth import label_wrong, match_truth, split_of
+from .truth import label_unseen, label_wrong, match_truth, split_of
 
 log = logging.getLogger('skyseek')
 

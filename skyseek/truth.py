@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DESI_TOLERANCE', 'redshift_error', 'label_wrong', 'truth_rows', 'match_truth', 'split_of', 'half_of', 'fold_of',
-           'choose_threshold']
+           'label_unseen', 'choose_threshold']
 
 # %% ../nbs/05_truth.ipynb #30d3bd56
 import numpy as np
@@ -116,6 +116,20 @@ def fold_of(
 ): # (N,) int, 0 to folds - 1
     "The fold of a cross-validation a target is in, independent of `split_of` and `half_of`."
     return np.minimum((_uniform(targetid, 2)*folds).astype(int), folds - 1)
+
+# %% ../nbs/05_truth.ipynb #5eeb1ab1
+def label_unseen(
+    catalogue, # Table, as from `skyseek score`
+): # (N,) bool
+    "Whether the label of each target took no part in the training of the weights that scored it (LABEL_USED is 0)."
+    ours = 'WEIGHTS' in catalogue.meta or {'FLAG_Z_WRONG', 'LATENT'} & set(catalogue.colnames)
+    if 'LABEL_USED' not in catalogue.colnames and not ours: return np.ones(len(catalogue), bool)  # a table from elsewhere
+    used = catalogue['LABEL_USED'] if 'LABEL_USED' in catalogue.colnames else np.full(len(catalogue), -1)
+    used = np.ma.filled(np.ma.asarray(used, float), -1)
+    if len(used) and not (used >= 0).any():
+        raise ValueError("the catalogue does not say which labels its weights were trained on (no column LABEL_USED, or -1 in "
+                         "it); train the weights with this version of skyseek, and score again")
+    return used == 0
 
 # %% ../nbs/05_truth.ipynb #30c9f1f8
 def choose_threshold(

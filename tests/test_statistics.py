@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from skyseek import catalogue as catalogue_module
 from skyseek.catalogue import load_weights, make_catalogue, read_catalogue, score_files, write_catalogue
 from skyseek.classifier import WrongClassifier
 from skyseek.cli import main
-from skyseek.evaluate import evaluate, evaluate_catalogue, label_unseen
+from skyseek.evaluate import evaluate, evaluate_catalogue
 from skyseek.evidence import Judge, differs_from, reconcile, with_solutions
 from skyseek.features import arm_quality, metadata_table, normalise
 from skyseek.labelled import read_labelled, shipped
@@ -28,7 +29,7 @@ from skyseek.spectra import Spectra, wave_desi
 from skyseek.train import load_model, save_model
 from skyseek.train_weights import LabelledSettings, train_weights
 from skyseek.trust import guarantee_keep, keep_sample
-from skyseek.truth import fold_of, half_of, label_wrong, match_truth, redshift_error, split_of, truth_rows
+from skyseek.truth import fold_of, half_of, label_unseen, label_wrong, match_truth, redshift_error, split_of, truth_rows
 
 IDS = 39628_000_000_000_000 + 7*np.arange(60_000)
 
@@ -113,7 +114,7 @@ def trained(tmp_path_factory):
 
 def test_training_leaves_the_test_side_out(trained):
     folder, spectra, _, result, catalogue = trained
-    used, side = np.asarray(catalogue['LABEL_USED']), split_of(catalogue['TARGETID'])
+    used, side = np.asarray(catalogue['LABEL_USED']) == 1, split_of(catalogue['TARGETID'])
     assert used.any() and not used[side == 'test'].any() and used[side != 'test'].mean() > .9
     assert catalogue.meta['LABELS'] == result['model'].config['labels'] == used.sum()
     assert 'test side were left out' in (folder/'weights/classifier/card.md').read_text()
@@ -125,7 +126,7 @@ def test_a_report_on_ones_own_labels_is_no_better_than_out_of_fold(trained):
     reported = evaluate_catalogue(catalogue, truth, tolerance=.0033, resamples=20)['Z_WRONG']
     own = reported[reported['detector'] == 'skyseek'][0]
     label = label_wrong(catalogue, match_truth(catalogue['TARGETID'], truth), .0033)
-    seen = np.asarray(catalogue['LABEL_USED'] & label['KNOWN'])
+    seen = np.asarray((catalogue['LABEL_USED'] == 1) & label['KNOWN'])
     on_training = average_precision_score(label['Z_WRONG'][seen], catalogue['P_Z_WRONG'][seen])
     wrong = label_wrong(spectra.meta, spectra.meta, .0033)
     order = {int(t): i for i, t in enumerate(spectra.meta['TARGETID'])}
@@ -139,13 +140,36 @@ def test_a_report_on_ones_own_labels_is_no_better_than_out_of_fold(trained):
 def test_labels_that_were_all_used_are_refused(trained, tmp_path):
     _, _, truth, _, catalogue = trained
     spent = catalogue.copy()
-    spent['LABEL_USED'] = True
+    spent['LABEL_USED'] = 1
     with pytest.raises(ValueError, match='that the weights were not trained on'): evaluate_catalogue(spent, truth)
     with pytest.raises(ValueError, match='the weights were trained on'): keep_sample(spent, truth)
     old = catalogue.copy()
     old.remove_column('LABEL_USED')
+    old.meta.clear()  # as after a tool that drops the header
     for call in (lambda: evaluate_catalogue(old, truth), lambda: keep_sample(old, truth), lambda: label_unseen(old)):
         with pytest.raises(ValueError, match='does not say which labels'): call()
+
+
+def test_rows_of_unknown_training_are_left_out(trained):
+    """A catalogue of this version and one of 0.1, put together; and a reference that has the reported targets too."""
+    _, _, truth, _, catalogue = trained
+    scores = catalogue.copy()
+    scores.remove_column('ANOMALY_RANK')
+    old = scores[::2]
+    old.remove_column('LABEL_USED')
+    both = make_catalogue([scores[1::2], old])
+    assert set(both['LABEL_USED']) == {-1, 0, 1} and not label_unseen(both)[-len(old):].any()
+    assert not label_unseen(vstack([catalogue[1::2], old], metadata_conflicts='silent'))[-len(old):].any()
+    twice = evaluate_catalogue(catalogue, truth, .0033, (catalogue, truth), resamples=20)['Z_WRONG']
+    assert twice[twice['detector'] == 'boosted trees']['AP'][0] < .95 and f"trees trained on {twice.meta['n']}" not in twice.meta['how']
+
+
+def test_labels_of_the_shipped_judge_are_on_the_record(trained):
+    """These weights kept the shipped judge, so its labels are no test of them either; a judge of their own has none of these."""
+    weights, package = load_weights(trained[0]/'weights'), load_weights()
+    theirs, own = package.classifier.labels.numpy(), weights.classifier.labels.numpy()
+    assert (weights.has_seen(theirs) == 1).all() and (weights.has_seen(own) == 1).all() and (weights.has_seen(own + 10**15) == 0).all()
+    assert (replace(weights, judge_labels=()).has_seen(theirs) == 0).all()
 
 
 @pytest.mark.parametrize('suffix', ['.fits', '.parquet'])
@@ -193,10 +217,13 @@ def test_brier_scores_have_honest_intervals_and_ece_none():
 def consistent(t):
     known = np.isfinite(np.asarray(t['P_Z_WRONG'], float)) & np.isfinite(np.asarray(t['P_Z_PIPE'], float))
     t = t[known]
-    other = np.asarray(t['SPECTYPE_ALT'] != t['SPECTYPE'])
     beyond = abs(t['Z_ALT'] - t['Z']) > .0033*(1 + t['Z'])
     assert (t['P_Z_WRONG'] >= 1 - t['P_Z_PIPE'] - 2e-6).all()
-    assert (t['P_ALT'] <= np.where(other, t['P_S_WRONG'], 1) + 2e-6).all()
+    types = [np.char.strip(np.asarray(t[c]).astype(str)) for c in ('SPECTYPE_ALT', 'SPECTYPE_ALT2')]
+    parts = [kind != np.char.strip(np.asarray(t['SPECTYPE']).astype(str)) for kind in types]
+    p = [np.nan_to_num(np.asarray(t[c], float)) for c in ('P_ALT', 'P_ALT2')]
+    assert (sum(q*o for q, o in zip(p, parts)) <= t['P_S_WRONG'] + 3e-6).all()
+    assert (sum(q*~o for q, o in zip(p, parts)) <= 1 - t['P_S_WRONG'] + 3e-6).all()
     assert (t['P_ALT'] <= np.where(beyond, t['P_Z_WRONG'], 1) + 2e-6).all()
     assert (np.asarray(t['P_ALT'] + t['P_ALT2'] + t['P_NONE']) < 1 + 1e-5).all()
     assert not np.any(t['FLAG_ALT'] & ~(t['FLAG_Z_WRONG'] | t['FLAG_S_WRONG']))
