@@ -124,7 +124,7 @@ def correction_table(
     sample, # `Sample`
     tolerances, # dict: name → tolerance, as `label_wrong` takes it
 ): # Table: tolerance, by, group, wrong, right (numbers), corrected and broken with _low and _high (68 %)
-    "What accepting the proposals does on the test side."
+    "What accepting the proposals does on the test side, whether the classifier flags the target or not."
     rows = np.flatnonzero(sample.side == 'test')
     spectra, opinion = sample.spectra[rows], sample.opinion[rows]
     alt, taken = opinion['Z_ALT'], np.asarray(opinion['FLAG_ALT'], bool)
@@ -281,7 +281,7 @@ def format_benchmark(
         parts += [f'{head}: AP of "{name}" minus that of\n{format_differences(table)}' for name, table in result.differences[label, tolerance].items()]
     parts += [f'{label} by class and S/N\n{format_groups(table)}' for label, table in result.groups.items() if len(table)]
     parts += [f'{label}: too few wrong ones on some side, left out' for label in LABELS if label not in {key[0] for key in result.tables}]
-    parts.append(f'Accepted proposals of the second opinion\n{format_corrections(result.corrections)}')
+    parts.append(f'Accepted proposals of the second opinion (of all targets; a catalogue corrects flagged ones only)\n{format_corrections(result.corrections)}')
     return '\n\n'.join(parts)
 
 # %% ../nbs/43_benchmark.ipynb #d17275af
