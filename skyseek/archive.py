@@ -55,8 +55,8 @@ class Archive:
         "The filesystem behind an address, opened in this process; a folder needs none."
         try: return find_fsspec().filesystem(self.scheme, **self.options)
         except ImportError as e:
-            raise ImportError(f"{self.scheme}:// addresses need more packages ({str(e).splitlines()[0]}); pip "
-                              f"install 'skyseek[survey]'") from e
+            why = str(e).splitlines()[0].split(';')[0]
+            raise ImportError(f"{self.scheme}:// addresses need more packages ({why}); pip install 'skyseek[survey]'") from e
 
     def path(self, name): # path below the root → what `fs` takes
         "A file of the archive."

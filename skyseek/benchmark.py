@@ -214,18 +214,16 @@ def compare_sample(
 # %% ../nbs/43_benchmark.ipynb #d0478513
 def _without_seen(spectra, side, settings):
     "Leave out of the test side what the weights were trained on, and the shipped judge, where that judges."
-    weights = [load_weights(settings.weights)]
     learned = choose_learning(int((is_labelled(spectra) & (side == 'learn')).sum()), settings.learn) != 'none'
-    if settings.weights is not None and not learned: weights.append(load_weights())
+    weights = [load_weights(settings.weights), *([] if learned else [load_weights()])]
     seen = np.stack([w.has_seen(np.asarray(spectra.meta['TARGETID'])) for w in weights])
-    if (seen < 0).any():
-        raise ValueError(f"{settings.weights}: does not say which labels it was trained on, so its figures could be too good; "
-                         "train these weights with this version of skyseek, or leave them out (--weights)")
+    if (seen < 0).any(): raise ValueError(f"{settings.weights}: does not say which labels it was trained on; train these weights again, or leave out --weights")
     drop = seen.any(axis=0) & (side == 'test') & is_labelled(spectra)
     if not drop.any(): return spectra, side
     log.warning('%d targets of the test side are left out: the weights were trained on their labels', drop.sum())
     return spectra[np.flatnonzero(~drop)], side[~drop]
 
+# %% ../nbs/43_benchmark.ipynb #be9c4a11
 def run_benchmark(
     spectra, # `Spectra` as from `read_sides`
     side, # (N,) 'learn' or 'test'

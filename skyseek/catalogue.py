@@ -26,7 +26,8 @@ from .classifier import WrongClassifier, pick_columns, predict
 from .desi import ZWARN_NODATA
 from .evidence import Judge, differs_from, rebase_opinion, reconcile, second_look, with_solutions
 from .features import EVIDENCE, ArrayStream, build_features
-from .files import ReadError, ascii_text, check_destination, failure_text, progress_bar, read_written_table, restore_folder, write_table
+from .files import ReadError, ascii_text, check_destination, failure_text, progress_bar, read_written_table, restore_folder
+from .files import unique_paths, write_table
 from .nature import split_nature
 from .plots import embed, plot_spectrum, write_page
 from .redshift import scan_redshift
@@ -61,10 +62,10 @@ class Weights:
     def has_seen(
         self,
         targetid, # (N,) TARGETIDs
-    ): # (N,) int16: 1 the label took part in the training of classifier or judge, 0 it did not, -1 the weights do not say
+    ): # (N,) int32: 1 the label took part in the training of classifier or judge, 0 it did not, -1 the weights do not say
         "Which labels the weights were made from."
         seen = self.classifier.has_seen(targetid)
-        return np.where(np.isin(targetid, self.judge_labels), 1, -1 if seen is None else seen).astype(np.int16)
+        return np.where(np.isin(targetid, self.judge_labels), 1, -1 if seen is None else seen).astype(np.int32)
 
 # %% ../nbs/40_catalogue.ipynb #77edaac3
 def load_weights(
@@ -82,6 +83,8 @@ def load_weights(
         raise ValueError(f"{folder}: the classifier was trained on the latents of another autoencoder; train the classifier again")
     judge, own = _judge(folder, classifier, extra, device)
     familiarity, anomaly = _made_for(folder/'familiarity', Familiarity, autoencoder, device), _anomaly(folder, autoencoder, device)
+    if None not in (familiarity, extra.get('familiarity')) and extra['familiarity'] != fingerprint(familiarity):
+        raise ValueError(f"{folder}: familiarity/ is of another training than the classifier; copy the whole folder again, or train anew")
     return Weights(autoencoder=autoencoder, classifier=classifier, judge=judge, thresholds=extra['thresholds'], about=extra['about'],
                    name=folder.name, familiarity=familiarity, rates=extra['rates'], tolerance=extra['tolerance'], anomaly=anomaly, own_judge=own, judge_labels=_judge_labels(judge))
 
@@ -204,7 +207,7 @@ def _probabilities(spectra, features, code, weights):
     unknown = np.full((len(spectra), 2), np.nan, np.float32)
     if 'metadata' not in features: return unknown
     metadata = pick_columns(features['metadata'], features['metadata_names'], weights.classifier.columns)
-    answered = np.isfinite(np.asarray(spectra.meta['Z'], float)) & spectra.good.any(axis=1)
+    answered = np.isfinite(np.asarray(spectra.meta['Z'], float)) & (_types(spectra) != '') & spectra.good.any(axis=1)
     return np.where(answered[:, None], predict(weights.classifier, code['latent'], metadata), unknown)
 
 # %% ../nbs/40_catalogue.ipynb #4b5d0338
@@ -352,12 +355,7 @@ def _score_some(paths, weights, options):
         return [t for tables, _ in parts for t in tables], {k: v for _, failed in parts for k, v in failed.items()}
     return [table]*bool(len(table)), failed
 
-def _once(paths):
-    "Each file once, with a warning where one is given twice."
-    paths, first = list(paths), {}
-    for path in paths: first.setdefault(Path(path).resolve(), path)
-    if twice := len(paths) - len(first): log.warning('%d of %d files are given more than once and scored once', twice, len(paths))
-    return list(first.values())
+
 
 # %% ../nbs/40_catalogue.ipynb #94c30b4f
 def score_files(
@@ -367,7 +365,7 @@ def score_files(
     **options, # of `score_file`
 ): # (list of score Tables, dict path → reason for those that failed)
     "Score many files; one that cannot be read is reported and does not stop the others."
-    tables, failed, paths = [], {}, _once(paths)
+    tables, failed, paths = [], {}, unique_paths(list(paths))
     with progress_bar(None, progress, total=len(paths), desc='score', unit='file') as bar:
         for some in group_files(paths):
             scored, lost = _score_some(some, weights, options)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import __version__
 from .commands import DEVICE, OVERWRITE, _check_paths, _command, _many, _number, _path, _report, _say
-from .commands import _output_or_place, _settle_output, _switch, survey_commands
+from .commands import _natural, _output_or_place, _settle_output, _switch, survey_commands
 from .odd_commands import odd_commands
 from .terminal import OutputError, Parser, PipeClosed, explain, pick_device, plain_output, plural, start_log
 
@@ -292,7 +292,7 @@ def _fetch_commands(sub):
 # %% ../nbs/50_cli.ipynb #48ae9dc4
 def _training_commands(sub):
     "train-autoencoder, train-classifier."
-    shards, seed, out = ('features', dict(nargs='+', help='feature shards: files, or https:// and s3:// addresses, which may hold a *')), _number('--seed', 0, 'random seed'), _path('-o --output', 'folder for the weights', required=True)
+    shards, seed, out = ('features', dict(nargs='+', help='feature shards: files, or https:// and s3:// addresses, which may hold a *')), _natural('--seed', 0, 'random seed'), _path('-o --output', 'folder for the weights', required=True)
     _command(sub, train_autoencoder, shards, out, _number('--epochs', 20, 'passes at most'), _number('--batch-size', 32, 'spectra a batch'), _number('--lr', 2e-3, 'peak learning rate', float),
              ('--precision', dict(default='32-true', help='32-true or bf16-mixed')), DEVICE, seed, OVERWRITE,
              _switch('--published', "the first Skyseek's architecture and loss (far slower)"))
@@ -306,7 +306,7 @@ LEARN = '--learn', dict(default='auto', choices=['auto', 'all', 'judge', 'none']
 
 def _labelled_commands(sub):
     "train, benchmark."
-    truth, seed = _path('--truth', 'truth tables, EDR VI csv or truth-*.fits (default: the truth-*.fits beside each coadd)', nargs='+'), _number('--seed', 0, 'random seed')
+    truth, seed = _path('--truth', 'truth tables, EDR VI csv or truth-*.fits (default: the truth-*.fits beside each coadd)', nargs='+'), _natural('--seed', 0, 'random seed')
     _command(sub, train, _path('coadds', 'coadd-*.fits files, or folders of them', nargs='+'), _path('-o --output', 'folder for the weights', required=True), truth,
              ('--learn', dict(default='auto', choices=['auto', 'judge', 'none'], help='learn the judge of the second opinion anew, or not; auto: from 1500 labels on')),
              ('--columns', dict(default='second', choices=['second', 'portable', 'full', 'published'], help='of the classifier; second: with those of the second opinion')),
@@ -343,9 +343,9 @@ def _rate(text):
 
 def _simulation_commands(sub):
     "simulate, demo."
-    seed = _number('--seed', 0, 'random seed')
+    seed = _natural('--seed', 0, 'random seed')
     _command(sub, simulate, _path('-o --output', 'folder', required=True), _number('-n', 500, 'fibres'), seed, ('--program', dict(default='dark', choices=['dark', 'bright'], help='programme')),
-             _number('--hpx', 27245, 'healpix number for the file name'), OVERWRITE,
+             _natural('--hpx', 27245, 'healpix number for the file name'), OVERWRITE,
              _switch('--resolution', 'write RESOLUTION too, 350 kB a spectrum'))
     _command(sub, demo, _path('-o --output', 'folder', default=Path('skyseek-demo')), _number('-n', 2000, 'simulated fibres'),
              _number('--epochs', 12, 'of the autoencoder'), seed, DEVICE, OVERWRITE)

@@ -16,7 +16,7 @@ from .catalogue import COLUMNS, KEEP, NOT_KNOWN
 from .files import read_ids
 
 # %% ../nbs/41_columns.ipynb #b15ab88f
-_INTEGERS = dict.fromkeys(('TARGETID', 'ZWARN', 'NPIXELS', 'ZWARN_ALT', *(c for c in KEEP if c.endswith('_TARGET'))), 'i8') | dict.fromkeys(('HEALPIX', 'COADD_FIBERSTATUS'), 'i4') | {'LABEL_USED': 'i2'}
+_INTEGERS = dict.fromkeys(('TARGETID', 'ZWARN', 'NPIXELS', 'ZWARN_ALT', *(c for c in KEEP if c.endswith('_TARGET'))), 'i8') | dict.fromkeys(('HEALPIX', 'COADD_FIBERSTATUS', 'LABEL_USED'), 'i4') 
 _STRINGS = dict(SURVEY=8, PROGRAM=8, OBJTYPE=4, SPECTYPE=8, SUBTYPE=20, SPECTYPE_ALT=8, SPECTYPE_ALT2=8, CAUSE=16, CAUSE_TEXT=240, ANOMALY_WHY=8, NATURE=8, NATURE_TEXT=160, FILE=64)  # letters, at most
 _DOUBLES = ('TARGET_RA', 'TARGET_DEC', 'Z', 'ZERR', 'CHI2', 'DELTACHI2', 'Z_ALT', 'ZERR_ALT', 'Z_ALT2', 'ZERR_ALT2')
 _VECTORS = dict(LATENT=('f4', 36), CAUSE_WAVE=('f8', 3), ANOMALY_WAVE=('f8', 3))

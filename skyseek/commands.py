@@ -77,6 +77,13 @@ def _command(sub, function, *arguments):
 
 def _path(flags, help, **options): return flags, dict(type=Path, help=help, **options)
 def _number(flags, default, help, kind=int): return flags, dict(type=kind, default=default, help=help)
+def _natural(flags, default, help): return _number(flags, default, help, _count)
+
+def _count(text):
+    "A whole number, 0 or more."
+    if (n := int(text)) < 0: raise argparse.ArgumentTypeError(f'{n} is negative; give 0 or more')
+    return n
+
 def _switch(flags, help): return flags, dict(action='store_true', help=help)
 
 DEVICE = '--device', dict(default='auto', help='torch device: auto (CUDA if there is a GPU, else the CPU), cpu or cuda')
@@ -100,13 +107,18 @@ def _settle_output(parser, a, rest):
     a.output = a.output or a.place
 
 # %% ../nbs/49_commands.ipynb #318b4715
+def _put_back(path):
+    "Whether a model folder is there again that a killed run had set aside."
+    from skyseek.files import restore_folder
+    return restore_folder(path)
+
 def _check_paths(a):
     "Raise `ValueError` if what a command is to read is not there, or is what it is to write."
     inputs = []
     for name in a.inputs:
         given = getattr(a, name)
         paths = [p for p in (given if isinstance(given, list) else [given]) if p is not None]
-        if paths and not any(p.exists() for p in paths):
+        if paths and not any(p.exists() or _put_back(p) for p in paths):
             raise ValueError(f"{paths[0]}: no such file or folder; check the name")
         inputs += paths
     outputs = [p for p in (getattr(a, name, None) for name in OUTPUTS) if p is not None]

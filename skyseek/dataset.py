@@ -55,14 +55,16 @@ _REDO = "`skyseek survey` makes it again"
 def is_whole(
     path, # of a part
 ): # bool
-    "Whether a part begins and ends as Parquet files do."
+    "Whether a part begins and ends as Parquet files do, with a footer that can be read."
     try:
         with open(path, 'rb') as f:
             head, size = f.read(4), f.seek(0, 2)
             f.seek(max(0, size - 8))
             tail = f.read(8)
     except OSError: return False
-    return size >= 12 and head == tail[4:] == b'PAR1' and 12 + int.from_bytes(tail[:4], 'little') <= size
+    if size < 12 or not head == tail[4:] == b'PAR1' or 12 + int.from_bytes(tail[:4], 'little') > size: return False
+    try: return pq.read_metadata(path).num_columns > 0
+    except (OSError, pa.ArrowException): return False
 
 # %% ../nbs/41_dataset.ipynb #4e18d12f
 def read_part(
@@ -281,11 +283,14 @@ def close_dataset(
     "Write _metadata, summary.fits, summary.txt, sky.png and anomalies.fits beside the parts."
     dest, collected = Path(dest), []
     parts = [p for p in list_parts(dest) if is_whole(p)]
+    types = lambda schema: [(f.name, f.type) for f in schema]
+    schema = as_arrow(Table({'TARGETID': np.zeros(0, int)})).schema.remove_metadata()
     for path in parts:
         meta = pq.read_metadata(path)
+        if types(meta.schema.to_arrow_schema()) != types(schema):
+            raise ValueError(f"{path}: has other columns than this version writes; move it away, and its pixel is done again")
         meta.set_file_path(str(path.relative_to(dest/'catalogue')))
         collected.append(meta)
-    schema = as_arrow(Table({'TARGETID': np.zeros(0, int)})).schema.remove_metadata()
     with write_atomic(dest/'catalogue/_metadata') as tmp: pq.write_metadata(schema, tmp, metadata_collector=collected)
     summary = summarise(dest)
     write_table(summary, dest/'summary.fits', 'SUMMARY')

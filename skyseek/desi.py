@@ -8,6 +8,7 @@ __all__ = ['read_coadd', 'is_target', 'is_good_fibre', 'select_targets', 'find_r
            'VI_COLUMNS', 'ZWARN_NODATA', 'read_redrock', 'read_truth']
 
 # %% ../nbs/02_desi.ipynb #94634d3d
+import os
 import re
 import warnings
 from collections import Counter
@@ -45,7 +46,8 @@ def _find_arms(hdus, path, notes):
 def _check_shapes(path, arm, wave, flux, ivar, mask):
     "Raise unless the images of an arm are there, (n, pixels of wave), with n > 0."
     if wave is None or ivar is None: raise ReadError(f"{path}: {arm}_FLUX without {arm}_{'IVAR' if wave else 'WAVELENGTH'}; the file is incomplete, download it again")
-    shapes = [h.shape for h in (wave, flux, ivar, mask) if h is not None]
+    shapes = [getattr(h, 'shape', None) for h in (wave, flux, ivar, mask) if h is not None]
+    if None in shapes: raise ReadError(f"{path}: the header of an image of arm {arm} makes no sense; download the file again")
     if len(shapes[1]) != 2 or shapes[1][1:] != shapes[0] or len(set(shapes[1:])) > 1:
         raise ReadError(f"{path}: WAVELENGTH, FLUX, IVAR and MASK of arm {arm} have the shapes {shapes}, which do not fit together; download the file again")
     if 0 in shapes[1]: raise ReadError(f"{path}: no spectra in {arm}_FLUX (shape {shapes[1]}); leave this file out")
@@ -183,7 +185,7 @@ def find_redrock(
     name = re.fullmatch(r'(?s)(|.*[^A-Za-z])(?:coadd|spectra)(-.*?)(?:\.gz|\.bz2)?', path.name)
     if not name: return None
     beside = [path.with_name(f'{name[1]}{kind}{name[2]}') for kind in ('redrock', 'zbest')]
-    files = [p.with_name(p.name + end) for p in beside for end in ('', '.gz', '.bz2')]
+    files = [p.with_name(p.name + end) for p in beside for end in ('', '.gz', '.bz2') if len(os.fsencode(p.name + end)) <= 255]
     return next((p for p in files if p.is_file()), path if _holds_answers(path) else None)
 
 def _holds_answers(path):
@@ -229,7 +231,7 @@ def _of_survey(redrock, meta):
     "The rows of a redshift catalogue that are of the survey and program of the spectra."
     for name in ('SURVEY', 'PROGRAM'):
         if name not in redrock.colnames or name not in meta.colnames or np.any(meta[name] == ''): continue
-        redrock = redrock[np.isin(redrock[name], np.unique(meta[name]))]
+        redrock = redrock[np.isin(redrock[name], [*np.unique(meta[name]), ''])]  # blank: of any
     return redrock
 
 # %% ../nbs/02_desi.ipynb #560fdf78
@@ -251,12 +253,13 @@ def extract(
 
 # %% ../nbs/02_desi.ipynb #a6ddc1fd
 def _is_done(dst, inputs):
-    "Whether `dst` is a complete compact file from these inputs; raise if it was made from others."
+    "Whether `dst` is a compact file from these inputs; raise if it was made from others, or is another kind of file."
     try:
         with open_fits(dst) as hdus: made_from, whole = {k: hdus[0].header.get(k) for k in inputs}, 'TARGETS' in hdus
-    except ReadError: return False
-    if whole and made_from != inputs: raise ValueError(f"{dst}: was made from {made_from}, not from {inputs}; choose another name or overwrite=True")
-    return whole
+    except ReadError: whole = False
+    if not whole: raise ValueError(f"{dst}: is there already and is no compact file; give another folder, or --overwrite (overwrite=True)")
+    if made_from != inputs: raise ValueError(f"{dst}: was made from {made_from}, not from {inputs}; choose another name or overwrite=True")
+    return True
 
 def extract_file(
     src, # coadd-*.fits

@@ -205,6 +205,7 @@ def cap_types(
         table[name], table[f'{name}2'] = np.where(swap, second, first), np.where(swap, first, second)
     return table
 
+# %% ../nbs/23_evidence.ipynb #f1a99ed1
 def _flagged(table):
     "Rows that are flagged in a catalogue: their flags and causes speak of the order that was found first."
     flags = [np.asarray(table[c], bool) for c in ('FLAG_Z_WRONG', 'FLAG_S_WRONG', 'FLAG_ALT') if c in table.colnames]

@@ -342,7 +342,8 @@ def build_features_file(
     overwrite=False, # write again even if a whole shard is there
 ): # the path of the shard
     "Features of one file of spectra."
-    if not overwrite and is_fresh(dst, src):
-        try: return read_features(dst) and Path(dst)
-        except ValueError: pass
+    if not overwrite and Path(dst).exists():
+        try: read_features(dst)
+        except ValueError as e: raise ValueError(f"{dst}: is there already and is no feature shard; give another folder, or --overwrite (overwrite=True)") from e
+        if is_fresh(dst, src): return Path(dst)
     return write_features(build_features(read(src)), dst)

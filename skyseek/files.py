@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'MODEL_FILES', 'NOISE_ADDED', 'MANTISSA_BITS', 'PLAIN', 'TABLE_SUFFIXES', 'find_fsspec', 'failure_text',
            'progress_bar', 'read_ids', 'keep_apart', 'check_new', 'is_models', 'check_folder', 'write_folder',
-           'restore_folder', 'read_table', 'ascii_text', 'header_text', 'write_spectra', 'read_spectra',
+           'restore_folder', 'read_table', 'ascii_text', 'header_text', 'write_spectra', 'read_spectra', 'unique_paths',
            'check_destination', 'write_table', 'read_written_table', 'ReadError', 'open_fits', 'printable', 'what_file']
 
 # %% ../nbs/01a_files.ipynb #e98414d8
@@ -338,6 +338,14 @@ def read_spectra(
 # %% ../nbs/01a_files.ipynb #454c1c17
 TABLE_SUFFIXES = '.fits', '.fit', '.parquet'
 
+def unique_paths(
+    paths, # list of files
+): # list
+    "Each file once, with a warning where one is given twice."
+    once = {Path(path).resolve(): path for path in paths}
+    if twice := len(paths) - len(once): log.warning('%d of %d files are given more than once and taken once', twice, len(paths))
+    return list(once.values())
+
 def check_destination(
     dst, # where a table is to be written
     inputs=(), # paths that are read; None among them is passed over
@@ -373,12 +381,16 @@ def read_written_table(
     path, # table written by `write_table`
 ): # Table with units and descriptions; masked floats are nan, masked strings empty
     "Read a table back; raise `ValueError` if it is none."
-    path = Path(path)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'No table::len')  # the longest string is found by looking
-        try: table = Table.read(path, format='parquet' if path.suffix.lower() == '.parquet' else 'fits')
+        try:
+            if Path(path).suffix.lower() == '.parquet': table = Table.read(path, format='parquet')
+            else:
+                with open_fits(path, 'a table in FITS or Parquet', sums='.*') as hdus: table = Table.read(hdus, format='fits')
+            table.convert_bytestring_to_unicode()
+        except ReadError: raise
         except Exception as e:
-            raise ValueError(f"{path}: not a readable catalogue ({type(e).__name__}); give a file that skyseek wrote") from e
+            raise ValueError(f"{path}: not a readable table ({type(e).__name__}); give one in FITS or Parquet, of numbers and text") from e
     for i, name in enumerate(table.colnames, 1):
         if isinstance(table[name], MaskedColumn) and (kind := table[name].dtype.kind) in 'fUS': table[name] = table[name].filled(np.nan if kind == 'f' else '')
         if f'TCOMM{i}' in table.meta: table[name].description = table.meta.pop(f'TCOMM{i}')  # astropy leaves them in the header

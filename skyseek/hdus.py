@@ -15,6 +15,7 @@ import re
 import warnings
 import zlib
 from contextlib import contextmanager
+from errno import EINVAL
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 
@@ -135,7 +136,7 @@ def _out_of_astropy(error):
 def _told(error, path):
     "The `ReadError` for an exception while a file is read, None if that is not the file's fault."
     why = printable(re.split(r'\s\(|[\n:,.;](?:\s|$)', str(error))[0]) or type(error).__name__
-    if isinstance(error, OSError) and error.errno:
+    if isinstance(error, OSError) and error.errno not in (None, EINVAL):  # astropy asks for what no file can have
         return ReadError(f"{path}: cannot be read ({error.strerror}); check access and disk")
     if isinstance(error, MemoryError):
         return ReadError(f"{path}: asks for more memory than there is ({why}); check its headers, or use a larger "

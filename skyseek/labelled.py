@@ -24,7 +24,7 @@ from .desi import ReadError, find_redrock, is_target, join_redrock, read_coadd, 
 from .evaluate import boosting_score, tracer_of
 from .evidence import Judge, choose_acceptance, correction_rates, evidence_columns, second_look, second_opinion, train_judge
 from .features import METADATA, ArrayStream, build_features
-from .files import failure_text
+from .files import failure_text, unique_paths
 from .recipes import RECIPES, learn_bases
 from .redshift import scan_redshift
 from .spectra import concatenate
@@ -46,7 +46,7 @@ def find_coadds(
         if not found: raise ValueError(f"{p}: no coadd-*.fits in this folder; give the folder that holds the coadds")
         out += found
     if not out: raise ValueError("no coadd given; give at least one file or folder")
-    return out
+    return unique_paths(out)
 
 def _truth_of(coadd, truth):
     "The truth for a coadd: the table that was given, or the file beside it."
@@ -106,7 +106,8 @@ def is_labelled(
 ): # (N,) bool
     "Which targets have both a pipeline's answer and a known truth."
     meta, kind = spectra.meta, np.asarray(spectra.meta['TRUE_SPECTYPE']).astype(str)
-    return np.isin(kind, KINDS) & np.isfinite(np.asarray(meta['TRUE_Z'], float)) & np.isfinite(np.asarray(meta['Z'], float)) & spectra.good.any(1)
+    answered = np.isin(text(meta['SPECTYPE']), KINDS) & np.isfinite(np.asarray(meta['Z'], float))
+    return np.isin(kind, KINDS) & answered & np.isfinite(np.asarray(meta['TRUE_Z'], float)) & spectra.good.any(1)
 
 # %% ../nbs/26_labelled.ipynb #7bc130b2
 def wrong_answers(

@@ -8,7 +8,7 @@ __all__ = ['STRANGE', 'rank', 'reference', 'train_stars', 'score_stars', 'train_
 # %% ../nbs/49_odd_commands.ipynb #0dd00003
 from pathlib import Path
 
-from .commands import DEVICE, OVERWRITE, _command, _number, _path, _report, _switch
+from .commands import DEVICE, OVERWRITE, _command, _natural, _number, _path, _report, _switch
 from .terminal import plural
 
 # %% ../nbs/49_odd_commands.ipynb #7f8a97df
@@ -178,7 +178,7 @@ def score_galaxies(a):
 # %% ../nbs/49_odd_commands.ipynb #48620385
 _TABLE = _path('-o --output', 'table to write, .fits or .parquet', required=True)
 _FOLDER = _path('-o --output', 'folder to write', required=True)
-_SEED = _number('--seed', 0, 'random seed')
+_SEED = _natural('--seed', 0, 'random seed')
 
 def odd_commands(sub):
     "rank, reference, train-stars, score-stars, train-galaxies, score-galaxies."

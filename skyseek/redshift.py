@@ -321,13 +321,14 @@ def _made_by(path):
     except OSError: return None
     return '' if version.startswith('skyseek') else f'redrock {version}'
 
-def _refuse_foreign(dst, coadd):
+def _refuse_foreign(dst, coadd, overwrite):
     "Redshifts of another program are never kept as ours, never overwritten, and never hidden by ours beside them."
     near = {dst.with_name(dst.name + end) for end in ('.gz', '.bz2')}
     if dst.parent.resolve() == coadd.parent.resolve(): near.add(find_redrock(coadd))
     for path in (p for p in (dst, *sorted(near - {None, dst})) if p.is_file()):
         who, elsewhere = _made_by(path), 'give another folder for the output (-o)'
         if who is None and path != dst: raise ValueError(f"{path}: is there already and cannot be read; repair it, or {elsewhere}")
+        if who is None and not overwrite: raise ValueError(f"{path}: is there already and holds no redshifts; {elsewhere}, or --overwrite (overwrite=True)")
         if who: raise ValueError(f"{path}: is there already, made by {who}; {elsewhere}")
 
 # %% ../nbs/20_redshift.ipynb #d3b8afb2
@@ -371,13 +372,13 @@ def redshift_file(
 ): # `Path` of the file
     "Redshifts of a coadd as a redrock-format file, row-matched to it; written under a temporary name and renamed."
     coadd, dst, bases = Path(coadd), Path(dst), list(default_bases() if bases is None else bases)
-    _refuse_foreign(dst, coadd)
+    _refuse_foreign(dst, coadd, overwrite)
     if not overwrite and _is_whole(dst):
         _refuse_other(dst, coadd)
         if is_fresh(dst, coadd): return dst
-    spectra, header = read_any(coadd, strict=True), _header(bases)
+    spectra, header = read_any(coadd, strict=True, answers=False), _header(bases)
     header['COADD'], targets = header_text(coadd.name), spectra.meta.copy(copy_data=False)
-    if 'DELTACHI2' in targets.colnames: targets.remove_columns([c for c in ANSWER if c in targets.colnames])  # of a redrock file beside the coadd
+    if 'DELTACHI2' in targets.colnames: targets.remove_columns([c for c in ANSWER if c in targets.colnames])  # of a pipeline
     targets.meta.clear()
     tables = dict(REDSHIFTS=scan_redshift(spectra, bases, device).to_table(), FIBERMAP=targets)
     with warnings.catch_warnings():

@@ -17,7 +17,7 @@ import scipy
 from .anomaly import fit_reference
 from .catalogue import KEEP, SHIPPED, _look, _with_chi2, load_weights, match_grid
 from .terminal import pick_device, plural
-from .files import MODEL_FILES, check_folder, write_folder
+from .files import MODEL_FILES, check_folder, unique_paths, write_folder
 
 from .sdss import group_files, read_targets
 from .spectra import concatenate
@@ -49,7 +49,7 @@ def reference_files(
     device='cpu', # torch device; 'auto' is CUDA if there is one
 ): # (`AnomalyReference`, dict path → reason of files that cannot be read)
     "Learn from a survey, without labels, what is ordinary in it, and write weights with this reference sample."
-    paths = list(paths)
+    paths = unique_paths(list(paths))
     folder, dst = Path(str(files('skyseek')/SHIPPED)) if folder is None else Path(folder), Path(os.path.realpath(dst))
     if most < 1: raise ValueError(f"--most {most} (most): at least 300 spectra are needed")
     check_folder(dst)

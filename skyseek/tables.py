@@ -159,7 +159,7 @@ def _read_table_truth(path):
 
 def _read_fits_truth(path):
     "The first table of a FITS file that has the columns of a truth, also as desitarget names them."
-    with open_fits(path, 'a truth table: csv, FITS or Parquet') as hdus:
+    with open_fits(path, 'a truth table: csv, FITS or Parquet', sums='.*') as hdus:
         for hdu in (h for h in hdus if not h.is_image):
             names = {c.upper() for c in hdu.columns.names}
             if not ({'TARGETID', 'TRUE_Z', 'TRUE_SPECTYPE'} <= names or {'TARGETID', 'TRUEZ', 'TRUESPECTYPE'} <= names):

@@ -90,6 +90,7 @@ def _save(folder, parts, learned, settings, extra, **about):
     columns, version = ', '.join(model.columns), __version__
     card = lambda title: CARD.format(title=title, version=version, tolerance=settings.tolerance, columns=columns, learned=learned, **about)
     belongs = dict(autoencoder=fingerprint(autoencoder), judge=fingerprint(judge))
+    if familiarity is not None: belongs['familiarity'] = fingerprint(familiarity)
     titles = dict(autoencoder='Autoencoder', judge='Judge of the second opinion', familiarity='Familiarity', classifier='Classifier')
     facts = dict(familiarity=dict(autoencoder=belongs['autoencoder']),
                  classifier=dict(about=about['about'], side=about['side'], tolerance=str(settings.tolerance), **belongs, **extra))
