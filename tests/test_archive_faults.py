@@ -30,7 +30,7 @@ import skyseek.archive
 import skyseek.dataset
 import skyseek.survey
 from skyseek.archive import Archive, list_pixels, open_archive, write_archive
-from skyseek.dataset import export_fits, list_parts, part_path, read_dataset, read_repeats, summarise, truth_from_repeats, write_part
+from skyseek.dataset import close_dataset, export_fits, is_whole, list_parts, part_path, read_dataset, read_repeats, summarise, truth_from_repeats, write_part
 from skyseek.desi import read_coadd
 from skyseek.edr import simulate_edr
 from skyseek.files import ReadError, open_fits
@@ -533,6 +533,21 @@ def test_a_part_that_is_damaged_inside_is_named(tmp_path, caplog):
     part.write_bytes(data)
     with pytest.raises(ValueError, match=f'{part.name}: is damaged'): read_dataset(dest)
     assert len(summarise(dest)) == 2 and part.name in caplog.text
+
+
+def test_a_part_with_a_spoilt_footer_is_done_again(tmp_path):
+    dest = write_parts(tmp_path/'c')
+    part = list_parts(dest)[0]
+    data = part.read_bytes()
+    part.write_bytes(data[:500] + bytes(len(data) - 508) + data[-8:])
+    assert not is_whole(part) and [is_whole(p) for p in list_parts(dest)[1:]]
+
+
+def test_a_part_of_another_version_is_named(tmp_path):
+    dest = write_parts(tmp_path/'c')
+    part = list_parts(dest)[0]
+    pq.write_table(pq.read_table(part).drop_columns(['LABEL_USED']), part)
+    with pytest.raises(ValueError, match=f'{part.name}: has other columns'): close_dataset(dest)
 
 
 def test_files_of_another_among_the_parts(tmp_path):

@@ -11,12 +11,15 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
-from surveys import coadd_parts, redrock_table, write_coadd
+from surveys import coadd_parts, redrock_table, write_coadd, write_pair, write_parts
 
+import skyseek
 from skyseek.cli import _parser, main
+from skyseek.desi import read_redrock
 
 ESC = '\x1b[2J\x07'
 EXISTING = b'somebody needs this'
@@ -318,6 +321,67 @@ def test_overwrite_replaces_what_skyseek_made_and_no_real_coadd(run, tmp_path):
     real = coadd.read_bytes()
     refused(run(*argv, '--overwrite'), 'no simulated coadd', 'another folder')
     assert coadd.read_bytes() == real
+
+
+STRANGERS = {
+    'extract': ('spectra-main-dark-9999.fits', lambda d: ('extract', d / 'coadd-main-dark-9999.fits', '-o', d / 'out')),
+    'features': ('features-main-dark-9999.npz', lambda d: ('features', d / 'spectra-main-dark-9999.fits', '-o', d / 'out')),
+    'redshift': ('redrock-main-dark-9999.fits', lambda d: ('redshift', d / 'coadd-main-dark-9999.fits', '-o', d / 'out')),
+}
+
+
+@pytest.mark.parametrize('what', ['text', 'coadd'])
+@pytest.mark.parametrize('command', STRANGERS)
+def test_a_file_of_another_kind_is_not_written_over(run, tmp_path, command, what):
+    """In the output folder lies a file of the name that the result will have, which is no such result."""
+    name, argv = STRANGERS[command]
+    coadd = write_pair(tmp_path)
+    assert run('extract', coadd, '-o', tmp_path)[0] == 0
+    target = tmp_path / 'out' / name
+    target.parent.mkdir()
+    target.write_bytes(b'mine' if what == 'text' else coadd.read_bytes())
+    before = target.read_bytes()
+    code, _, err = run(*argv(tmp_path))
+    assert code == 1 and name in err and 'another folder' in err
+    assert target.read_bytes() == before
+
+
+def test_redshifts_need_no_redshifts(run, tmp_path):
+    """A broken redrock file beside the coadd is no hindrance to redshifts in another folder."""
+    coadd = write_pair(tmp_path)
+    (tmp_path / 'redrock-main-dark-9999.fits').write_bytes(b'junk')
+    code, _, err = run('redshift', coadd)
+    assert code == 1 and 'redrock-main-dark-9999.fits' in err and 'another folder' in err
+    assert run('redshift', coadd, '-o', tmp_path / 'out')[0] == 0
+    assert len(read_redrock(tmp_path / 'out/redrock-main-dark-9999.fits')) == 4
+
+
+def test_a_set_that_a_killed_run_set_aside_comes_back_by_any_command(run, tmp_path):
+    aside = tmp_path / '.tmp-1-x/old'
+    shutil.copytree(Path(skyseek.__file__).parent / 'weights/default', aside)
+    (aside.parent / 'replaces').write_text('mine')
+    coadd = write_pair(tmp_path)
+    assert run('score', coadd, '--weights', tmp_path / 'mine', '-o', tmp_path / 'c.fits')[0] == 0
+    assert (tmp_path / 'mine/classifier').is_dir() and not aside.exists()
+
+
+def test_what_has_no_type_is_not_judged(run, tmp_path):
+    coadd = write_pair(tmp_path)
+    answers = redrock_table(coadd_parts()['FIBERMAP']['TARGETID'])
+    answers['SPECTYPE'] = ['GALAXY', 'GAL', '', 'STAR:::M']
+    write_parts(tmp_path / 'redrock-main-dark-9999.fits', {'REDSHIFTS': answers})
+    assert run('score', coadd, '-o', tmp_path / 'c.fits')[0] == 0
+    table = Table.read(tmp_path / 'c.fits', 1)
+    p = np.ma.filled(np.ma.asarray(table['P_Z_WRONG'], float), np.nan)
+    assert np.isfinite(p).tolist() == [True, False, False, False]
+    assert not table['FLAG_Z_WRONG'][1:].any() and not table['FLAG_S_WRONG'][1:].any() and not table['FLAG_ALT'][1:].any()
+
+
+@pytest.mark.parametrize('argv', [('simulate', '-o', 'x', '--seed', '-1'), ('simulate', '-o', 'x', '--hpx', '-5'),
+                                  ('train', 'x', '-o', 'y', '--seed', '-1'), ('train-stars', 'x', '-o', 'y', '--seed', '-3')])
+def test_negative_numbers_name_their_option(capsys, argv):
+    with pytest.raises(SystemExit): main(list(argv))
+    assert f"argument {argv[-2]}: {argv[-1]} is negative" in capsys.readouterr().err
 
 
 INPUTS = {

@@ -601,23 +601,67 @@ def test_blank_integers_are_no_flux(tmp_path, scaled):
 
 # Damage
 
-DAMAGED = {'coadd': ('R_FLUX', read_coadd), 'redrock': ('REDSHIFTS', read_redrock), 'compact': ('IVAR', read_spectra), 'targets': ('FIBERMAP', read_coadd)}
+DAMAGED = {'coadd': ('R_FLUX', read_coadd), 'redrock': ('REDSHIFTS', read_redrock), 'compact': ('IVAR', read_spectra), 'targets': ('FIBERMAP', read_coadd),
+           'sdss': ('COADD', read_any), 'sdss by name': ('COADD', read_sdss), 'lamost': (0, read_any), 'lamost table': ('COADD', read_lamost),
+           'truth': ('TRUTH', read_truth), 'catalogue': ('CATALOGUE', read_written_table)}
+
+
+def whole_file(folder, kind):
+    "A sound file of this kind."
+    coadd = write_pair(folder)
+    if kind == 'compact': return extract_file(coadd, folder/'compact.fits')
+    if kind == 'redrock': return find_redrock(coadd)
+    if kind.startswith('sdss'): return write_sdss(folder)
+    if kind.startswith('lamost'): return write_lamost(folder, table='table' in kind)
+    table = Table({'TARGETID': np.arange(4), 'TRUE_Z': np.full(4, .5), 'TRUE_SPECTYPE': ['GALAXY']*4})
+    return write_parts(folder/f'{kind}.fits', {kind.upper(): table}) if kind in ('truth', 'catalogue') else coadd
 
 
 @pytest.mark.parametrize('kind, packed', [(kind, kind == 'redrock') for kind in DAMAGED], ids=DAMAGED)
 def test_a_flipped_byte_is_found_by_its_sum(tmp_path, kind, packed):
-    name, reader = DAMAGED[kind]
-    coadd = write_pair(tmp_path)
-    path = {'redrock': find_redrock(coadd), 'compact': extract_file(coadd, tmp_path/'compact.fits')}.get(kind, coadd)
+    (name, reader), path = DAMAGED[kind], whole_file(tmp_path, kind)
     if kind != 'compact':
         with fits.open(path) as h: h.writeto(tmp_path/'summed.fits', checksum=True)
         path = tmp_path/'summed.fits'
-    assert len(reader(path)) == 4
+    assert len(reader(path)) in (1, 4)
     with fits.open(path, disable_image_compression=True) as h: start = h[name].fileinfo()['datLoc']
     content = bytearray(path.read_bytes())
     content[start + 20] ^= 4
     path.write_bytes(gzip.compress(bytes(content), 1) if packed else content)
-    refused((reader, path), name, 'damaged')
+    refused((reader, path), name or 'PRIMARY', 'damaged')
+
+
+def test_text_of_a_table_that_is_none(tmp_path):
+    path = write_parts(tmp_path/'catalogue.fits', {'CATALOGUE': Table({'TARGETID': np.arange(4), 'SPECTYPE': ['GALAXY']*4})})
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'GALAXY', b'GA\xb8AXY', 1))
+    with pytest.raises(ValueError, match=re.escape(str(path))) as error: read_written_table(path)
+    assert 'not a readable table' in str(error.value)
+
+
+@pytest.mark.parametrize('card, value', [('NAXIS1', -5), ('NAXIS1', 10**12), ('BITPIX', 7)])
+def test_a_header_without_sense_is_the_files(tmp_path, card, value):
+    path = write_coadd(tmp_path/'coadd-main-dark-1.fits')
+    content, old = path.read_bytes(), f"{card:8}= {2751 if card == 'NAXIS1' else -32:20}".encode()
+    start = content.index(b"XTENSION= 'IMAGE", content.index(b'B_WAVELENGTH'))
+    at = content.index(old, start)
+    path.write_bytes(content[:at] + f'{card:8}= {value:20}'.encode() + content[at + len(old):])
+    refused((read_coadd, path), 'download')
+
+
+def test_names_of_the_greatest_length(tmp_path):
+    coadd = write_pair(tmp_path)
+    long = coadd.rename(tmp_path/f"coadd-{'b'*244}.fits")
+    assert len(long.name) == 255 and find_redrock(long) is None and len(read_any(long)) == 4
+
+
+def test_a_blank_survey_is_any(tmp_path):
+    coadd = write_pair(tmp_path)
+    answers = redrock_table(coadd_parts()['FIBERMAP']['TARGETID'])
+    spectra = read_coadd(coadd)
+    spectra.meta['SURVEY'], spectra.meta['PROGRAM'] = 'main', 'dark'
+    answers['SURVEY'], answers['PROGRAM'] = '', ''
+    assert np.isfinite(join_redrock(spectra, answers).meta['Z']).all()
 
 
 def test_an_hdu_that_was_renamed_is_not_damaged(tmp_path):

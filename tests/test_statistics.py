@@ -22,7 +22,7 @@ from skyseek.cli import main
 from skyseek.evaluate import evaluate, evaluate_catalogue
 from skyseek.evidence import Judge, differs_from, reconcile, with_solutions
 from skyseek.features import arm_quality, metadata_table, normalise
-from skyseek.labelled import read_labelled, shipped
+from skyseek.labelled import find_coadds, read_labelled, shipped
 from skyseek.redshift import library_bases, redshift_file, scan_redshift
 from skyseek.simulate import simulate_spectra, simulate_survey
 from skyseek.spectra import Spectra, wave_desi
@@ -439,6 +439,7 @@ def test_a_coadd_without_redshifts_is_not_called_clean(survey, tmp_path, capsys)
 def test_a_file_given_twice_is_scored_once(survey, weights, caplog):
     with caplog.at_level(logging.WARNING): tables, _ = score_files([survey, survey.parent/'.'/survey.name], weights, progress=False)
     assert len(tables) == 1 and 'more than once' in caplog.text
+    assert len(find_coadds([survey, survey.parent, survey.parent/'..'/survey.parent.name/survey.name])) == len(find_coadds(survey.parent))
 
 
 def test_unknown_pixels_and_fibres_are_no_good_ones(scored, weights):
