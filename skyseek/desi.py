@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from astropy import units as u
+from astropy.io import fits
 
 from .fibres import SCORES, _add_columns, _coadd, _is_uncoadded, _lost, _read_targets, _repeated, _rows_of
 from .files import ReadError, header_text, open_fits, read_spectra, write_spectra
@@ -252,11 +253,18 @@ def extract(
     return spectra
 
 # %% ../nbs/02_desi.ipynb #a6ddc1fd
+def _begins_as_ours(path):
+    "Whether a file that cannot be read was begun by `write_spectra`."
+    try: return 'COADD' in fits.getheader(path)
+    except (OSError, ValueError): return False
+
 def _is_done(dst, inputs):
     "Whether `dst` is a compact file from these inputs; raise if it was made from others, or is another kind of file."
     try:
         with open_fits(dst) as hdus: made_from, whole = {k: hdus[0].header.get(k) for k in inputs}, 'TARGETS' in hdus
-    except ReadError: whole = False
+    except ReadError:
+        if _begins_as_ours(dst): return False
+        whole = False
     if not whole: raise ValueError(f"{dst}: is there already and is no compact file; give another folder, or --overwrite (overwrite=True)")
     if made_from != inputs: raise ValueError(f"{dst}: was made from {made_from}, not from {inputs}; choose another name or overwrite=True")
     return True

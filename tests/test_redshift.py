@@ -33,7 +33,11 @@ def test_file_is_row_matched_and_redrock_like(coadd, galaxy):
 
 def test_whole_file_is_kept_and_broken_or_stale_one_redone(coadd, galaxy):
     path = coadd.with_name('kept.fits')
-    path.write_text('half a file')
+    path.write_text('a file of somebody')
+    with pytest.raises(ValueError, match='holds no redshifts.*--overwrite'): redshift_file(coadd, path, galaxy)
+    assert path.read_text() == 'a file of somebody'
+    assert len(read_redrock(redshift_file(coadd, path, galaxy, overwrite=True))) == 12
+    path.write_bytes(path.read_bytes()[:-2880])
     assert len(read_redrock(redshift_file(coadd, path, galaxy))) == 12
     made = path.stat().st_mtime_ns
     assert redshift_file(coadd, path, galaxy).stat().st_mtime_ns == made
