@@ -347,7 +347,7 @@ def _simulation_commands(sub):
     _command(sub, simulate, _path('-o --output', 'folder', required=True), _number('-n', 500, 'fibres'), seed, ('--program', dict(default='dark', choices=['dark', 'bright'], help='programme')),
              _natural('--hpx', 27245, 'healpix number for the file name'), OVERWRITE,
              _switch('--resolution', 'write RESOLUTION too, 350 kB a spectrum'))
-    _command(sub, demo, _path('-o --output', 'folder', default=Path('skyseek-demo')), _number('-n', 2000, 'simulated fibres'),
+    _command(sub, demo, _path('-o --output', 'folder', default=Path('skyseek-demo')), _number('-n', 1750, 'simulated fibres'),
              _number('--epochs', 12, 'of the autoencoder'), seed, DEVICE, OVERWRITE)
 
 # %% ../nbs/50_cli.ipynb #2ff68c0e

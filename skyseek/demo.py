@@ -42,7 +42,7 @@ log = logging.getLogger('skyseek')
 @dataclass(frozen=True)
 class DemoSettings:
     "Size of the demo. The default takes under five minutes and 4 GB on two cores."
-    n: int = 2000  # simulated fibres
+    n: int = 1750  # simulated fibres
     per_file: int = 250  # fibres in a coadd
     epochs: int = 12  # of the autoencoder
     members: int = 5  # of the classifier

@@ -17,10 +17,12 @@ import os
 import re
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
+from threading import get_ident
 from urllib.parse import unquote, urldefrag, urlparse
 
 import pypandoc
@@ -236,7 +238,8 @@ def relative_links(text, up):
 def pandoc(text, to, name, source=READ, args=()):
     "Pandoc's rendering of `text`, and its warnings (an unclosed div, a formula it cannot read) as lines that begin with `name`."
     log = io.StringIO()
-    handler = logging.StreamHandler(log)
+    handler, thread = logging.StreamHandler(log), get_ident()
+    handler.addFilter(lambda record: record.thread == thread)  # pages are rendered side by side
     logger = logging.getLogger('pypandoc')
     logger.addHandler(handler)
     logger.propagate = False
@@ -266,7 +269,8 @@ def build():
     notebooks = sorted(PROC.rglob('*.ipynb'))
     parts = {p: notebook_markdown(p, (DOCS / page_of(p)).with_name(page_of(p).stem + '_files')) for p in notebooks}
     titles = {p.relative_to(PROC).as_posix(): parts[p][0].get('title', p.stem) for p in notebooks}
-    warnings = [line for path in notebooks for line in write_page(path, *parts[path], titles)]
+    with ThreadPoolExecutor(2) as pool:  # pandoc runs in a process of its own
+        warnings = [line for lines in pool.map(lambda path: write_page(path, *parts[path], titles), notebooks) for line in lines]
     for path in PROC.rglob('*'):
         if path.is_file() and path.suffix not in ('.ipynb', '.yml'):
             (DOCS / path.relative_to(PROC)).parent.mkdir(parents=True, exist_ok=True)
