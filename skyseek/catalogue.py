@@ -355,8 +355,6 @@ def _score_some(paths, weights, options):
         return [t for tables, _ in parts for t in tables], {k: v for _, failed in parts for k, v in failed.items()}
     return [table]*bool(len(table)), failed
 
-
-
 # %% ../nbs/40_catalogue.ipynb #94c30b4f
 def score_files(
     paths, # coadds, compact files, spectra of SDSS or LAMOST

@@ -623,7 +623,7 @@ def test_a_flipped_byte_is_found_by_its_sum(tmp_path, kind, packed):
     if kind != 'compact':
         with fits.open(path) as h: h.writeto(tmp_path/'summed.fits', checksum=True)
         path = tmp_path/'summed.fits'
-    assert len(reader(path)) in (1, 4)
+    assert len(reader(path)) == (1 if kind.startswith(('sdss', 'lamost')) else 4)
     with fits.open(path, disable_image_compression=True) as h: start = h[name].fileinfo()['datLoc']
     content = bytearray(path.read_bytes())
     content[start + 20] ^= 4
