@@ -14,17 +14,14 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 import train_default
-from train_default import WRONG, cross_fit, inputs, step, train_one_judge, training_spectra
+from train_default import WRONG, learn_classifier, learn_judge, step, training_spectra
 
 from skyseek.autoencoder import Autoencoder
-from skyseek.classifier import WrongClassifier, pick_columns, predict, train_folds
 from skyseek.evaluate import average_precision, compare
-from skyseek.evidence import choose_acceptance, reconcile, second_look
-from skyseek.features import EVIDENCE, METADATA
-from skyseek.labelled import is_labelled, join_candidates, read_labelled, wrong_answers
-from skyseek.train import TrainSettings, load_model
+from skyseek.evidence import second_look
+from skyseek.labelled import read_labelled
+from skyseek.train import load_model
 from skyseek.truth import _uniform, fold_of, half_of
 
 
@@ -34,34 +31,14 @@ def nested_half(targetid): return _uniform(targetid) < .5
 def nested_fold(targetid, folds=5): return np.minimum((_uniform(targetid)*folds).astype(int), folds - 1)
 
 
-def train_once(real, held, half, fold, a):
+def train_once(real, held, half, fold, a, start):
     """Out-of-fold and validation probabilities (N, 2) of weights trained with these halves and folds, and the labels."""
-    train_default.half_of = half
-    spectra, n = training_spectra(real, a)[0], len(real)
-    halves, opinion, evidence = cross_fit(spectra, np.arange(len(spectra)) < n, a)
-    use = is_labelled(real)
-    acceptance = choose_acceptance(opinion[:n][use], real.meta['Z'][use], real.meta['TRUE_Z'][use])
-    whole, cand = spectra[np.concatenate([h[0] for h in halves])], join_candidates([h[3] for h in halves])
-    judge = train_one_judge(whole, cand, a.seed + 7, a, acceptance=acceptance)
-    for name in EVIDENCE: spectra.meta[name] = evidence[name]
+    train_default.half_of, train_default.fold_of = half, fold
+    spectra = training_spectra(real, a)[0]
+    judge, opinion = learn_judge(spectra, real, a, start)
     looked, second, _ = second_look(held, judge, device=a.device)
-    return classify(spectra, n, looked, (opinion, second), fold, a)
-
-
-def classify(spectra, n, held, opinions, fold, a):
-    """The classifier's part of `train_once`."""
-    autoencoder = load_model(a.weights/'autoencoder', Autoencoder)
-    use, known = is_labelled(spectra), is_labelled(held)
-    (code, metadata, names), (code_v, metadata_v, _) = (inputs(s, autoencoder, a.device) for s in (spectra[use], held[known]))
-    wrong, isreal = wrong_answers(spectra[use]), np.flatnonzero(use) < n
-    torch.manual_seed(a.seed)
-    model = WrongClassifier(METADATA['second'], members=a.members)
-    columns, columns_v = (pick_columns(x, names, model.columns) for x in (metadata, metadata_v))
-    settings = TrainSettings(epochs=a.epochs, lr=2e-3, weight_decay=1e-2, warmup=.3, patience=0, seed=a.seed, device='cpu')
-    folds = fold(spectra.meta['TARGETID'][use])
-    p, _ = train_folds(model, code['latent'], columns, wrong, folds, np.where(isreal, 3., 1.), isreal, settings, progress=False)
-    out = reconcile(p[isreal], opinions[0][:n][use[:n]])[0], reconcile(predict(model, code_v['latent'], columns_v), opinions[1][known])[0]
-    return *out, wrong[isreal], wrong_answers(held[known])
+    _, train, test, *_ = learn_classifier(spectra, len(real), looked, (opinion, second), load_model(a.weights/'autoencoder', Autoencoder), a)
+    return train['p'], test['p'], train['wrong'], test['wrong']
 
 
 def main():
@@ -77,7 +54,7 @@ def main():
     real, held = (read_labelled(a.data/'redrock_bench'/part, keep_sky=True) for part in ('train', 'validation'))
     found = {}
     for name, half, fold in (('nested', nested_half, nested_fold), ('salted', half_of, fold_of)):
-        found[name] = train_once(real, held, half, fold, a)
+        found[name] = train_once(real, held, half, fold, a, start)
         step(start, name)
     print(f"{'label':8} {'targets':22} {'nested':>7} {'salted':>7}  salted minus nested (95 %)")
     for k, label in enumerate(WRONG):

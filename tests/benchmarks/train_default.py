@@ -112,6 +112,33 @@ def train_one_judge(spectra, cand, seed, a, **options):
     return judge
 
 
+def learn_judge(spectra, real, a, start):
+    """The judge, and the cross-fitted opinion on all spectra; their evidence goes into their meta. The first spectra are `real`."""
+    n, use = len(real), is_labelled(real)
+    halves, opinion, evidence = cross_fit(spectra, np.arange(len(spectra)) < n, a)
+    answers = opinion[:n][use], real.meta['Z'][use], real.meta['TRUE_Z'][use]
+    acceptance = choose_acceptance(*answers)
+    step(start, 'cross-fitted; accepted proposals put right and break {:.3f} and {:.4f} of {} and {}'.format(*correction_rates(*answers, acceptance)))
+    judge = train_one_judge(spectra[np.concatenate([h[0] for h in halves])], join_candidates([h[3] for h in halves]), a.seed + 7, a, acceptance=acceptance)
+    for name in EVIDENCE: spectra.meta[name] = evidence[name]
+    return judge, opinion
+
+
+def learn_classifier(spectra, n, held, opinions, autoencoder, a):
+    """The classifier; dicts of what it says of the real targets (out of fold) and of the held ones; latents of both; folds."""
+    use, known = is_labelled(spectra), is_labelled(held)
+    (code, metadata, names), (code_v, metadata_v, _) = inputs(spectra[use], autoencoder, a.device), inputs(held[known], autoencoder, a.device)
+    real, fold, wrong = np.flatnonzero(use) < n, fold_of(spectra.meta['TARGETID'][use]), wrong_answers(spectra[use])
+    torch.manual_seed(a.seed)
+    model = WrongClassifier(METADATA['second'], members=a.members)
+    settings = TrainSettings(epochs=a.epochs, lr=2e-3, weight_decay=1e-2, warmup=.3, patience=0, seed=a.seed, device='cpu')
+    p, _ = train_folds(model, code['latent'], pick_columns(metadata, names, model.columns), wrong, fold, np.where(real, 3., 1.), real, settings, progress=False)
+    p = reconcile(p[real], opinions[0][:n][use[:n]])[0]
+    train = dict(p=p, wrong=wrong[real], metadata=metadata[real], fold=fold[real])
+    test = dict(p=reconcile(predict(model, code_v['latent'], pick_columns(metadata_v, names, model.columns)), opinions[1][known])[0], wrong=wrong_answers(held[known]), metadata=metadata_v, zwarn=np.asarray(held.meta['ZWARN'])[known])
+    return model, train, test, names, (code, code_v), fold
+
+
 def inputs(spectra, autoencoder, device):
     """Latents, reconstruction chi2, metadata and names."""
     features = build_features(spectra)
@@ -178,19 +205,14 @@ def main():
     spectra, sizes = training_spectra(real, a)
     n = len(real)
     step(start, f'{len(spectra)} spectra, {n} of them with answers of redrock')
-    halves, opinion, evidence = cross_fit(spectra, np.arange(len(spectra)) < n, a)
-    use = is_labelled(real)
-    acceptance = choose_acceptance(opinion[:n][use], real.meta['Z'][use], real.meta['TRUE_Z'][use])
-    step(start, 'cross-fitted; accepted proposals put right and break {:.3f} and {:.4f} of {} and {}'.format(*correction_rates(opinion[:n][use], real.meta['Z'][use], real.meta['TRUE_Z'][use], acceptance)))
-    judge = train_one_judge(spectra[np.concatenate([h[0] for h in halves])], join_candidates([h[3] for h in halves]), a.seed + 7, a, acceptance=acceptance)
-    del halves
+    judge, opinion = learn_judge(spectra, real, a, start)
     facts = dict(version=__version__, seed=a.seed, n=n, copies=a.copies, simulated=sum(sizes[1 + a.copies:]), injected=a.injected,
                  versions=f'torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}, scikit-learn {sklearn.__version__}, astropy {astropy.__version__}')
     looked, second, _ = second_look(held, judge, device=a.device)
     figures = judge_figures(held, second)
-    save_model(judge, a.weights/'judge', card=CARD.format(title='Judge of the second opinion', body=JUDGE_BODY.format(acceptance=acceptance, figures=figures), **facts))
+    body = JUDGE_BODY.format(acceptance=judge.config['acceptance'], figures=figures)
+    save_model(judge, a.weights/'judge', card=CARD.format(title='Judge of the second opinion', body=body, **facts))
     step(start, 'judge\n' + figures)
-    for name in EVIDENCE: spectra.meta[name] = evidence[name]
     train_final(spectra, n, looked, (opinion, second), facts, a, start)
 
 
@@ -198,16 +220,8 @@ def train_final(spectra, n, held, opinions, facts, a, start):
     """Classifier and familiarity, and their cards."""
     autoencoder = load_model(a.weights/'autoencoder', Autoencoder)
     use, known = is_labelled(spectra), is_labelled(held)
-    (code, metadata, names), (code_v, metadata_v, _) = inputs(spectra[use], autoencoder, a.device), inputs(held[known], autoencoder, a.device)
-    real, fold, wrong = np.flatnonzero(use) < n, fold_of(spectra.meta['TARGETID'][use]), wrong_answers(spectra[use])
-    step(start, 'encoded')
-    torch.manual_seed(a.seed)
-    model = WrongClassifier(METADATA['second'], members=a.members)
-    settings = TrainSettings(epochs=a.epochs, lr=2e-3, weight_decay=1e-2, warmup=.3, patience=0, seed=a.seed, device='cpu')
-    p, _ = train_folds(model, code['latent'], pick_columns(metadata, names, model.columns), wrong, fold, np.where(real, 3., 1.), real, settings, progress=False)
-    p = reconcile(p[real], opinions[0][:n][use[:n]])[0]
-    train = dict(p=p, wrong=wrong[real], metadata=metadata[real], fold=fold[real])
-    test = dict(p=reconcile(predict(model, code_v['latent'], pick_columns(metadata_v, names, model.columns)), opinions[1][known])[0], wrong=wrong_answers(held[known]), metadata=metadata_v, zwarn=np.asarray(held.meta['ZWARN'])[known])
+    model, train, test, names, (code, code_v), fold = learn_classifier(spectra, n, held, opinions, autoencoder, a)
+    step(start, 'classifier')
     figures, crossed = classifier_figures(train, test, names)
     thresholds = [choose_threshold(train['wrong'][:, k], train['p'][:, k]) for k in range(2)]
     about = 'trained on simulated DESI spectra with the answers of the real redrock 0.21 (no visual inspections); |Z - z_true|/(1 + z_true) > 0.001 is wrong'
