@@ -18,12 +18,12 @@ from zipfile import ZipFile
 from packaging.requirements import Requirement
 
 IMPORTS = {
-    'specutils': 'specutils skyseek.spectra',
-    'images': 'h5py galsim skyseek.galsims',
-    'maps': 'umap skyseek.plots',
-    'survey': 'fsspec aiohttp s3fs dask distributed dask_jobqueue skyseek.archive',
+    'specutils': 'specutils skyseek.data.spectra',
+    'images': 'h5py galsim skyseek.anomaly.simulated_images',
+    'maps': 'umap skyseek.data.plots',
+    'survey': 'fsspec aiohttp s3fs dask distributed dask_jobqueue skyseek.data.archive',
 }  # what it brings, and what uses that
-ALL = 'import pkgutil, skyseek; names = [f"skyseek.{m.name}" for m in pkgutil.iter_modules(skyseek.__path__)]'
+ALL = 'import pkgutil, skyseek; names = [m.name for m in pkgutil.walk_packages(skyseek.__path__, "skyseek.")]'
 SITE = Path(sysconfig.get_path('purelib'))
 
 

@@ -26,17 +26,23 @@ from astropy.table import Table
 from fsspec.registry import _registry
 from servers import small_server
 
-import skyseek.archive
-import skyseek.dataset
-import skyseek.survey
-from skyseek.archive import Archive, list_pixels, open_archive, write_archive
-from skyseek.dataset import close_dataset, export_fits, is_whole, list_parts, part_path, read_dataset, read_repeats, summarise, truth_from_repeats, write_part
-from skyseek.desi import read_coadd
-from skyseek.edr import simulate_edr
-from skyseek.files import ReadError, open_fits
-from skyseek.jobs import DestinationError, run_jobs
-from skyseek.survey import Job, SurveySettings, fetch_pair, open_jobs, run_survey, survey_part
-from skyseek.vi import count_petals, fetch_file, fetch_tables, list_folder, read_checksums
+import skyseek.data.archive
+import skyseek.pipeline.survey_catalogue
+import skyseek.pipeline.survey
+from skyseek.data.archive import Archive, list_pixels, open_archive
+from skyseek.redshift.scan import redshift_file
+from skyseek.simulate.mock_archive import write_archive
+from skyseek.pipeline.survey_catalogue import (
+    close_dataset, export_fits, is_whole, list_parts, part_path, read_dataset, read_repeats, summarise,
+    truth_from_repeats, write_part,
+)
+from skyseek.data.desi import read_coadd
+from skyseek.simulate.mock_archive import simulate_edr
+from skyseek.data.hdus import ReadError, open_fits
+from skyseek.pipeline.workers import DestinationError, run_jobs
+from skyseek.data.byte_ranges import fetch_pair
+from skyseek.pipeline.survey import Job, SurveySettings, open_jobs, run_survey, survey_part
+from skyseek.detect.visual_inspection import count_petals, fetch_file, fetch_tables, list_folder, read_checksums
 
 HERE = 'healpix/main/dark/0/{0}/{1}-main-dark-{0}.fits'
 
@@ -44,7 +50,7 @@ HERE = 'healpix/main/dark/0/{0}/{1}-main-dark-{0}.fits'
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
     "Two pixels of two spectra in DESI's layout; not to be changed."
-    write_archive(tmp_path_factory.mktemp('made')/'iron', {('main', 'dark'): [5, 42]}, n=2, resolution=True)
+    write_archive(tmp_path_factory.mktemp('made')/'iron', {('main', 'dark'): [5, 42]}, redshift_file, n=2, resolution=True)
     return next(tmp_path_factory.getbasetemp().glob('made*/iron'))
 
 
@@ -56,23 +62,23 @@ def iron(made, tmp_path):
 
 @pytest.fixture(scope='module')
 def weights():
-    from skyseek.catalogue import load_weights
+    from skyseek.pipeline.score import load_weights
     return load_weights()
 
 
 @pytest.fixture
 def alone(monkeypatch, weights):
     "Pixels are done in this process, where a test can reach them; weights are loaded once."
-    monkeypatch.setattr('skyseek.survey.local_executor', lambda workers: ThreadPoolExecutor(1))
-    monkeypatch.setattr('skyseek.survey.load_weights', lambda *_: weights)
+    monkeypatch.setattr('skyseek.pipeline.workers.local_executor', lambda workers: ThreadPoolExecutor(1))
+    monkeypatch.setattr('skyseek.pipeline.score.load_weights', lambda *_: weights)
 
 
 @pytest.fixture
 def quickly(alone, monkeypatch):
     "Nothing is computed, and no summary is drawn."
-    monkeypatch.setattr('skyseek.survey._score_together', lambda spectra, job: [s.meta['TARGETID',] for s in spectra])
-    monkeypatch.setattr('skyseek.survey.make_catalogue', lambda tables, *_: tables[0], raising=False)
-    monkeypatch.setattr('skyseek.survey.close_dataset', lambda dest: None)
+    monkeypatch.setattr('skyseek.pipeline.survey._score_together', lambda spectra, job: [s.meta['TARGETID',] for s in spectra])
+    monkeypatch.setattr('skyseek.pipeline.catalogue.make_catalogue', lambda tables, *_: tables[0], raising=False)
+    monkeypatch.setattr('skyseek.pipeline.survey_catalogue.close_dataset', lambda dest: None)
 
 
 @contextmanager
@@ -90,7 +96,7 @@ def within(seconds):
 def do(source, dest, **settings): return run_survey(source, dest, SurveySettings(**dict(workers=1, timeout=2., patience=.01) | settings), progress=False)
 
 
-def quick(address, timeout=2.): return Archive(address, skyseek.archive._options('http', None, timeout), patience=.01, timeout=timeout)
+def quick(address, timeout=2.): return Archive(address, skyseek.data.archive._options('http', None, timeout), patience=.01, timeout=timeout)
 
 
 def flip(path, name, n=40):
@@ -132,7 +138,7 @@ def test_a_survey_removes_what_its_own_runs_left_and_nothing_else(iron, tmp_path
 
 @pytest.mark.parametrize('how', ['killed', 'on a cluster', 'ended'])
 def test_what_a_run_left_is_removed_when_the_run_has_ended(iron, tmp_path, quickly, how):
-    from skyseek.runs import begin_run, end_run
+    from skyseek.pipeline.runs import begin_run, end_run
     dest = tmp_path/'c'
     do(iron, dest, pixels=(5,))
     run = begin_run(dest, cluster=how != 'killed')
@@ -149,12 +155,12 @@ def test_what_a_run_left_is_removed_when_the_run_has_ended(iron, tmp_path, quick
 
 
 def test_temporary_names_carry_the_run_that_is_on_the_list(iron, tmp_path, quickly, monkeypatch):
-    from skyseek.runs import ended_runs
+    from skyseek.pipeline.runs import ended_runs
     dest, names, real = tmp_path/'c', [], pq.write_table
     def write(table, where, **options):
         names.append(Path(where).parent.name)
         return real(table, where, **options)
-    monkeypatch.setattr('skyseek.dataset.pq.write_table', write)
+    monkeypatch.setattr('skyseek.pipeline.survey_catalogue.pq.write_table', write)
     do(iron, dest)
     (run,) = ended_runs(dest)[0]
     assert len(names) == 2 and all(name.startswith(f'.tmp-{run}-') for name in names) and 'SKYSEEK_RUN' not in os.environ
@@ -167,7 +173,7 @@ def test_what_a_killed_run_had_fetched_is_removed_by_the_next(iron, tmp_path, qu
         def fetch(archive, survey, program, hpx, folder):
             Path(folder, f'coadd-{survey}-{program}-{hpx}.fits').write_bytes(b'half')
             os.kill(os.getpid(), signal.SIGKILL)
-        skyseek.survey.fetch_pair = fetch
+        skyseek.data.byte_ranges.fetch_pair = fetch
         do(iron, tmp_path/'c', scratch=str(scratch))
         os._exit(0)
     os.waitpid(child, 0)
@@ -188,14 +194,14 @@ def test_a_lock_is_not_written_through_a_link(tmp_path):
     (tmp_path/'c').mkdir()
     (tmp_path/'victim').write_text('mine')
     (tmp_path/'c/.lock').symlink_to(tmp_path/'victim')
-    with pytest.raises(OSError), skyseek.survey.locked(tmp_path/'c'): pass
+    with pytest.raises(OSError), skyseek.pipeline.runs.locked(tmp_path/'c'): pass
     (tmp_path/'c/.lock').unlink()
     (tmp_path/'c/.lock').write_text('notes')
-    with skyseek.survey.locked(tmp_path/'c'): pass
+    with skyseek.pipeline.runs.locked(tmp_path/'c'): pass
     assert (tmp_path/'victim').read_text() == 'mine' and (tmp_path/'c/.lock').read_text() == 'notes'
 
 
-@pytest.mark.parametrize('make', [lambda p: write_archive(p, {('main', 'dark'): [5]}, n=2), lambda p: simulate_edr(p, n=2, tiles=(80605,), petals=(0,), subsets=1)], ids=['write_archive', 'simulate_edr'])
+@pytest.mark.parametrize('make', [lambda p: write_archive(p, {('main', 'dark'): [5]}, redshift_file, n=2), lambda p: simulate_edr(p, n=2, tiles=(80605,), petals=(0,), subsets=1)], ids=['write_archive', 'simulate_edr'])
 def test_a_rehearsal_is_not_written_over_an_archive(tmp_path, make):
     for name in ('healpix', 'vac'): (tmp_path/name).mkdir()
     with pytest.raises(ValueError, match='give a new folder'): make(tmp_path)
@@ -306,7 +312,7 @@ def test_a_survey_does_not_wait_for_drops(made, tmp_path, what, how):
 
 @pytest.mark.parametrize('how', ['body', 'head'])
 def test_fetching_does_not_wait_for_drops(tmp_path, monkeypatch, how):
-    monkeypatch.setattr('skyseek.vi.TIMEOUT', .3, raising=False)
+    monkeypatch.setattr('skyseek.data.download.TIMEOUT', .3, raising=False)
     (tmp_path/'root').mkdir()
     with small_server(tmp_path/'root', dripping('.', how)) as address, within(10), pytest.raises(ReadError): fetch_file(address, 'x.csv', tmp_path/'d', patience=0, tries=2)
     assert not list((tmp_path/'d').rglob('*.csv'))
@@ -315,7 +321,7 @@ def test_fetching_does_not_wait_for_drops(tmp_path, monkeypatch, how):
 @pytest.fixture
 def small(monkeypatch):
     "Limits that are reached soon; 0.1.0 has none."
-    try: from skyseek.download import MOST
+    try: from skyseek.data.download import MOST
     except ImportError: return
     for kind in MOST: monkeypatch.setitem(MOST, kind, 3_000_000)
 
@@ -427,7 +433,7 @@ def test_a_folder_needs_no_extra(made, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(('lacks', 'work'), [('aiohttp', lambda: open_archive('http://127.0.0.1:9/x', timeout=.2, patience=0)), ('s3fs', lambda: open_archive('s3://nowhere/x', timeout=.2, patience=0)),
-                                             ('dask_jobqueue', lambda: skyseek.survey.cluster_executor('slurm'))])
+                                             ('dask_jobqueue', lambda: skyseek.pipeline.workers.cluster_executor('slurm'))])
 def test_a_missing_extra_is_one_line(monkeypatch, lacks, work):
     monkeypatch.setitem(sys.modules, lacks, None)
     for kept in ('s3', 's3a'): monkeypatch.delitem(_registry, kept, raising=False)
@@ -439,25 +445,25 @@ def test_a_missing_extra_is_one_line(monkeypatch, lacks, work):
 
 def spoil(monkeypatch, where, error):
     "Have a step of one pixel raise."
-    real = getattr(skyseek.survey, where)
+    real = getattr(skyseek.pipeline.survey, where)
     def bad_step(*args, **options):
         if '-5.fits' in str(args[0]) or 'main-dark-5' in str(getattr(getattr(args[0], 'meta', None), 'meta', '')): raise error
         return real(*args, **options)
-    monkeypatch.setattr(skyseek.survey, where, bad_step)
+    monkeypatch.setattr(skyseek.pipeline.survey, where, bad_step)
 
 
 @pytest.mark.parametrize('error', [KeyError('Z'), IndexError('list index out of range'), RuntimeError('mat1 and mat2'), AttributeError("no attribute 'x'"), ZeroDivisionError('division'), AssertionError()], ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize('where', ['extract', 'score_spectra'])
 def test_a_fault_of_ours_is_called_one(made, tmp_path, alone, monkeypatch, caplog, where, error):
     spoil(monkeypatch, where, error)
-    monkeypatch.setattr(skyseek.survey, 'make_catalogue', lambda tables, *_: Table(), raising=False)
-    if where == 'extract': monkeypatch.setattr('skyseek.survey._score_together', lambda spectra, job: [s.meta['TARGETID',] for s in spectra])
+    monkeypatch.setattr(skyseek.pipeline.survey, 'make_catalogue', lambda tables, *_: Table(), raising=False)
+    if where == 'extract': monkeypatch.setattr('skyseek.pipeline.survey._score_together', lambda spectra, job: [s.meta['TARGETID',] for s in spectra])
     caplog.set_level(logging.DEBUG, 'skyseek')
     records = {}
     for hpx in (5, 42)[:1 + (where == 'extract')]:
         record, = survey_part(Job(open_archive(made), 'main', 'dark', (hpx,), str(tmp_path)))
         records[hpx] = record
-        skyseek.survey._remember(tmp_path, record)
+        skyseek.pipeline.survey._remember(tmp_path, record)
     said, note = records[5]['error'], json.loads((tmp_path/'failed/main-dark-5.json').read_text())
     assert 'a fault of skyseek' in said and type(error).__name__ in said and '\n' not in said
     assert 'bad_step' in note['traceback'] and 'bad_step' in caplog.text and not any(r['error'] for h, r in records.items() if h != 5)
@@ -513,7 +519,7 @@ def test_a_part_that_is_cut_is_done_again(tmp_path, caplog, how):
 
 
 def test_a_survey_does_again_what_is_cut(iron, tmp_path, quickly, monkeypatch):
-    monkeypatch.setattr('skyseek.survey.close_dataset', summarise)
+    monkeypatch.setattr('skyseek.pipeline.survey_catalogue.close_dataset', summarise)
     dest = tmp_path/'c'
     do(iron, dest)
     whole, part = read_dataset(dest), list_parts(dest)[0]
@@ -562,18 +568,18 @@ CHANGED = {'gone': lambda dest: list_parts(dest)[2].unlink(), 'new': lambda dest
 
 @pytest.mark.parametrize('how', CHANGED)
 def test_parts_that_come_and_go_while_they_are_exported(tmp_path, monkeypatch, how):
-    dest, real, done = write_parts(tmp_path/'c'), skyseek.dataset._rows, []
+    dest, real, done = write_parts(tmp_path/'c'), skyseek.pipeline.survey_catalogue._rows, []
     def rows(*args):
         if not done: done.append(1); CHANGED[how](dest)
         return real(*args)
-    monkeypatch.setattr(skyseek.dataset, '_rows', rows)
+    monkeypatch.setattr(skyseek.pipeline.survey_catalogue, '_rows', rows)
     (tmp_path/'x.fits').write_text('what was there')
     with pytest.raises(ValueError, match='again'): export_fits(dest, tmp_path/'x.fits')
     assert (tmp_path/'x.fits').read_text() == 'what was there' and len(list(tmp_path.iterdir())) == 2
 
 
 def test_an_export_says_what_the_catalogue_was_made_with(made, tmp_path, alone, weights, monkeypatch):
-    monkeypatch.setattr('skyseek.survey.close_dataset', lambda dest: None)
+    monkeypatch.setattr('skyseek.pipeline.survey_catalogue.close_dataset', lambda dest: None)
     do(made, tmp_path/'c', pixels=(5,))
     for meta in (Table.read(export_fits(tmp_path/'c', tmp_path/'x.fits')).meta, read_dataset(tmp_path/'c').meta):
         assert (meta['WEIGHTS'], meta['ARCHIVE']) == (weights.name, 'iron') and meta['SKYSEEK'] and meta['TRAINED'].startswith(weights.about[:20])
@@ -584,7 +590,7 @@ def test_an_export_says_what_the_catalogue_was_made_with(made, tmp_path, alone, 
 
 
 def test_truth_from_repeats_says_where_it_is_from(tmp_path):
-    from skyseek.files import read_written_table, write_table
+    from skyseek.data.files import read_written_table, write_table
     shallow = toy(20, 5)
     deep = shallow.copy()
     deep['SURVEY'], deep['TSNR2_LRG'] = 'sv1', 400.
@@ -645,14 +651,14 @@ def test_settings_that_make_no_sense(bad):
 
 @pytest.mark.parametrize('word', ['foo', '=x', 'a b=c', 'queue=', 'workers=5'])
 def test_options_of_a_cluster(word):
-    with pytest.raises(ValueError, match='--cluster-option'): skyseek.survey.parse_options([word])
+    with pytest.raises(ValueError, match='--cluster-option'): skyseek.pipeline.survey.parse_options([word])
 
 
 def test_options_that_slurm_does_not_have(monkeypatch):
     class SLURMCluster:
         def __init__(self, cores=1, processes=1, memory=''): pass
     monkeypatch.setitem(sys.modules, 'dask_jobqueue', SimpleNamespace(SLURMCluster=SLURMCluster))
-    with pytest.raises(ValueError, match='--cluster-option'): skyseek.survey.cluster_executor('slurm', foo='5')
+    with pytest.raises(ValueError, match='--cluster-option'): skyseek.pipeline.workers.cluster_executor('slurm', foo='5')
 
 
 def refuse_or_sleep(job):
@@ -668,7 +674,7 @@ def test_no_worker_outlives_its_run():
 
 
 def test_bars_are_shown_when_they_are_asked_for(made, tmp_path, alone, monkeypatch, capsys):
-    monkeypatch.setattr('skyseek.survey.survey_part', lambda job: [dict(survey='main', program='dark', hpx=job.pixels[0], n=0, bytes=0, error='x', passing=True)])
+    monkeypatch.setattr('skyseek.pipeline.survey.survey_part', lambda job: [dict(survey='main', program='dark', hpx=job.pixels[0], n=0, bytes=0, error='x', passing=True)])
     for progress, shown in ((True, True), (None, False), (False, False)):
         run_survey(made, tmp_path/'c', SurveySettings(workers=1), progress=progress)
         assert ('pixel' in capsys.readouterr().err) == shown

@@ -12,8 +12,12 @@ from astropy.io import fits
 from astropy.table import Table
 from surveys import coadd_parts, redrock_table, write_coadd, write_pair, write_parts
 
-from skyseek.desi import (ReadError, extract, extract_file, find_redrock, is_good_fibre, is_target, join_redrock, read_coadd, read_redrock, read_spectra,
-                          read_truth, select_targets, write_spectra)
+from skyseek.data.desi import (
+    extract, extract_file, find_redrock, is_good_fibre, is_target, join_redrock, read_coadd, select_targets,
+)
+from skyseek.data.files import read_spectra, write_spectra
+from skyseek.data.hdus import ReadError
+from skyseek.data.tables import read_redrock, read_truth
 
 READERS = read_coadd, read_redrock, read_spectra, read_truth
 
@@ -275,7 +279,7 @@ def test_file_size_limit(pair):
     "The operating system refuses to write more than 20 kB: as a full disk would, in the middle."
     code = f"""
         import resource, signal
-        from skyseek.desi import extract_file
+        from skyseek.data.desi import extract_file
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         try: extract_file({str(pair)!r}, {str(pair.with_name('compact.fits'))!r})

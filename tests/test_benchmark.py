@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from skyseek.candidates import candidates
-from skyseek.benchmark import BenchmarkSettings, format_benchmark, run_benchmark
-from skyseek.catalogue import load_weights
-from skyseek.cli import main
-from skyseek.desi import read_redrock
-from skyseek.detectors import prepare_sample, read_sides
-from skyseek.evaluate import average_precision
-from skyseek.labelled import cross_fit, is_labelled, join_candidates, read_labelled, shipped, wrong_answers
-from skyseek.redshift import library_bases, redshift_file, scan_redshift
-from skyseek.simulate import simulate_survey
-from skyseek.truth import half_of, split_of
+from skyseek.redshift.candidates import candidates
+from skyseek.pipeline.benchmark import BenchmarkSettings, format_benchmark, run_benchmark
+from skyseek.pipeline.score import load_weights
+from skyseek.pipeline.cli import main
+from skyseek.data.tables import read_redrock
+from skyseek.pipeline.detectors import prepare_sample, read_sides
+from skyseek.detect.metrics import average_precision
+from skyseek.detect.cross_fit import cross_fit, join_candidates, shipped
+from skyseek.detect.labelled_data import is_labelled, read_labelled, wrong_answers
+from skyseek.redshift.bases import library_bases
+from skyseek.redshift.scan import redshift_file, scan_redshift
+from skyseek.simulate.mock_survey import simulate_survey
+from skyseek.data.truth import half_of, split_of
 from surveys import write_pair, write_parts
 
 def skyseek(*arguments):

@@ -18,8 +18,8 @@ from astropy.table import Table
 from surveys import coadd_parts, redrock_table, write_coadd, write_pair, write_parts
 
 import skyseek
-from skyseek.cli import _parser, main
-from skyseek.desi import read_redrock
+from skyseek.pipeline.cli import _parser, main
+from skyseek.data.tables import read_redrock
 
 ESC = '\x1b[2J\x07'
 EXISTING = b'somebody needs this'
@@ -117,7 +117,7 @@ def test_unforeseen_exceptions_are_one_line_with_a_hint(run, tmp_path, monkeypat
     def broken(*_, **__):
         raise FAULTS[name]
 
-    monkeypatch.setattr('skyseek.simulate.simulate_survey', broken)
+    monkeypatch.setattr('skyseek.simulate.mock_survey.simulate_survey', broken)
     refused(run('simulate', '-o', tmp_path, '-n', 3), '--log debug', 'a fault of skyseek', type(FAULTS[name]).__name__)
     code, _, err = run('--log', 'debug', 'simulate', '-o', tmp_path, '-n', 3)
     assert code == 1 and 'Traceback' in err and 'in broken' in err and len(errors(err)) == 1
@@ -135,7 +135,7 @@ def test_every_error_is_one_printable_line(run, tmp_path, monkeypatch, error, wo
     def broken(*_, **__):
         raise error
 
-    monkeypatch.setattr('skyseek.simulate.simulate_survey', broken)
+    monkeypatch.setattr('skyseek.simulate.mock_survey.simulate_survey', broken)
     line = refused(run('simulate', '-o', tmp_path, '-n', 3), words)
     assert 'fault of skyseek' not in line and len(line) > 10 and line.isprintable()
 
@@ -171,7 +171,7 @@ def test_import_errors_of_others_are_explained(error, extra, tmp_path, run, monk
     def broken(*_, **__):
         raise error
 
-    monkeypatch.setattr('skyseek.simulate.simulate_survey', broken)
+    monkeypatch.setattr('skyseek.simulate.mock_survey.simulate_survey', broken)
     line = refused(run('simulate', '-o', tmp_path, '-n', 3), f"pip install 'skyseek[{extra}]'")
     assert 'fault of skyseek' not in line
 
@@ -192,7 +192,7 @@ def test_nothing_of_a_file_reaches_the_terminal_or_a_figure_as_it_is(run, coadd)
 
 @pytest.mark.parametrize('stream', ['report', 'page'])
 def test_pages_hold_no_control_characters(tmp_path, stream):
-    from skyseek import plots
+    from skyseek.data import plots
 
     path = plots.write_page(
         tmp_path / 'page.html', f'spec{ESC}.fits', f'<pre>K5{ESC} \udce9</pre>' if stream == 'page' else '<pre>K5</pre>'
@@ -227,7 +227,7 @@ def test_standard_output_that_cannot_be_written(where, code, tmp_path):
         out = os.open(where, os.O_WRONLY)
     argv = ['simulate', '-o', str(tmp_path), '-n', '2']
     done = subprocess.run(
-        [sys.executable, '-c', f'import sys; from skyseek.cli import main; sys.exit(main({argv}))'],
+        [sys.executable, '-c', f'import sys; from skyseek.pipeline.cli import main; sys.exit(main({argv}))'],
         stdout=out,
         stderr=subprocess.PIPE,
         text=True,
@@ -251,7 +251,7 @@ def test_standard_output_that_cannot_be_written(where, code, tmp_path):
     ],
 )
 def test_numbers_have_their_noun(n, word, words):
-    from skyseek.commands import plural
+    from skyseek.data.messages import plural
 
     assert plural(n, word) == words
 
@@ -260,7 +260,8 @@ def test_no_redshift_is_minus_zero(run, coadd, tmp_path):
     set_answer(coadd, Z=-2e-6, SPECTYPE='STAR')
     code, out, _ = run('inspect', target(coadd), coadd, '-o', tmp_path / 'page.png')
     assert code == 0 and re.search(r'pipeline  STAR .* z = 0\.00000 ', out)
-    from skyseek.desi import read_coadd, read_redrock, join_redrock
+    from skyseek.data.desi import join_redrock, read_coadd
+    from skyseek.data.tables import read_redrock
 
     spectra = join_redrock(read_coadd(coadd), read_redrock(redrock_of(coadd)))
     assert spectra[2].plot()[0].get_title(loc='left').endswith('Z 0.0000')
@@ -268,7 +269,7 @@ def test_no_redshift_is_minus_zero(run, coadd, tmp_path):
 
 def test_spectra_are_drawn_without_another_import(survey):
     script = f"""import sys
-from skyseek.desi import read_coadd
+from skyseek.data.desi import read_coadd
 s = read_coadd({str(survey / 'coadd-main-dark-31.fits')!r})
 assert 'matplotlib' not in sys.modules
 print(len(s.plot(2)))"""
@@ -419,7 +420,8 @@ def test_no_output_is_an_input(run, tmp_path, name):
 
 @pytest.mark.parametrize('what', ['page', 'html'])
 def test_planted_temporary_names_are_not_followed(coadd, tmp_path, what):
-    from skyseek import inspect, plots
+    from skyseek.data import plots
+    from skyseek.explain import inspect
 
     victim, page = tmp_path / 'victim', tmp_path / ('page.png' if what == 'page' else 'page.html')
     victim.write_bytes(EXISTING)
@@ -507,7 +509,7 @@ def test_one_file_of_many_fails_in_words(run, survey, tmp_path, monkeypatch, com
     first, second = (tmp_path / f'coadd-{k}.fits' for k in 'ab')
     for path in (first, second):
         shutil.copy(survey / 'coadd-main-dark-31.fits', path)
-    function = {'extract': 'skyseek.desi.extract_file', 'redshift': 'skyseek.redshift.redshift_file'}[command]
+    function = {'extract': 'skyseek.data.desi.extract_file', 'redshift': 'skyseek.redshift.scan.redshift_file'}[command]
     module, name = function.rsplit('.', 1)
     whole = getattr(__import__(module, fromlist=[name]), name)
 
@@ -534,7 +536,7 @@ def test_one_file_of_many_fails_in_words(run, survey, tmp_path, monkeypatch, com
 def test_a_name_that_would_be_too_long_is_told_before_the_work(run, survey, tmp_path, monkeypatch):
     long = tmp_path / f'coadd-{"x" * 244}.fits'
     shutil.copy(survey / 'coadd-main-dark-31.fits', long)
-    monkeypatch.setattr('skyseek.redshift.scan_redshift', lambda *_, **__: pytest.fail('the scan was run'))
+    monkeypatch.setattr('skyseek.redshift.scan.scan_redshift', lambda *_, **__: pytest.fail('the scan was run'))
     code, _, err = run('redshift', long)
     assert code == 1 and 'over 255 bytes' in err
     refused(run('inspect', 7, long, '-o', tmp_path / f'{"p" * 252}.png'), 'over 255 bytes')
@@ -605,7 +607,7 @@ def test_options_are_the_same_everywhere():
 )
 def test_destinations_follow_o_or_come_last(run, tmp_path, monkeypatch, line):
     seen = []
-    monkeypatch.setattr('skyseek.commands._list_todo', lambda a, settings: seen.append((a.source, a.output)) or 0)
+    monkeypatch.setattr('skyseek.pipeline.cli_survey._list_todo', lambda a, settings: seen.append((a.source, a.output)) or 0)
     code, _, err = run(*line.replace('SOURCE', str(tmp_path)).replace('DEST', str(tmp_path / 'c')).split())
     assert code == 0 and seen == [(str(tmp_path), tmp_path / 'c')], err
 
@@ -645,10 +647,10 @@ def test_a_device_that_is_not_there(run, survey, tmp_path, device):
 
 
 def test_missing_targets_of_sparcl_name_the_option(run, tmp_path, monkeypatch, survey):
-    from skyseek.desi import read_coadd
+    from skyseek.data.desi import read_coadd
 
     monkeypatch.setattr(
-        'skyseek.sparcl.fetch_sparcl',
+        'skyseek.data.sparcl.fetch_sparcl',
         lambda ids, release, **_: (read_coadd(survey / 'coadd-main-dark-31.fits'), [ids[-1]]),
     )
     code, out, err = run('sparcl', 7, 8, '-o', tmp_path / 's.fits', '--release', 'DESI-EDR')
@@ -686,7 +688,7 @@ def test_what_is_wrong_with_a_command_line_is_said_before_anything_heavy_is_load
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_bytes(EXISTING)
     script = f"""import sys
-from skyseek.cli import main
+from skyseek.pipeline.cli import main
 for argv in {WRONG!r}: print(argv, main(argv), 'torch' in sys.modules)"""
     done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from skyseek.desi import extract, extract_file, find_redrock, is_target, read_coadd, read_redrock, read_spectra, read_truth
-from skyseek.spectra import Spectra, merge_arms
+from skyseek.data.desi import extract, extract_file, find_redrock, is_target, read_coadd
+from skyseek.data.files import read_spectra
+from skyseek.data.tables import read_redrock, read_truth
+from skyseek.data.spectra import Spectra, merge_arms
 
 
 def real_coadds(data): return sorted((data/'desi').glob('coadd_*/coadd-*.fits')) + sorted((data/'redrock_bench/validation').glob('coadd-*.fits'))

@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from skyseek.catalogue import load_weights, make_catalogue, read_catalogue, score_file, write_catalogue
-from skyseek.cli import main
-from skyseek.desi import extract, read_redrock, read_truth
-from skyseek.evidence import correction_rates, second_look
-from skyseek.features import EVIDENCE, read_features
-from skyseek.redshift import library_bases, redshift_file
-from skyseek.simulate import simulate_survey
+from skyseek.pipeline.catalogue import make_catalogue, read_catalogue, write_catalogue
+from skyseek.pipeline.score import load_weights, score_file
+from skyseek.pipeline.cli import main
+from skyseek.data.desi import extract
+from skyseek.data.tables import read_redrock, read_truth
+from skyseek.redshift.second_opinion import correction_rates, second_look
+from skyseek.learn.features import EVIDENCE
+from skyseek.learn.shards import read_features
+from skyseek.redshift.bases import library_bases
+from skyseek.redshift.scan import redshift_file
+from skyseek.simulate.mock_survey import simulate_survey
 
 ALT = ('Z_ALT', 'ZERR_ALT', 'SPECTYPE_ALT', 'P_ALT', 'Z_ALT2', 'ZERR_ALT2', 'SPECTYPE_ALT2', 'P_ALT2', 'P_Z_PIPE', 'P_NONE', 'R_ALT', 'ZWARN_ALT', 'FLAG_ALT', 'CAUSE', 'CAUSE_SCORE', 'CAUSE_WAVE', 'CAUSE_TEXT')
 

@@ -19,9 +19,14 @@ from astropy.io import fits
 from astropy.table import Table
 from surveys import coadd_parts, redrock_table, sdss_parts, write_coadd, write_lamost, write_pair, write_parts, write_sdss
 
-from skyseek.desi import extract, extract_file, find_redrock, is_good_fibre, join_redrock, read_coadd, read_redrock, read_spectra, read_truth, select_targets, write_spectra
-from skyseek.files import ReadError, read_written_table
-from skyseek.sdss import file_kind, read_any, read_lamost, read_sdss, read_targets
+from skyseek.data.desi import (
+    extract, extract_file, find_redrock, is_good_fibre, join_redrock, read_coadd, select_targets,
+)
+from skyseek.data.files import read_spectra, write_spectra
+from skyseek.data.tables import read_redrock, read_truth
+from skyseek.data.files import read_written_table
+from skyseek.data.hdus import ReadError
+from skyseek.data.sdss import file_kind, read_any, read_lamost, read_sdss, read_targets
 
 
 def refused(call, *words, most=500):
@@ -303,14 +308,14 @@ def test_a_bad_value_is_no_broken_file(tmp_path, kind):
 def test_no_access_is_no_broken_file(tmp_path, monkeypatch, error, words, reader):
     path = write_pair(tmp_path)
     def no(*args, **kwargs): raise error
-    monkeypatch.setattr('skyseek.hdus.open', no, raising=False)
+    monkeypatch.setattr('skyseek.data.hdus.open', no, raising=False)
     assert 'download' not in refused((reader, path), words, 'cannot be read')
 
 
 @pytest.mark.parametrize('error', [KeyError('x'), IndexError('x'), ZeroDivisionError('x')])
 def test_our_own_faults_are_not_the_files(tmp_path, monkeypatch, error):
     def fault(*args, **kwargs): raise error
-    monkeypatch.setattr('skyseek.desi._merge_blocks', fault)
+    monkeypatch.setattr('skyseek.data.desi._merge_blocks', fault)
     with pytest.raises(type(error)): read_coadd(write_coadd(tmp_path/'coadd.fits'))
 
 
@@ -695,7 +700,7 @@ def test_memory_is_counted_before_it_is_taken(tmp_path, monkeypatch):
     coadd = write_pair(tmp_path)
     compact = extract_file(coadd, tmp_path/'compact.fits')
     (tmp_path/'packed.fits').write_bytes(gzip.compress(coadd.read_bytes(), 1))
-    monkeypatch.setattr('skyseek.hdus.memory_left', lambda: 300_000)
+    monkeypatch.setattr('skyseek.data.hdus.memory_left', lambda: 300_000)
     for reader, path in ((read_coadd, coadd), (read_spectra, compact), (read_coadd, tmp_path/'packed.fits')): refused((reader, path), 'memory')
 
 
@@ -739,14 +744,15 @@ def test_any_name_of_a_coadd_is_extracted(tmp_path, name):
 # Shards
 
 def shard(path, **changes):
-    from skyseek.features import build_features, write_features
+    from skyseek.learn.features import build_features
+    from skyseek.learn.shards import write_features
     features = build_features(read_any(write_coadd(path.with_name('coadd.fits'))))
     return write_features({k: v for k, v in (features | changes).items() if v is not None}, path)
 
 
 @pytest.mark.parametrize('bytes_there', [100, 100_000])
 def test_shard_that_claims_more_than_it_has(tmp_path, bytes_there):
-    from skyseek.features import read_features
+    from skyseek.learn.shards import read_features
     path = shard(tmp_path/'features.npz')
     with ZipFile(path) as z: members = {n: z.read(n) for n in z.namelist()}
     head = members['flux.npy'][:128]
@@ -758,15 +764,15 @@ def test_shard_that_claims_more_than_it_has(tmp_path, bytes_there):
 
 
 def test_shard_larger_than_memory(tmp_path, monkeypatch):
-    from skyseek.features import read_features
+    from skyseek.learn.shards import read_features
     path = shard(tmp_path/'features.npz')
-    monkeypatch.setattr('skyseek.hdus.memory_left', lambda: 50_000)
+    monkeypatch.setattr('skyseek.data.hdus.memory_left', lambda: 50_000)
     with pytest.raises(ValueError, match='memory'): read_features(path)
 
 
 @pytest.mark.parametrize('change, words', [(dict(targetid=np.array([1., 2, 3, 4])), 'TARGETID'), (dict(targetid=np.array([1, 2, 3, 2**63], np.uint64)), 'TARGETID'), (dict(scale=np.ones((4, 2), 'f4')), 'dimensions'), (dict(flux=np.ones(4, 'f2')), 'dimensions')])
 def test_shard_with_nonsense(tmp_path, change, words):
-    from skyseek.features import read_features
+    from skyseek.learn.shards import read_features
     with pytest.raises(ValueError, match=words): read_features(shard(tmp_path/'features.npz', **change))
 
 
@@ -790,7 +796,7 @@ class Recorded:
 
 @pytest.mark.parametrize('wave', [lambda x: 10**x, lambda x: x, lambda x: 10**x/10, lambda x: np.round(10**x, 3)], ids=['Å', 'log10', 'nm', 'rounded'])
 def test_sdss_through_sparcl(wave):
-    from skyseek.sparcl import fetch_sparcl
+    from skyseek.data.sparcl import fetch_sparcl
     client = Recorded(sdss_record(-6444532452352045056, 35600, wave=wave), sdss_record(1506454396622366720, 35700, 500, wave=wave, mask=[1 << 23] + [4]*499))
     spectra, missing = fetch_sparcl([1506454396622366720, 12002211621357506560], 'SDSS-DR16', client)
     assert list(spectra.meta['TARGETID']) == [1506454396622366720, -6444532452352045056] and not missing and list(spectra.meta['SPECTYPE']) == ['QSO']*2
@@ -799,7 +805,7 @@ def test_sdss_through_sparcl(wave):
 
 @pytest.mark.parametrize('make', [record, sdss_record])
 def test_records_that_lack_something(make):
-    from skyseek.sparcl import fetch_sparcl
+    from skyseek.data.sparcl import fetch_sparcl
     client = Recorded(make(1), make(2, mask=None), make(3, ivar=None), make(4, redshift=None, spectype=None, redshift_warning=None))
     (spectra, missing), said = told(fetch_sparcl, [1, 2, 3, 4, 5], 'BOSS-DR16', client)
     assert list(spectra.meta['TARGETID']) == [1, 2, 4] and missing == [3, 5] and 'no ivar' in said and spectra.good[1].any()
@@ -834,7 +840,7 @@ def service():
 
 
 def test_conversation_with_sparcl(service):
-    from skyseek.sparcl import Sparcl, fetch_sparcl
+    from skyseek.data.sparcl import Sparcl, fetch_sparcl
     spectra, missing = fetch_sparcl([77, 78], client=Sparcl(service.url))
     assert list(spectra.meta['TARGETID']) == [77] and missing == [78] and list(spectra.meta['SPECTYPE']) == ['GALAXY'] and spectra.good.all()
     assert 'format=json' in service.asked[-1][0] and json.loads(service.asked[-1][1]) == ['id-77'] and json.loads(service.asked[1][1])['search'][0] == ['a.specid', 77, 78]
@@ -856,7 +862,7 @@ TROUBLE = {'a pickle': (lambda: (200, {}, [b'\x80\x04\x95' + bytes(99)]), 'pickl
 
 @pytest.mark.parametrize('kind', TROUBLE)
 def test_trouble_with_sparcl_is_one_line(service, kind):
-    from skyseek.sparcl import Sparcl, fetch_sparcl
+    from skyseek.data.sparcl import Sparcl, fetch_sparcl
     answer, words = TROUBLE[kind]
     service.answers['spectras'] = answer()
     start = time.time()
@@ -866,7 +872,7 @@ def test_trouble_with_sparcl_is_one_line(service, kind):
 
 @pytest.mark.parametrize('url', ['http://astrosparcl.datalab.noirlab.edu', 'ftp://127.0.0.1', 'file:///tmp'])
 def test_only_https_is_spoken(url):
-    from skyseek.sparcl import Sparcl
+    from skyseek.data.sparcl import Sparcl
     with pytest.raises(ValueError, match='https'): Sparcl(url)
 
 

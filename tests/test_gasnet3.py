@@ -6,11 +6,12 @@ import pytest
 import torch
 from astropy.table import Table
 
-from skyseek.encoders import Eigenspectra, GasnetSettings, UNetSpectra, as_published, log_grid, prepare
-from skyseek.evaluate import format_redshifts, measure, redshift_metrics
-from skyseek.gasnet3 import gasnet_redshifts, profile_curves, published_curves
-from skyseek.simulate import simulate_spectra
-from skyseek.train import load_model, save_model
+from skyseek.gasnet.gasnet3_networks import Eigenspectra, GasnetSettings, UNetSpectra, as_published, log_grid, prepare
+from skyseek.detect.metrics import measure
+from skyseek.redshift.redshift_metrics import format_redshifts, redshift_metrics
+from skyseek.gasnet.gasnet3 import gasnet_redshifts, profile_curves, published_curves
+from skyseek.simulate.mock_survey import simulate_spectra
+from skyseek.learn.training import load_model, save_model
 
 RECORDED = [  # file, threshold of the good fraction, metric, value, accuracy
     ('Encoder_SDSS_QSO_results', 3e-3, 'GF', 0.9277, 5e-5), ('Encoder_SDSS_QSO_results', 3e-3, 'MEAN_DZ', 0.01199, 1e-5),

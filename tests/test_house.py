@@ -3,6 +3,7 @@ import ast
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TOP = {'README.md', 'settings.ini', 'setup.py', 'nbs', 'skyseek', 'tests', '_quarto.yml', 'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md'}
 NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(ROOT).parts))
 MODULES = sorted(p for p in (ROOT / 'skyseek').rglob('*.py') if p.name not in ('_modidx.py', '__init__.py'))
+WINGS = 'data', 'simulate', 'learn', 'redshift', 'gasnet', 'detect', 'explain', 'anomaly', 'pipeline'
+MOCK = 'skyseek.simulate.mock_archive', 'skyseek.redshift.scan'
 FOLDERS = 'home|root|work|tmp|Users|mnt|opt|scratch|srv|venv|site-packages'
 MACHINE_PATH = re.compile(rf'(?<![\w.}})~$-])/({FOLDERS})/[\w.]+|/site-packages/|[A-Z]:\\\\?(Users|Program)')
 PICKLE_CALLS = {'torch.load', 'torch.save', 'fabric.load', 'fabric.save', 'fabric.load_raw', 'pd.read_pickle', 'joblib.dump', 'joblib.load'}
@@ -40,8 +43,13 @@ def walk(path): return (node for tree in trees(path) for node in ast.walk(tree))
 
 
 def imports(path):
+    "Names of the modules imported anywhere in a module or notebook."
+    for tree in trees(path): yield from imports_of(tree)
+
+
+def imports_of(tree):
     "Names of the modules imported anywhere; `from skyseek import x` counts as `skyseek.x`."
-    for node in walk(path):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import): yield from (a.name for a in node.names)
         if isinstance(node, ast.ImportFrom):
             base = 'skyseek' + (f'.{node.module}' if node.module else '') if node.level else node.module
@@ -111,11 +119,42 @@ def test_outputs_hold_no_warning_or_error(path):
     assert not bad
 
 
+# The order: wings, and inside a wing the numbers
+
+def place(path):
+    "(wing, number) of a notebook, as it is compared."
+    return WINGS.index(path.parent.name), path.name
+
+
+PLACES = {f'skyseek.{exported_module(p)}': place(p) for p in NOTEBOOKS if exported_module(p)}
+
+
+@named([p for p in NOTEBOOKS if p.parent != ROOT / 'nbs' and p.parent.name != 'tutorials'])
+def test_notebook_exports_to_the_module_of_its_name(path):
+    wing, name = path.parent.name, re.fullmatch(r'\d\d_(\w+)', path.stem)[1]
+    assert exported_module(path) == f'{wing}.{name}' and wing in WINGS
+
+
 @named([p for p in NOTEBOOKS if exported_module(p)])
-def test_notebook_imports_only_from_earlier_rooms(path):
-    room = {f'skyseek.{exported_module(p)}': p.name for p in NOTEBOOKS if exported_module(p)}
-    late = [name for name in imports(path) if room.get(name, '') >= path.name and room[name] != path.name]
-    assert not late
+def test_notebook_imports_from_an_earlier_wing_or_a_lower_number(path):
+    "Examples may use a mock archive before its turn: it must exist before it can be read."
+    code = [source for source, _ in cells(path, 'code')]
+    exports = [s for s in code if re.match(r'\s*#\|\s*export', s)]
+    late = lambda sources: {name for s in sources for name in imports_of(parse(s)) if name in PLACES and PLACES[name] >= place(path)}
+    assert not late(exports)
+    assert late(code) <= {f'skyseek.{exported_module(path)}', *(MOCK if path.parent.name == 'data' else ())}
+
+
+@named(MODULES)
+def test_no_private_name_is_imported(path):
+    private = [f'{n.module}.{a.name}' for n in walk(path) if isinstance(n, ast.ImportFrom) and (n.level or (n.module or '').startswith('skyseek'))
+               for a in n.names if a.name[0] == '_' and a.name != '__version__']
+    assert not private
+
+
+def test_no_simulator_on_the_way_to_a_catalogue():
+    code = 'import sys, skyseek.pipeline.survey, skyseek.pipeline.catalogue; print([m for m in sys.modules if m.startswith("skyseek.simulate")])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == '[]'
 
 
 # Modules
@@ -153,5 +192,5 @@ def test_nothing_is_pickled(path):
 @named(MODULES)
 def test_no_assert_print_or_bare_except(path):
     found = [n.lineno for n in walk(path) if isinstance(n, ast.Assert) or isinstance(n, ast.ExceptHandler) and n.type is None
-             or isinstance(n, ast.Call) and ast.unparse(n.func) == 'print' and path.stem not in ('cli', 'commands', 'odd_commands')]
+             or isinstance(n, ast.Call) and ast.unparse(n.func) == 'print' and not path.stem.startswith('cli')]
     assert not found and not re.search(r'\b(TODO|FIXME|XXX)\b', path.read_text(encoding='utf-8'))

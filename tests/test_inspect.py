@@ -5,16 +5,19 @@ import sys
 import numpy as np
 import pytest
 
-from skyseek.accidents import inject_hot_pixel, scan_wrong
-from skyseek.catalogue import load_weights, match_grid, score_spectra
-from skyseek.causes import CAUSES, name_causes
-from skyseek.cli import main
-from skyseek.desi import find_redrock, read_redrock, write_spectra
-from skyseek.inspect import Evidence, inspect_file, pick_target, plot_evidence
-from skyseek.redshift import pca_bases, redshift_file, scan_redshift
-from skyseek.restframe import builtin_library
-from skyseek.sdss import read_any
-from skyseek.simulate import simulate_spectra, simulate_survey
+from skyseek.detect.injected_failures import inject_hot_pixel, scan_wrong
+from skyseek.pipeline.score import load_weights, match_grid, score_spectra
+from skyseek.explain.causes import CAUSES, name_causes
+from skyseek.pipeline.cli import main
+from skyseek.data.desi import find_redrock
+from skyseek.data.files import write_spectra
+from skyseek.data.tables import read_redrock
+from skyseek.explain.inspect import Evidence, inspect_file, pick_target, plot_evidence
+from skyseek.redshift.bases import pca_bases
+from skyseek.redshift.scan import redshift_file, scan_redshift
+from skyseek.simulate.templates import builtin_library
+from skyseek.data.sdss import read_any
+from skyseek.simulate.mock_survey import simulate_spectra, simulate_survey
 from surveys import write_coadd, write_pair
 
 
@@ -107,7 +110,7 @@ def test_hot_pixels_are_named(bases):
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
-    done = subprocess.run([sys.executable, '-c', "import sys; from skyseek.cli import main\ntry: main(['inspect', '--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', "import sys; from skyseek.pipeline.cli import main\ntry: main(['inspect', '--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"], capture_output=True, text=True)
     assert done.returncode == 0 and 'TARGETID' in done.stdout
 
 

@@ -9,15 +9,17 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from surveys import write_pair, write_sdss
 
-from skyseek.anomaly import SCORES
-from skyseek.cli import main
-from skyseek.cutouts import read_cutouts, write_hdf5
-from skyseek.files import read_written_table
-from skyseek.galsims import simulate_cutouts
-from skyseek.outliers import load_stellar, prepare_stars, read_stars, reconstruct, reconstruction_errors
-from skyseek.simulate import simulate_survey
-from skyseek.spectra import Spectra
-from skyseek.stars import simulate_stars
+from skyseek.anomaly.scores import SCORES
+from skyseek.pipeline.cli import main
+from skyseek.anomaly.cutouts import read_cutouts, write_hdf5
+from skyseek.data.files import read_written_table
+from skyseek.anomaly.simulated_images import simulate_cutouts
+from skyseek.anomaly.stellar_autoencoder import (
+    load_stellar, prepare_stars, read_stars, reconstruct, reconstruction_errors,
+)
+from skyseek.simulate.mock_survey import simulate_survey
+from skyseek.data.spectra import Spectra
+from skyseek.anomaly.stellar_sample import simulate_stars
 
 
 # Spectra: from a coadd to a ranked list

@@ -13,16 +13,19 @@ from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
 
-from skyseek import active, imagescores, outliers, reference, train
-from skyseek.active import catalogue_features, rerank
-from skyseek.anomaly import SCORES, AnomalyReference
-from skyseek.cli import _parser, main
-from skyseek.cutouts import Cutouts, cutout_table, read_cutouts, read_hdf5, write_hdf5
-from skyseek.files import ReadError, read_written_table, write_spectra, write_table
-from skyseek.galaxies import GanSettings
-from skyseek.spectra import Spectra
-from skyseek.stars import simulate_stars
-from skyseek.train import fingerprint
+from skyseek.anomaly.scores import rerank as active, stellar_autoencoder as outliers, wgan_scores as imagescores
+from skyseek.learn import training as train
+from skyseek.pipeline import reference
+from skyseek.anomaly.rerank import catalogue_features, rerank
+from skyseek.anomaly.scores import AnomalyReference, SCORES
+from skyseek.pipeline.cli import _parser, main
+from skyseek.anomaly.cutouts import Cutouts, cutout_table, read_cutouts, read_hdf5, write_hdf5
+from skyseek.data.files import read_written_table, write_spectra, write_table
+from skyseek.data.hdus import ReadError
+from skyseek.anomaly.wgan import GanSettings
+from skyseek.data.spectra import Spectra
+from skyseek.anomaly.stellar_sample import simulate_stars
+from skyseek.learn.training import fingerprint
 
 FIRST = 39628473202443880  # neighbours of it are one number in float64
 
@@ -561,8 +564,8 @@ def test_options_are_the_same_everywhere(words):
 
 
 def test_auto_is_resolved(monkeypatch):
-    from skyseek.terminal import pick_device
-    monkeypatch.setattr('skyseek.terminal._no_driver', lambda: False)
+    from skyseek.learn.training import pick_device
+    monkeypatch.setattr('skyseek.learn.training._no_driver', lambda: False)
     for found, device in ((1, 'cuda'), (0, 'cpu')):
         monkeypatch.setattr('torch.cuda.is_available', lambda found=found: found > 0)
         monkeypatch.setattr('torch.cuda.device_count', lambda found=found: found)

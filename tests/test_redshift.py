@@ -6,11 +6,16 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
-from skyseek.desi import read_coadd, read_redrock
-from skyseek.bases import LYA, load_bases, mean_forest
-from skyseek.redshift import Basis, ScanSettings, default_bases, fit_at, library_bases, read_bases, redshift_file, scan_redshift
-from skyseek.simulate import simulate_spectra, simulate_survey
-from skyseek.spectra import Spectra, wave_desi
+from skyseek.data.desi import read_coadd
+from skyseek.data.tables import read_redrock
+from skyseek.data.constants import LYA
+from skyseek.redshift.bases import load_bases, mean_forest
+from skyseek.redshift.bases import Basis, default_bases, library_bases, read_bases
+from skyseek.redshift.chi2 import ScanSettings
+from skyseek.redshift.local_fit import fit_at
+from skyseek.redshift.scan import redshift_file, scan_redshift
+from skyseek.simulate.mock_survey import simulate_spectra, simulate_survey
+from skyseek.data.spectra import Spectra, wave_desi
 
 
 @pytest.fixture(scope='module')

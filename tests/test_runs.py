@@ -16,10 +16,10 @@ from astropy.io import fits
 from astropy.table import Table
 from safetensors.numpy import load_file
 
-from skyseek.features import read_features, write_features
+from skyseek.learn.shards import read_features, write_features
 
 ENV = dict(os.environ, OMP_NUM_THREADS='1')
-SKYSEEK = [sys.executable, '-c', 'import sys; from skyseek.cli import main; sys.exit(main())']
+SKYSEEK = [sys.executable, '-c', 'import sys; from skyseek.pipeline.cli import main; sys.exit(main())']
 
 
 def skyseek(*arguments, **options):

@@ -8,13 +8,14 @@ from astropy.table import Table
 from surveys import redrock_table, write_lamost, write_pair, write_parts, write_sdss
 from test_runs import skyseek
 
-from skyseek.catalogue import load_weights, make_catalogue, match_grid, score_file, score_files, score_spectra
-from skyseek.classifier import pick_columns
-from skyseek.cli import main
-from skyseek.desi import ZWARN_NODATA
-from skyseek.features import EVIDENCE, METADATA, build_features
-from skyseek.sdss import group_files, read_sdss, read_targets
-from skyseek.spectra import resample, wave_desi
+from skyseek.pipeline.catalogue import make_catalogue
+from skyseek.pipeline.score import load_weights, match_grid, score_file, score_files, score_spectra
+from skyseek.detect.classifier import pick_columns
+from skyseek.pipeline.cli import main
+from skyseek.data.constants import ZWARN_NODATA
+from skyseek.learn.features import EVIDENCE, METADATA, build_features
+from skyseek.data.sdss import group_files, read_sdss, read_targets
+from skyseek.data.spectra import resample, wave_desi
 
 SKY = dict(answer=dict(SOURCETYPE=['SKY'], ZWARNING=np.array([1], 'i4')))
 
@@ -133,12 +134,12 @@ def test_one_by_one_is_the_same(tmp_path, weights):
 
 
 def test_one_that_spoils_a_batch_fails_alone(tmp_path, weights, monkeypatch):
-    import skyseek.catalogue
+    import skyseek.pipeline.score
     paths, score = [write_sdss(tmp_path, k) for k in range(1, 4)], score_spectra
     def touchy(spectra, *args, **options):
         if 'spec-0266-51602-0002.fits' in list(spectra.meta['FILE']): raise RuntimeError('no way')
         return score(spectra, *args, **options)
-    monkeypatch.setattr(skyseek.catalogue, 'score_spectra', touchy)
+    monkeypatch.setattr(skyseek.pipeline.score, 'score_spectra', touchy)
     tables, failed = score_files(paths, weights, progress=False)
     assert [m.split(';')[0] for m in failed.values()] == [f'{paths[1]}: RuntimeError: no way'] and 'a fault of skyseek' in failed[str(paths[1])]
     assert [t['FILE'][0] for t in tables] == [paths[0].name, paths[2].name]

@@ -8,8 +8,10 @@ from astropy.io import fits
 from astropy.table import Table
 from surveys import sdss_parts, write_coadd, write_lamost, write_pair, write_parts, write_sdss
 
-from skyseek.desi import ReadError, extract_file, find_redrock, read_spectra, write_spectra
-from skyseek.sdss import read_any, read_lamost, read_sdss, sdss_targetid
+from skyseek.data.desi import extract_file, find_redrock
+from skyseek.data.files import read_spectra, write_spectra
+from skyseek.data.hdus import ReadError
+from skyseek.data.sdss import read_any, read_lamost, read_sdss, sdss_targetid
 
 READERS = read_sdss, read_lamost, read_any
 

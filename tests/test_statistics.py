@@ -15,21 +15,26 @@ from astropy.io import fits
 from astropy.table import Table, vstack
 from sklearn.metrics import average_precision_score
 
-from skyseek import catalogue as catalogue_module
-from skyseek.catalogue import load_weights, make_catalogue, read_catalogue, score_files, write_catalogue
-from skyseek.classifier import WrongClassifier
-from skyseek.cli import main
-from skyseek.evaluate import evaluate, evaluate_catalogue
-from skyseek.evidence import Judge, differs_from, reconcile, with_solutions
-from skyseek.features import arm_quality, metadata_table, normalise
-from skyseek.labelled import find_coadds, read_labelled, shipped
-from skyseek.redshift import library_bases, redshift_file, scan_redshift
-from skyseek.simulate import simulate_spectra, simulate_survey
-from skyseek.spectra import Spectra, wave_desi
-from skyseek.train import load_model, save_model
-from skyseek.train_weights import LabelledSettings, train_weights
-from skyseek.trust import guarantee_keep, keep_sample
-from skyseek.truth import fold_of, half_of, label_unseen, label_wrong, match_truth, redshift_error, split_of, truth_rows
+from skyseek.pipeline import score as catalogue_module
+from skyseek.pipeline.catalogue import make_catalogue, read_catalogue, write_catalogue
+from skyseek.pipeline.score import load_weights, score_files
+from skyseek.detect.classifier import WrongClassifier
+from skyseek.pipeline.cli import main
+from skyseek.detect.metrics import evaluate, evaluate_catalogue
+from skyseek.redshift.second_opinion import Judge, differs_from, reconcile, with_solutions
+from skyseek.learn.features import arm_quality, metadata_table, normalise
+from skyseek.detect.cross_fit import shipped
+from skyseek.detect.labelled_data import find_coadds, read_labelled
+from skyseek.redshift.bases import library_bases
+from skyseek.redshift.scan import redshift_file, scan_redshift
+from skyseek.simulate.mock_survey import simulate_spectra, simulate_survey
+from skyseek.data.spectra import Spectra, wave_desi
+from skyseek.learn.training import load_model, save_model
+from skyseek.detect.train_weights import LabelledSettings, train_weights
+from skyseek.detect.guarantee import guarantee_keep, keep_sample
+from skyseek.data.truth import (
+    fold_of, half_of, label_unseen, label_wrong, match_truth, redshift_error, split_of, truth_rows,
+)
 
 IDS = 39628_000_000_000_000 + 7*np.arange(60_000)
 
@@ -255,8 +260,8 @@ def test_causes_are_named_for_what_is_flagged_alone(catalogue):
 
 def test_ours_is_the_solution_of_the_catalogue(survey, catalogue):
     """Evidence and causes speak of Z_ALT, also where it is not the deepest minimum of the scan."""
-    from skyseek.causes import open_cases
-    from skyseek.inspect import OURS, Evidence
+    from skyseek.explain.causes import open_cases
+    from skyseek.explain.inspect import Evidence, OURS
     spectra = read_labelled(survey)
     row = {int(t): i for i, t in enumerate(catalogue['TARGETID'])}
     rows = np.array([row[int(t)] for t in spectra.meta['TARGETID'][:12]])
@@ -316,8 +321,8 @@ def test_a_model_survives_a_failing_rename(tmp_path, monkeypatch, fail_at):
 KILLED = """
 import os, sys
 from pathlib import Path
-from skyseek.classifier import WrongClassifier
-from skyseek.train import save_model
+from skyseek.detect.classifier import WrongClassifier
+from skyseek.learn.training import save_model
 real, count = Path.rename, [0]
 def rename(self, target):
     count[0] += 1
@@ -341,8 +346,8 @@ def test_parts_of_two_sets_are_refused(trained, tmp_path, part):
     folder = tmp_path/'weights'
     shutil.copytree(trained[0]/'weights', folder) if (trained[0]/'weights/familiarity').exists() or part != 'familiarity' else shutil.copytree(str(shipped('classifier').parent), folder)
     cls = dict(autoencoder='Autoencoder', judge='Judge', classifier='WrongClassifier', familiarity='Familiarity')[part]
-    from skyseek.autoencoder import Autoencoder
-    from skyseek.trust import Familiarity
+    from skyseek.learn.autoencoder import Autoencoder
+    from skyseek.detect.familiarity import Familiarity
     kinds = dict(Autoencoder=Autoencoder, Judge=Judge, WrongClassifier=WrongClassifier, Familiarity=Familiarity)
     config = json.loads((folder/part/'config.json').read_text())
     model = load_model(folder/part, kinds[cls])
@@ -358,7 +363,7 @@ def test_a_set_of_weights_is_written_whole_or_not_at_all(trained, tmp_path, monk
     folder, spectra, *_ = trained
     shutil.copytree(folder/'weights', tmp_path/'weights')
     before = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
-    from skyseek import train_weights as module
+    from skyseek.detect import train_weights as module
     real, count = module.write_model, [0]
 
     def dying(*args, **kwargs):
@@ -414,7 +419,9 @@ INPUTS = [2.121305, 1.031046, 1.253219, 1.008547, 17.999744, 9.567494, 1.038961,
 
 @pytest.mark.parametrize('cls', ['Autoencoder', 'WrongClassifier', 'Judge', 'Familiarity'])
 def test_shipped_weights_have_the_versions_of_this_code(cls):
-    from skyseek import autoencoder, classifier, evidence, trust
+    from skyseek.detect import calibration as trust, classifier
+    from skyseek.learn import autoencoder
+    from skyseek.redshift.scan import second_opinion as evidence
     assert dict(Autoencoder=autoencoder, WrongClassifier=classifier, Judge=evidence, Familiarity=trust)[cls].__dict__[cls].inputs == 1
 
 

@@ -16,14 +16,16 @@ import pytest
 from astropy.table import Table
 from servers import bucket, free_port, part_bytes, serving
 
-from skyseek.archive import Archive, list_pixels, open_archive, write_archive
-from skyseek.cli import main
-from skyseek.dataset import list_parts, read_dataset
-from skyseek.desi import read_truth
-from skyseek.jobs import DestinationError, local_executor, run_jobs
-from skyseek.runs import begin_run
-from skyseek.survey import Job, SurveySettings, run_survey, survey_part
-from skyseek.truth import label_wrong, match_truth
+from skyseek.data.archive import Archive, list_pixels, open_archive
+from skyseek.redshift.scan import redshift_file
+from skyseek.simulate.mock_archive import write_archive
+from skyseek.pipeline.cli import main
+from skyseek.pipeline.survey_catalogue import list_parts, read_dataset
+from skyseek.data.tables import read_truth
+from skyseek.pipeline.workers import DestinationError, local_executor, run_jobs
+from skyseek.pipeline.runs import begin_run
+from skyseek.pipeline.survey import Job, SurveySettings, run_survey, survey_part
+from skyseek.data.truth import label_wrong, match_truth
 
 PIXELS = {('main', 'dark'): [5, 42, 27245, 27246], ('main', 'bright'): [27245], ('sv1', 'dark'): [27245]}
 KILLS = 20 if os.environ.get('SKYSEEK_SLOW') else 3
@@ -34,7 +36,7 @@ QUICK = dict(workers=2, timeout=4., patience=.1)
 def release(tmp_path_factory):
     "A small release in DESI's layout."
     root = tmp_path_factory.mktemp('release')
-    write_archive(root/'spectro/redux/iron', PIXELS, n=6, exptimes={('sv1', 'dark'): (5000., 6000.)})
+    write_archive(root/'spectro/redux/iron', PIXELS, redshift_file, n=6, exptimes={('sv1', 'dark'): (5000., 6000.)})
     return root
 
 
@@ -72,8 +74,9 @@ def test_web_server(release, expected, tmp_path):
 
 def test_training_streams_from_a_bucket(tmp_path):
     "The same network from shards on the disk and in a bucket."
-    from skyseek.features import build_features, write_features
-    from skyseek.simulate import simulate_spectra
+    from skyseek.learn.features import build_features
+    from skyseek.learn.shards import write_features
+    from skyseek.simulate.mock_survey import simulate_spectra
     spectra, _ = simulate_spectra(60, seed=3)
     for k in range(3): write_features(build_features(spectra[20*k:20*k + 20]), tmp_path/f'shards/features-{k}.npz')
     train = [str(Path(sys.executable).with_name('skyseek')), 'train-autoencoder', '--epochs', '1', '--device', 'cpu', '-o']
@@ -88,7 +91,7 @@ def test_training_streams_from_a_bucket(tmp_path):
 
 
 def test_resolution_is_never_fetched(tmp_path):
-    write_archive(tmp_path/'a/iron', {('main', 'dark'): [7]}, n=30, resolution=True)
+    write_archive(tmp_path/'a/iron', {('main', 'dark'): [7]}, redshift_file, n=30, resolution=True)
     coadd = next((tmp_path/'a').rglob('coadd-*'))
     with serving(tmp_path/'a') as address: result = run_survey(f'{address}/iron', tmp_path/'c', SurveySettings(**QUICK), progress=False)
     assert result.bytes < .3*coadd.stat().st_size
@@ -203,7 +206,7 @@ def test_one_death_does_not_stop_a_run_of_many_workers(tmp_path, workers):
 
 
 def test_workers_that_always_die(tmp_path, monkeypatch):
-    monkeypatch.setattr('skyseek.jobs.HOPELESS', 3)
+    monkeypatch.setattr('skyseek.pipeline.workers.HOPELESS', 3)
     jobs = [Job(Archive('/nowhere'), 'main', 'dark', (k,), str(tmp_path)) for k in range(40)]
     with pytest.raises(ValueError, match='die as soon as they begin'): list(run_jobs(jobs, lambda: local_executor(2), 8, always_dies))
 
@@ -281,7 +284,7 @@ def test_a_catalogue_of_one_production(release, tmp_path, capsys):
 
 
 def test_a_coadd_without_redrock(tmp_path, capsys):
-    write_archive(tmp_path/'iron', {('main', 'dark'): [5, 6]}, n=4)
+    write_archive(tmp_path/'iron', {('main', 'dark'): [5, 6]}, redshift_file, n=4)
     next((tmp_path/'iron').rglob('redrock-main-dark-5.fits')).unlink()
     assert main(['survey', str(tmp_path/'iron'), str(tmp_path/'c'), '--workers', '1']) == 1
     assert 'no redrock file of this pixel' in capsys.readouterr().err and len(list_parts(tmp_path/'c')) == 1

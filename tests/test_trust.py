@@ -10,14 +10,15 @@ from astropy.io import fits
 from astropy.table import Table
 from test_runs import lines, skyseek
 
-from skyseek.autoencoder import Autoencoder, encode
-from skyseek.catalogue import load_weights
-from skyseek.cli import main
-from skyseek.desi import extract
-from skyseek.features import ArrayStream, build_features
-from skyseek.spectra import concatenate
-from skyseek.train import fingerprint, load_model, save_model
-from skyseek.trust import Familiarity, familiarity_inputs, fit_familiarity
+from skyseek.learn.autoencoder import Autoencoder, encode
+from skyseek.pipeline.score import load_weights
+from skyseek.pipeline.cli import main
+from skyseek.data.desi import extract
+from skyseek.learn.features import build_features
+from skyseek.learn.training import ArrayStream
+from skyseek.data.spectra import concatenate
+from skyseek.learn.training import fingerprint, load_model, save_model
+from skyseek.detect.familiarity import Familiarity, familiarity_inputs, fit_familiarity
 
 RATES = [.18, .1]
 

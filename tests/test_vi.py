@@ -11,11 +11,15 @@ from astropy.io import fits
 from astropy.table import Table
 from surveys import redrock_table
 
-from skyseek.cli import main
-from skyseek.desi import ReadError, extract, read_truth
-from skyseek.edr import VI_HEAD, simulate_edr
-from skyseek.truth import match_truth, split_of
-from skyseek.vi import count_petals, fetch_coadds, fetch_file, fetch_tables, list_coadds, list_folder
+from skyseek.pipeline.cli import main
+from skyseek.data.desi import extract
+from skyseek.data.hdus import ReadError
+from skyseek.data.tables import read_truth
+from skyseek.simulate.mock_archive import VI_HEAD, simulate_edr
+from skyseek.data.truth import match_truth, split_of
+from skyseek.detect.visual_inspection import (
+    count_petals, fetch_coadds, fetch_file, fetch_tables, list_coadds, list_folder,
+)
 
 TILES = 'spectro/redux/fuji/tiles'
 HEAD = ','.join(VI_HEAD) + '\n'
@@ -169,7 +173,7 @@ def test_listing_takes_only_links_one_step_down(archive, monkeypatch):
         def __exit__(self, *a): return False
         headers, left = {}, [page.encode()]
         def read1(self, n): return self.left.pop() if self.left else b''
-    monkeypatch.setattr('skyseek.vi._open_url', lambda url, **k: Page())
+    monkeypatch.setattr('skyseek.detect.visual_inspection._open_url', lambda url, **k: Page())
     assert list_folder('https://archive.org/r', 'x') == ['1', '4', 'coadd-0-1-thru2.fits']
 
 
@@ -230,7 +234,7 @@ def test_nobody_there(wanted, tmp_path):
 
 def test_interrupt_leaves_nothing(server, wanted, tmp_path, monkeypatch):
     def stop(source, *rest): yield b'half'; raise KeyboardInterrupt
-    monkeypatch.setattr('skyseek.vi._chunks', stop)
+    monkeypatch.setattr('skyseek.detect.visual_inspection._chunks', stop)
     with pytest.raises(KeyboardInterrupt): fetch_file(server[0], *wanted, tmp_path)
     assert files_in(tmp_path) == []
 
@@ -268,7 +272,7 @@ def test_fetch_vi(server, tmp_path, capsys):
 
 
 def test_fetch_vi_from_nowhere(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr('skyseek.vi.time.sleep', lambda s: None)
+    monkeypatch.setattr('skyseek.detect.visual_inspection.time.sleep', lambda s: None)
     assert main(['fetch-vi', '-o', str(tmp_path), '--root', 'http://127.0.0.1:9']) == 1
     assert 'check the root' in capsys.readouterr().err and files_in(tmp_path) == []
 
@@ -278,7 +282,7 @@ def test_fetch_vi_from_nowhere(tmp_path, capsys, monkeypatch):
 @pytest.fixture(scope='module')
 def fetched(tmp_path_factory):
     "Main-depth coadds of inspected targets, with answers of the scan, fetched from a release on disk."
-    from skyseek.redshift import redshift_file
+    from skyseek.redshift.scan import redshift_file
     folder = tmp_path_factory.mktemp('rehearsal')
     root = simulate_edr(folder/'archive', n=60, subsets=2, pipeline=redshift_file, seed=3)
     assert main(['fetch-vi', '-o', str(folder/'edr'), '--root', str(root)]) == 0
@@ -297,7 +301,7 @@ def trained(fetched):
 
 
 def test_train_on_inspected_targets(fetched, trained, capsys):
-    from skyseek.catalogue import load_weights
+    from skyseek.pipeline.score import load_weights
     assert 'rehearsal' in load_weights(trained).about
     coadds = sorted(map(str, (fetched/'edr').rglob('coadd-*.fits')))
     assert main(['score', *coadds[:2], '-o', str(fetched/'own.fits'), '--weights', str(trained)]) == 0

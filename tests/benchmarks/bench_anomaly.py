@@ -25,16 +25,18 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from skyseek import __version__
-from skyseek.anomaly import COMBINED, SCORES, fit_reference, log_snr, raw_scores, surprises
-from skyseek.autoencoder import encode
-from skyseek.catalogue import load_weights
-from skyseek.evidence import second_look
-from skyseek.features import ArrayStream, build_features
-from skyseek.labelled import read_labelled
-from skyseek.redshift import library_bases, scan_redshift
-from skyseek.simulate import simulate_spectra
-from skyseek.spectra import concatenate
-from skyseek.train import fingerprint, load_model, save_model
+from skyseek.anomaly.scores import COMBINED, SCORES, fit_reference, log_snr, raw_scores, surprises
+from skyseek.learn.autoencoder import encode
+from skyseek.pipeline.score import load_weights
+from skyseek.redshift.second_opinion import second_look
+from skyseek.learn.features import build_features
+from skyseek.learn.training import ArrayStream
+from skyseek.detect.labelled_data import read_labelled
+from skyseek.redshift.bases import library_bases
+from skyseek.redshift.scan import scan_redshift
+from skyseek.simulate.mock_survey import simulate_spectra
+from skyseek.data.spectra import concatenate
+from skyseek.learn.training import fingerprint, load_model, save_model
 
 TYPES = ('CARBON', 'LDWARF', 'CV', 'BAL', 'BLEND', 'DEAD')
 PIPELINE = ('Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2')

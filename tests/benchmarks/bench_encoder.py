@@ -15,12 +15,16 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score
 
-from skyseek.autoencoder import Autoencoder, EncoderSettings, as_published, encode
-from skyseek.classifier import CLASSIFIER_TRAINING, WrongClassifier, label_features, pick_columns, predict, train_classifier
-from skyseek.desi import extract, read_truth
-from skyseek.features import METADATA, ArrayStream, build_features
-from skyseek.train import TrainSettings, learning_rate
-from skyseek.truth import split_of
+from skyseek.learn.autoencoder import Autoencoder, EncoderSettings, as_published, encode
+from skyseek.detect.classifier import (
+    CLASSIFIER_TRAINING, WrongClassifier, label_features, pick_columns, predict, train_classifier,
+)
+from skyseek.data.desi import extract
+from skyseek.data.tables import read_truth
+from skyseek.learn.features import METADATA, build_features
+from skyseek.learn.training import ArrayStream
+from skyseek.learn.training import TrainSettings, learning_rate
+from skyseek.data.truth import split_of
 from dataclasses import asdict
 
 PARTS = ('flux', 'weight', 'scale', 'exptime', 'targetid', 'metadata')

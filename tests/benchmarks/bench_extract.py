@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 
 def skyseek(path):
     "read_coadd: flux, ivar and mask of three arms, merged; FIBERMAP and SCORES."
-    from skyseek.desi import read_coadd
+    from skyseek.data.desi import read_coadd
     spectra = read_coadd(path)
     return spectra.flux, spectra.ivar
 

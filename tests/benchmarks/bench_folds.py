@@ -17,12 +17,12 @@ import numpy as np
 import train_default
 from train_default import WRONG, learn_classifier, learn_judge, step, training_spectra
 
-from skyseek.autoencoder import Autoencoder
-from skyseek.evaluate import average_precision, compare
-from skyseek.evidence import second_look
-from skyseek.labelled import read_labelled
-from skyseek.train import load_model
-from skyseek.truth import _uniform, fold_of, half_of
+from skyseek.learn.autoencoder import Autoencoder
+from skyseek.detect.metrics import average_precision, compare
+from skyseek.redshift.second_opinion import second_look
+from skyseek.detect.labelled_data import read_labelled
+from skyseek.learn.training import load_model
+from skyseek.data.truth import _uniform, fold_of, half_of
 
 
 def nested_half(targetid): return _uniform(targetid) < .5

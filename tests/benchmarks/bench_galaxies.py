@@ -24,11 +24,13 @@ from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from skyseek.cutouts import read_cutouts
-from skyseek.galaxies import Critic, GanSettings, Generator
-from skyseek.galsims import ARTEFACTS, ODDITIES, simulate_cutouts
-from skyseek.imagescores import encode_images, load_images_model, residuals, score_images, train_images_file, train_residuals
-from skyseek.truth import split_of
+from skyseek.anomaly.cutouts import read_cutouts
+from skyseek.anomaly.wgan import Critic, GanSettings, Generator
+from skyseek.anomaly.simulated_images import ARTEFACTS, ODDITIES, simulate_cutouts
+from skyseek.anomaly.wgan_scores import (
+    encode_images, load_images_model, residuals, score_images, train_images_file, train_residuals,
+)
+from skyseek.data.truth import split_of
 
 SIZE = 48
 ATTRIBUTES = ('T', 'Perturbation', 'Contamination', 'Multiplicity')

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from skyseek.encoders import RANGES, Eigenspectra, as_published, log_grid, prepare
-from skyseek.gasnet3 import gasnet_redshifts, profile_curves, published_curves
-from skyseek.simulate import simulate_spectra
+from skyseek.gasnet.gasnet3_networks import Eigenspectra, RANGES, as_published, log_grid, prepare
+from skyseek.gasnet.gasnet3 import gasnet_redshifts, profile_curves, published_curves
+from skyseek.simulate.mock_survey import simulate_spectra
 
 
 def direct_curves(rest, batch, settings):

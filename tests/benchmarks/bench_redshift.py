@@ -11,10 +11,12 @@ import time
 
 import torch
 
-from skyseek.desi import read_coadd
-from skyseek.redshift import ScanSettings, default_bases, library_bases, read_bases, scan_redshift
-from skyseek.simulate import simulate_spectra
-from skyseek.spectra import concatenate
+from skyseek.data.desi import read_coadd
+from skyseek.redshift.bases import default_bases, library_bases, read_bases
+from skyseek.redshift.chi2 import ScanSettings
+from skyseek.redshift.scan import scan_redshift
+from skyseek.simulate.mock_survey import simulate_spectra
+from skyseek.data.spectra import concatenate
 
 REDROCK, DR1 = 2.05, 28_425_963  # s per spectrum and core; rows of zall-pix-iron
 WORK = {'Fourier transforms': ('aten::_fft_r2c', 'aten::_fft_c2r'), 'matrix products': ('aten::bmm', 'aten::mm', 'aten::addmm'),

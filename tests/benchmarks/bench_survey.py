@@ -33,13 +33,13 @@ import numpy as np  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from servers import bucket, free_port, part_bytes, serving  # noqa: E402
 
-from skyseek.archive import Archive  # noqa: E402
-from skyseek.dataset import list_parts  # noqa: E402
-from skyseek.desi import extract, read_coadd  # noqa: E402
-from skyseek.fetch import needed_ranges, plan_pieces  # noqa: E402
-from skyseek.files import write_spectra  # noqa: E402
-from skyseek.jobs import cluster_executor, run_jobs  # noqa: E402
-from skyseek.survey import Job, SurveySettings, run_survey  # noqa: E402
+from skyseek.data.archive import Archive  # noqa: E402
+from skyseek.pipeline.survey_catalogue import list_parts  # noqa: E402
+from skyseek.data.desi import extract, read_coadd  # noqa: E402
+from skyseek.data.byte_ranges import needed_ranges, plan_pieces  # noqa: E402
+from skyseek.data.files import write_spectra  # noqa: E402
+from skyseek.pipeline.workers import cluster_executor, run_jobs  # noqa: E402
+from skyseek.pipeline.survey import Job, SurveySettings, run_survey  # noqa: E402
 
 DR1 = dict(spectra=28_425_963, files=27_000)
 
@@ -50,7 +50,7 @@ def make(work, files, n):
     done = list(release.rglob('coadd-*.fits'))
     if len(done) == files: return release
     shutil.rmtree(release, ignore_errors=True)
-    code = 'import sys, json; from skyseek.archive import write_archive; write_archive(sys.argv[1], {tuple(k): v for k, v in json.loads(sys.argv[2])}, n=int(sys.argv[3]), resolution=True)'
+    code = 'import sys, json; from skyseek.simulate.mock_archive import write_archive; from skyseek.redshift.scan import redshift_file; write_archive(sys.argv[1], {tuple(k): v for k, v in json.loads(sys.argv[2])}, redshift_file, n=int(sys.argv[3]), resolution=True)'
     dark, bright = files*6//10, files*3//10
     parts = [[(['main', 'dark'], list(range(27000, 27000 + dark)))], [(['main', 'bright'], list(range(27000, 27000 + bright))), (['sv1', 'dark'], list(range(27000, 27000 + files - dark - bright)))]]
     runs = [subprocess.Popen([sys.executable, '-c', code, str(work/f'half{k}'), json.dumps(p), str(n)]) for k, p in enumerate(parts)]

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from skyseek.desi import extract, read_truth
-from skyseek.gasnet3 import Eigenspectra, gasnet_redshifts, train_gasnet
-from skyseek.spectra import concatenate
-from skyseek.train import TrainSettings
-from skyseek.truth import match_truth
+from skyseek.data.desi import extract
+from skyseek.data.tables import read_truth
+from skyseek.gasnet.gasnet3 import gasnet_redshifts
+from skyseek.gasnet.gasnet3_networks import Eigenspectra, train_gasnet
+from skyseek.data.spectra import concatenate
+from skyseek.learn.training import TrainSettings
+from skyseek.data.truth import match_truth
 
 RANGES = dict(GALAXY=(-.005, 1.7), QSO=(0., 5.5), STAR=(-.005, .005))
 LIMIT = 1000/299792.458

@@ -18,19 +18,21 @@ import numpy as np
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from skyseek.augment import answer, augment, inject_errors, redrock_like, simulate_labelled
-from skyseek.autoencoder import Autoencoder
-from skyseek.bases import load_bases, save_bases
-from skyseek.candidates import candidates
-from skyseek.classifier import CLASSIFIER_TRAINING, WrongClassifier, pick_columns, predict
-from skyseek.evaluate import average_precision, compare
-from skyseek.evidence import Judge, second_look, train_judge
-from skyseek.features import EVIDENCE, METADATA, ArrayStream
-from skyseek.labelled import classifier_inputs, is_labelled, read_labelled, shipped, wrong_answers
-from skyseek.recipes import learn_bases
-from skyseek.redshift import scan_redshift
-from skyseek.train import TrainSettings, fit, load_model, save_model
-from skyseek.truth import choose_threshold, split_of
+from skyseek.detect.augment import answer, augment, inject_errors, redrock_like, simulate_labelled
+from skyseek.learn.autoencoder import Autoencoder
+from skyseek.redshift.bases import load_bases, save_bases
+from skyseek.redshift.candidates import candidates
+from skyseek.detect.classifier import CLASSIFIER_TRAINING, WrongClassifier, pick_columns, predict
+from skyseek.detect.metrics import average_precision, compare
+from skyseek.redshift.second_opinion import Judge, second_look, train_judge
+from skyseek.learn.features import EVIDENCE, METADATA
+from skyseek.learn.training import ArrayStream
+from skyseek.detect.cross_fit import classifier_inputs, shipped
+from skyseek.detect.labelled_data import is_labelled, read_labelled, wrong_answers
+from skyseek.redshift.learn_bases import learn_bases
+from skyseek.redshift.scan import scan_redshift
+from skyseek.learn.training import TrainSettings, fit, load_model, save_model
+from skyseek.data.truth import choose_threshold, split_of
 
 BRIGHT = 1500  # simulated bright spectra
 FOLDS, MEMBERS = 5, 2

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/learn_bases.py --data ../shared/data --output skyseek/weights/bases
 
-Templates for galaxies, quasars and stars by heteroscedastic matrix factorisation (skyseek.eigenspectra), from the training files of the redrock
+Templates for galaxies, quasars and stars by heteroscedastic matrix factorisation (skyseek.redshift.learn_bases), from the training files of the redrock
 benchmark at their true redshifts and from spectra of the built-in simulator. Numbers of templates and weights were chosen by cross-validation
 (--cross: learn on one half of the training targets, scan the other); the benchmark's validation files are only used to write the card's figures.
 About five minutes on one core.
@@ -18,13 +18,14 @@ from astropy.table import Table, vstack
 from scipy.stats import binomtest
 
 from skyseek import __version__
-from skyseek.bases import default_bases, load_bases, save_bases
-from skyseek.desi import find_redrock, join_redrock, read_coadd, read_redrock, read_truth
-from skyseek.recipes import RECIPES, learn_bases
-from skyseek.redshift import scan_redshift
-from skyseek.sdss import read_sdss
-from skyseek.spectra import concatenate
-from skyseek.truth import match_truth, split_of
+from skyseek.redshift.bases import default_bases, load_bases, save_bases
+from skyseek.data.desi import find_redrock, join_redrock, read_coadd
+from skyseek.data.tables import read_redrock, read_truth
+from skyseek.redshift.learn_bases import RECIPES, learn_bases
+from skyseek.redshift.scan import scan_redshift
+from skyseek.data.sdss import read_sdss
+from skyseek.data.spectra import concatenate
+from skyseek.data.truth import match_truth, split_of
 
 CLASSES = ('GALAXY', 'QSO', 'STAR')
 

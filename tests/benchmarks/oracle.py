@@ -18,19 +18,22 @@ import numpy as np
 import torch
 from ladder import FOLDS, METADATA, cross_validate, folds, interval, load, sets_of, trees
 
-import skyseek.sample as sample
-from skyseek.augment import redrock_like, simulate_labelled
-from skyseek.bases import Basis
-from skyseek.evaluate import average_precision, compare
-from skyseek.evidence import Judge, second_look
-from skyseek.features import metadata_table
-from skyseek.labelled import is_labelled, shipped
-from skyseek.observe import Faults
-from skyseek.redshift import ScanSettings, scan_redshift
-from skyseek.restframe import template_rng
-from skyseek.simulate import PROGRAMS, Survey, mock_targetid, simulate_spectra
-from skyseek.train import load_model
-from skyseek.truth import choose_threshold, redshift_error
+import skyseek.simulate.targets as sample
+from skyseek.detect.augment import redrock_like, simulate_labelled
+from skyseek.redshift.bases import Basis
+from skyseek.detect.metrics import average_precision, compare
+from skyseek.redshift.second_opinion import Judge, second_look
+from skyseek.learn.features import metadata_table
+from skyseek.detect.cross_fit import shipped
+from skyseek.detect.labelled_data import is_labelled
+from skyseek.simulate.instrument import Faults
+from skyseek.redshift.chi2 import ScanSettings
+from skyseek.redshift.scan import scan_redshift
+from skyseek.simulate.templates import template_rng
+from skyseek.simulate.mock_survey import Survey, mock_targetid, simulate_spectra
+from skyseek.simulate.targets import PROGRAMS
+from skyseek.learn.training import load_model
+from skyseek.data.truth import choose_threshold, redshift_error
 
 TOLERANCES = .001, .0033
 DEEPER = 4, 16  # exposure times of the deeper spectra

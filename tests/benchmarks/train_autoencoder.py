@@ -15,11 +15,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from skyseek import __version__
-from skyseek.autoencoder import Autoencoder, encode, train_autoencoder_file
-from skyseek.desi import extract, select_targets
-from skyseek.features import FeatureStream, build_features, write_features
-from skyseek.simulate import simulate_spectra
-from skyseek.train import TrainSettings, load_model
+from skyseek.learn.autoencoder import Autoencoder, encode, train_autoencoder_file
+from skyseek.data.desi import extract, select_targets
+from skyseek.learn.features import build_features
+from skyseek.learn.shards import FeatureStream, write_features
+from skyseek.simulate.mock_survey import simulate_spectra
+from skyseek.learn.training import TrainSettings, load_model
 
 CARD = """# Autoencoder
 

@@ -24,20 +24,27 @@ from astropy.table import vstack
 from learn_bases import rate
 
 from skyseek import __version__
-from skyseek.augment import answer, augment, inject_errors, redrock_like, simulate_labelled
-from skyseek.autoencoder import Autoencoder, encode
-from skyseek.candidates import candidates, text
-from skyseek.classifier import WrongClassifier, pick_columns, predict, train_folds
-from skyseek.evaluate import boosting_score, compare, compare_detectors, format_table
-from skyseek.evidence import JUDGE_TRAINING, Judge, choose_acceptance, correction_rates, evidence_columns, reconcile, second_look, second_opinion, train_judge
-from skyseek.features import EVIDENCE, METADATA, ArrayStream, build_features
-from skyseek.labelled import is_labelled, join_candidates, read_labelled, wrong_answers
-from skyseek.recipes import RECIPES, learn_bases
-from skyseek.redshift import scan_redshift
-from skyseek.spectra import concatenate
-from skyseek.train import TrainSettings, fingerprint, load_model, save_model
-from skyseek.trust import errors_left, familiarity_inputs, fit_familiarity
-from skyseek.truth import choose_threshold, fold_of, half_of
+from skyseek.detect.augment import answer, augment, inject_errors, redrock_like, simulate_labelled
+from skyseek.learn.autoencoder import Autoencoder, encode
+from skyseek.data.files import text
+from skyseek.redshift.candidates import candidates
+from skyseek.detect.classifier import WrongClassifier, pick_columns, predict, train_folds
+from skyseek.detect.metrics import boosting_score, compare, compare_detectors, format_table
+from skyseek.redshift.second_opinion import (
+    JUDGE_TRAINING, Judge, choose_acceptance, correction_rates, evidence_columns, reconcile, second_look,
+    second_opinion, train_judge,
+)
+from skyseek.learn.features import EVIDENCE, METADATA, build_features
+from skyseek.learn.training import ArrayStream
+from skyseek.detect.cross_fit import join_candidates
+from skyseek.detect.labelled_data import is_labelled, read_labelled, wrong_answers
+from skyseek.redshift.learn_bases import RECIPES, learn_bases
+from skyseek.redshift.scan import scan_redshift
+from skyseek.data.spectra import concatenate
+from skyseek.learn.training import TrainSettings, fingerprint, load_model, save_model
+from skyseek.detect.familiarity import familiarity_inputs, fit_familiarity
+from skyseek.detect.guarantee import errors_left
+from skyseek.data.truth import choose_threshold, fold_of, half_of
 
 KEEP = ['TARGETID', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2', 'COEFF', 'TRUE_Z', 'TRUE_SPECTYPE', 'FLAGS']
 WRONG = ('Z_WRONG', 'S_WRONG')

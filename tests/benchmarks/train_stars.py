@@ -20,12 +20,14 @@ from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
 
 from skyseek import __version__
-from skyseek.outliers import (STELLAR_TRAINING, StellarAutoencoder, StellarFlux, error_statistics, prepare_stars, r_squared, reconstruct, reconstruction_errors,
-                              snr_bins, spoil_stretch, stellar_side, train_stellar)
-from skyseek.restframe import read_library
-from skyseek.sdss import read_any
-from skyseek.stars import PLANTED, simulate_stars
-from skyseek.train import TrainSettings, save_model
+from skyseek.anomaly.stellar_autoencoder import (
+    STELLAR_TRAINING, StellarAutoencoder, StellarFlux, error_statistics, prepare_stars, r_squared, reconstruct,
+    reconstruction_errors, snr_bins, spoil_stretch, stellar_side, train_stellar,
+)
+from skyseek.simulate.templates import read_library
+from skyseek.data.sdss import read_any
+from skyseek.anomaly.stellar_sample import PLANTED, simulate_stars
+from skyseek.learn.training import TrainSettings, save_model
 
 N, PIECE, EACH = 61_627, 4_000, 6  # stars, stars simulated at a time, rare ones of each kind a piece
 
