@@ -108,7 +108,9 @@ def test_notebook_begins_with_title_and_quote(path):
 
 @named(NOTEBOOKS)
 def test_code_cells_are_short(path):
-    long = [source.splitlines()[:3] for source, _ in cells(path, 'code') if len(source.splitlines()) > 30]
+    "Thirty lines, but for cells of imports."
+    imports_only = lambda source: all(isinstance(n, (ast.Import, ast.ImportFrom)) or ast.unparse(n).startswith('log = ') for n in parse(source).body)
+    long = [source.splitlines()[:3] for source, _ in cells(path, 'code') if len(source.splitlines()) > 30 and not imports_only(source)]
     assert not long
 
 
@@ -154,7 +156,8 @@ def test_no_private_name_is_imported(path):
 
 def test_no_simulator_on_the_way_to_a_catalogue():
     code = 'import sys, skyseek.pipeline.survey, skyseek.pipeline.catalogue; print([m for m in sys.modules if m.startswith("skyseek.simulate")])'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == '[]'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.strip() == '[]', done.stderr + done.stdout
 
 
 # Modules

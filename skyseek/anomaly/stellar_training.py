@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import scipy
 
-from skyseek.anomaly.stellar_autoencoder import (
-    STELLAR_TRAINING, reconstruct, reconstruction_errors, stellar_side, train_stellar,
-)
+from .stellar_autoencoder import STELLAR_TRAINING, reconstruct, reconstruction_errors, stellar_side
+from .stellar_autoencoder import train_stellar
 from ..data.messages import plural
 from ..data.writing import check_folder
 from ..learn.model_sets import checkpoint_path

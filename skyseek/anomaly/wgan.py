@@ -46,8 +46,13 @@ class ImageSettings:
     def inner(self): return self.size//16  # pixels of the smallest image
 
 # %% ../../nbs/anomaly/09_wgan.ipynb #15c63707
-def down_block(a, b): return nn.Conv2d(a, b, 5, 2, 2)
-def up_block(a, b): return nn.ConvTranspose2d(a, b, 5, 2, 2, output_padding=1)
+def down_block(a: int, b: int) -> nn.Conv2d:
+    "From `a` to `b` channels at half the size."
+    return nn.Conv2d(a, b, 5, 2, 2)
+
+def up_block(a: int, b: int) -> nn.ConvTranspose2d:
+    "From `a` to `b` channels at twice the size."
+    return nn.ConvTranspose2d(a, b, 5, 2, 2, output_padding=1)
 
 class WithSettings(nn.Module):
     "A network that can be built again from its `config`."

@@ -19,10 +19,8 @@ from fastcore.basics import patch
 from torch import nn
 
 from .cutouts import import_h5py, read_hdf5, write_hdf5
-from skyseek.anomaly.wgan import (
-    Critic, GanSettings, Generator, ImageEncoder, LAMBDA, WithSettings, as_tensor, combined_score, down_block,
-    score_parts, train_encoder, train_wgan, up_block,
-)
+from .wgan import Critic, GanSettings, Generator, ImageEncoder, LAMBDA, WithSettings, as_tensor
+from .wgan import combined_score, down_block, score_parts, train_encoder, train_wgan, up_block
 from ..data.files import progress_bar
 from ..data.hdus import ReadError
 from ..data.records import describe_columns, provenance

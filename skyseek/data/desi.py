@@ -18,13 +18,11 @@ from astropy import units as u
 from astropy.io import fits
 
 from .constants import CAMERAS, ZWARN_NODATA
-from skyseek.data.fibres import (
-    add_columns, coadd_exposures, is_uncoadded, lost_rows, read_fibremap, repeated_rows, rows_of,
-)
+from .fibres import add_columns, coadd_exposures, is_uncoadded, lost_rows, read_fibremap, repeated_rows
+from .fibres import rows_of
 from .files import header_text, write_spectra
-from skyseek.data.hdus import (
-    ReadError, check_memory, check_vacuum, flux_factor, is_wild, open_fits, read_unit, what_file,
-)
+from .hdus import ReadError, check_memory, check_vacuum, flux_factor, is_wild, open_fits, read_unit
+from .hdus import what_file
 from .spectra import FLUX_UNIT, N_WAVE, Spectra, all_finite, grid_slice, wave_desi
 from .tables import REDROCK_COLUMNS, clean_types, read_redrock
 from .writing import is_fresh

@@ -21,9 +21,8 @@ from astropy.table import Column, MaskedColumn, Table
 from tqdm import tqdm
 
 import skyseek
-from skyseek.data.hdus import (
-    ReadError, check_memory, check_vacuum, flux_factor, is_wild, open_fits, printable, what_file,
-)
+from .hdus import ReadError, check_memory, check_vacuum, flux_factor, is_wild, open_fits, printable
+from .hdus import what_file
 from .spectra import FLUX_UNIT, Spectra
 from .writing import check_new, keep_apart, write_atomic
 

@@ -18,10 +18,8 @@ from scipy.ndimage import binary_dilation
 from .constants import CAMERAS, TYPES, ZWARN_NODATA
 from .desi import extract, find_redrock, join_redrock, read_coadd
 from .files import read_spectra
-from skyseek.data.hdus import (
-    ReadError, check_vacuum, columns_of, first_row, header_values, is_spspec, open_fits, table_with, unsupported,
-    what_file,
-)
+from .hdus import ReadError, check_vacuum, columns_of, first_row, header_values, is_spspec, open_fits
+from .hdus import table_with, unsupported, what_file
 from .sdss_grid import LOG_STEP, in_our_units, spectrum_row, stack_rows
 from .spectra import Spectra, concatenate
 from .tables import is_redshift, read_redrock

@@ -27,9 +27,8 @@ from ..learn.training import ArrayStream, TrainSettings, fit, load_model
 from ..redshift.candidates import Candidates, candidates
 from ..redshift.learn_bases import RECIPES, learn_bases
 from ..redshift.scan import scan_redshift
-from skyseek.redshift.second_opinion import (
-    Judge, choose_acceptance, evidence_columns, second_look, second_opinion, train_judge,
-)
+from ..redshift.second_opinion import Judge, choose_acceptance, evidence_columns, second_look, second_opinion
+from ..redshift.second_opinion import train_judge
 
 log = logging.getLogger('skyseek')
 

@@ -15,10 +15,8 @@ from .. import __version__
 from ..data.truth import choose_threshold, fold_of, split_of
 from ..data.writing import check_folder, write_folder
 from .classifier import WrongClassifier, calibrate, pick_columns
-from skyseek.detect.cross_fit import (
-    choose_learning, classifier_inputs, cross_boosting, cross_fit, fit_classifier, learn_autoencoder, probabilities,
-    shipped,
-)
+from .cross_fit import choose_learning, classifier_inputs, cross_boosting, cross_fit, fit_classifier
+from .cross_fit import learn_autoencoder, probabilities, shipped
 from .familiarity import Familiarity, UNFAMILIAR, familiarity_inputs, fit_familiarity
 from .labelled_data import is_labelled, wrong_answers
 from .metrics import average_precision, compare_detectors, format_table

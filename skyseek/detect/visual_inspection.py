@@ -19,9 +19,8 @@ from urllib.error import HTTPError, URLError
 import numpy as np
 from astropy.table import Table
 
-from skyseek.data.download import (
-    MOST, TIMEOUT, check_size, is_plain, iter_chunks, kind_of, links_below, open_url, path_below, read_sums,
-)
+from ..data.download import MOST, TIMEOUT, check_size, is_plain, iter_chunks, kind_of, links_below, open_url
+from ..data.download import path_below, read_sums
 from ..data.files import progress_bar, read_ids
 from ..data.hdus import ReadError
 from ..data.writing import write_atomic

@@ -18,9 +18,8 @@ from scipy.ndimage import binary_dilation, uniform_filter1d
 
 from ..data.constants import ARM_EDGES, C_KMS, EMISSION, JUNCTIONS, SWAPS, TROUGHS
 from ..data.plots import smooth
-from skyseek.explain.answer_fits import (
-    AnswerFits, advantage, cost_of, find_peaks, least_squares, line_snr, same_answer, telling_wavelengths,
-)
+from .answer_fits import AnswerFits, advantage, cost_of, find_peaks, least_squares, line_snr, same_answer
+from .answer_fits import telling_wavelengths
 from .artefacts import arm_steps, join_arms, suspect_pixels
 from ..redshift.chi2 import legendre
 from ..redshift.scan import scan_redshift

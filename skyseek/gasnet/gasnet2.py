@@ -21,9 +21,8 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..data.spectra import resample
-from skyseek.gasnet.gasnet2_layers import (
-    GaSNet2Settings, RestFilters, half_width, interpolated, peak_position, published_start, residual_network, unit_rms,
-)
+from .gasnet2_layers import GaSNet2Settings, RestFilters, half_width, interpolated, peak_position
+from .gasnet2_layers import published_start, residual_network, unit_rms
 from .sdss_subclasses import N_PIXEL, SPECTYPES, SUBCLASSES, wave_compact
 from ..learn.training import load_model, save_model
 

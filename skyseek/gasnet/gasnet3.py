@@ -15,9 +15,8 @@ from scipy.fft import next_fast_len
 
 from ..data.constants import C_KMS, ZWARN_BITS
 from ..data.spectra import Spectra
-from skyseek.gasnet.gasnet3_networks import (
-    PIXEL, aligned, gram, log_grid, polynomials, prepare, shift_of, subtract_continuum,
-)
+from .gasnet3_networks import PIXEL, aligned, gram, log_grid, polynomials, prepare, shift_of
+from .gasnet3_networks import subtract_continuum
 from ..redshift.scan import delta_chi2, find_minima, velocity_limit
 
 # %% ../../nbs/gasnet/05_gasnet3.ipynb #ab9d8ff6

@@ -19,9 +19,8 @@ from fastcore.basics import patch
 
 from ..data.constants import ARM_PIXELS, C_KMS
 from ..data.spectra import Spectra, bin_average
-from skyseek.simulate.galaxies import (
-    AGES, KINDS, METALS, calzetti, formed_mass, interstellar, line_families, nebular_lines, population_grid,
-)
+from ..simulate.galaxies import AGES, KINDS, METALS, calzetti, formed_mass, interstellar, line_families
+from ..simulate.galaxies import nebular_lines, population_grid
 from ..simulate.instrument import counts_per_flux, noise_variance, wave_arm
 from ..simulate.quasars import make_quasar
 from ..simulate.stars import broaden, stellar_spectrum, wave_rest

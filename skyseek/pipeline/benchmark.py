@@ -25,15 +25,11 @@ from ..data.writing import write_atomic
 from ..detect.classifier import CLASSIFIER_TRAINING
 from ..detect.cross_fit import choose_learning
 from ..detect.labelled_data import is_labelled, log, wrong_answers
-from skyseek.detect.metrics import (
-    KEPT_METRICS, METRICS, compare_all, compare_detectors, count_flagged, evaluate_groups, format_differences,
-    format_table, kept_curve, kept_sample, reliability,
-)
+from ..detect.metrics import KEPT_METRICS, METRICS, compare_all, compare_detectors, count_flagged, evaluate_groups
+from ..detect.metrics import format_differences, format_table, kept_curve, kept_sample, reliability
 from ..learn.training import TrainSettings
-from skyseek.pipeline.detectors import (
-    OURS, PLAIN, SHIPPED, first_skyseek, our_detectors, plain_detectors, prepare_sample, published_name,
-    shipped_detector, tree_detectors,
-)
+from .detectors import OURS, PLAIN, SHIPPED, first_skyseek, our_detectors, plain_detectors
+from .detectors import prepare_sample, published_name, shipped_detector, tree_detectors
 from .score import load_weights
 from ..redshift.learn_bases import RECIPES
 

@@ -13,9 +13,8 @@ from ..data.messages import OutputError, Parser, PipeClosed, explain, plain_outp
 from .cli_anomaly import odd_commands
 from .cli_survey import survey_commands
 from .cli_tools import check_paths, settle_output
-from skyseek.pipeline.cli_wrong import (
-    fetch_commands, file_commands, labelled_commands, scoring_commands, simulation_commands, training_commands,
-)
+from .cli_wrong import fetch_commands, file_commands, labelled_commands, scoring_commands
+from .cli_wrong import simulation_commands, training_commands
 
 # %% ../../nbs/pipeline/16_cli.ipynb #7b33e002
 def _parser():

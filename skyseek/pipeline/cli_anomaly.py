@@ -9,9 +9,8 @@ __all__ = ['STRANGE', 'rank', 'reference', 'train_stars', 'score_stars', 'train_
 from pathlib import Path
 
 from ..data.messages import plural
-from skyseek.pipeline.cli_tools import (
-    DEVICE, OVERWRITE, add_command, natural, number, path_argument, report_failures, switch,
-)
+from .cli_tools import DEVICE, OVERWRITE, add_command, natural, number, path_argument, report_failures
+from .cli_tools import switch
 
 # %% ../../nbs/pipeline/14_cli_anomaly.ipynb #7f8a97df
 def _check_outputs(paths, inputs, overwrite):

@@ -9,9 +9,8 @@ __all__ = ['survey', 'export', 'truth_from_repeats', 'sparcl', 'survey_commands'
 from pathlib import Path
 
 from ..data.messages import plural
-from skyseek.pipeline.cli_tools import (
-    DEVICE, OVERWRITE, add_command, number, output_or_place, path_argument, report_failures, switch,
-)
+from .cli_tools import DEVICE, OVERWRITE, add_command, number, output_or_place, path_argument
+from .cli_tools import report_failures, switch
 
 # %% ../../nbs/pipeline/13_cli_survey.ipynb #71590306
 def survey(a):

@@ -77,16 +77,26 @@ def add_command(sub, function, *arguments):
     added = [p.add_argument(*flags.split(), **options) for flags, options in arguments]
     p.set_defaults(run=function, inputs=[x.dest for x in added if x.type is Path and x.dest not in OUTPUTS])
 
-def path_argument(flags, help, **options): return flags, dict(type=Path, help=help, **options)
-def number(flags, default, help, kind=int): return flags, dict(type=kind, default=default, help=help)
-def natural(flags, default, help): return number(flags, default, help, _count)
+def path_argument(flags, help, **options):
+    "An argument that is a path; `options` are those of argparse."
+    return flags, dict(type=Path, help=help, **options)
+
+def number(flags, default, help, kind=int):
+    "An argument that is a number."
+    return flags, dict(type=kind, default=default, help=help)
+
+def natural(flags, default, help):
+    "An argument that is a whole number, 0 or more."
+    return number(flags, default, help, _count)
 
 def _count(text):
     "A whole number, 0 or more."
     if (n := int(text)) < 0: raise argparse.ArgumentTypeError(f'{n} is negative; give 0 or more')
     return n
 
-def switch(flags, help): return flags, dict(action='store_true', help=help)
+def switch(flags, help):
+    "An argument that is given or not."
+    return flags, dict(action='store_true', help=help)
 
 DEVICE = '--device', dict(default='auto', help='torch device: auto (CUDA if there is a GPU, else the CPU), cpu or cuda')
 OVERWRITE = switch('--overwrite', 'replace what is there already, also a file without write permission')

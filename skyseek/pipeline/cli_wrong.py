@@ -13,10 +13,8 @@ import re
 from pathlib import Path
 
 from ..data.messages import plural
-from skyseek.pipeline.cli_tools import (
-    DEVICE, OVERWRITE, add_command, for_each_file, natural, number, output_or_place, path_argument, report_failures,
-    say, switch,
-)
+from .cli_tools import DEVICE, OVERWRITE, add_command, for_each_file, natural, number, output_or_place
+from .cli_tools import path_argument, report_failures, say, switch
 
 # %% ../../nbs/pipeline/15_cli_wrong.ipynb #1a6faa61
 def _done_line(where, failed, paths, what):

@@ -18,9 +18,8 @@ from scipy.special import expit, logit
 from ..data.spectra import concatenate
 from ..data.truth import fold_of, split_of
 from ..detect.classifier import CLASSIFIER_TRAINING, WrongClassifier, pick_columns, predict, train_classifier
-from skyseek.detect.cross_fit import (
-    classifier_inputs, cross_boosting, cross_fit, fit_classifier, learn_autoencoder, probabilities, shipped, take_rows,
-)
+from ..detect.cross_fit import classifier_inputs, cross_boosting, cross_fit, fit_classifier, learn_autoencoder
+from ..detect.cross_fit import probabilities, shipped, take_rows
 from ..detect.labelled_data import is_labelled, log, read_labelled
 from ..detect.metrics import boosting_score, tracer_cuts, tracer_of
 from ..learn.autoencoder import Autoencoder, as_published

@@ -38,9 +38,8 @@ from ..data.spectra import concatenate
 from ..data.writing import RUN, write_atomic
 from ..learn.training import fingerprint
 from .catalogue import make_catalogue
-from skyseek.pipeline.runs import (
-    begin_run, check_claim, claim, end_run, ended_runs, locked, named_run, scratch_prefix, sweep, sweep_scratch,
-)
+from .runs import begin_run, check_claim, claim, end_run, ended_runs, locked, named_run, scratch_prefix
+from .runs import sweep, sweep_scratch
 from .score import load_weights, score_spectra
 from .survey_catalogue import close_dataset, is_whole, list_parts, part_path, read_part, write_part
 from .workers import DestinationError, NetworkLost, QUIET, cluster_executor, local_executor, run_jobs

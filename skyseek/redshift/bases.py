@@ -165,6 +165,7 @@ def load_bases(
 @lru_cache
 def library_bases(): # tuple of `Basis`
     "Principal components of the built-in template library, made on first use."
+    from skyseek.simulate.templates import builtin_library  # not needed where bases are read from files
     return tuple(pca_bases(builtin_library(n_galaxy=400, n_qso=200, n_star=300, seed=20)))
 
 @lru_cache

@@ -15,7 +15,11 @@ def rate_interval(hits):
     k, n = int(np.sum(hits)), len(hits)
     return (k/n, *np.clip(binom_conf_interval(k, n), [0, k/n], [k/n, 1]).tolist()) if n else (np.nan,)*3
 
-def nmad(x): return float(1.4826*np.median(np.abs(x - np.median(x)))) if len(x) else np.nan
+def nmad(
+    x: np.ndarray, # (N,) numbers
+) -> float: # nan if there are none
+    "Normalised median absolute deviation, 1.4826 median|x − median x|: σ of a Gaussian core."
+    return float(1.4826*np.median(np.abs(x - np.median(x)))) if len(x) else np.nan
 
 # %% ../../nbs/redshift/08_redshift_metrics.ipynb #10e660b8
 def redshift_metrics(

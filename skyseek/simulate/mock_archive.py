@@ -17,9 +17,8 @@ from astropy.table import Table, vstack
 from ..data.desi import healpix_path
 from ..data.writing import write_atomic
 from .instrument import Night, observe
-from skyseek.simulate.mock_survey import (
-    Survey, coadd_hdus, make_fibermap, make_scores, make_truth, mock_targetid, simulate_survey,
-)
+from .mock_survey import Survey, coadd_hdus, make_fibermap, make_scores, make_truth, mock_targetid
+from .mock_survey import simulate_survey
 from .targets import PROGRAMS, draw_source, pick
 from .templates import template_rng
 
