@@ -77,6 +77,7 @@ def add_command(sub, function, *arguments):
     added = [p.add_argument(*flags.split(), **options) for flags, options in arguments]
     p.set_defaults(run=function, inputs=[x.dest for x in added if x.type is Path and x.dest not in OUTPUTS])
 
+# %% ../../nbs/pipeline/12_cli_tools.ipynb #39710f4b
 def path_argument(flags, help, **options):
     "An argument that is a path; `options` are those of argparse."
     return flags, dict(type=Path, help=help, **options)

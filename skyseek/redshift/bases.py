@@ -20,7 +20,6 @@ from safetensors.numpy import save_file
 
 from ..data.constants import LYA
 from ..data.writing import write_atomic
-from ..simulate.templates import builtin_library
 
 # %% ../../nbs/redshift/01_bases.ipynb #da591595
 @dataclass(frozen=True, eq=False, repr=False)
