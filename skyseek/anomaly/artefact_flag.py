@@ -24,11 +24,13 @@ def split_nature(
     anomaly = np.asarray(anomaly, float)
     out = Table({'NATURE': np.full(len(spectra), '', 'U8'), 'ANOMALY_CLEAN': anomaly.astype(np.float32), 'NATURE_TEXT': np.full(len(spectra), '', 'U160')})
     rows = np.flatnonzero(anomaly >= ODD)
-    if not len(rows): return out
+    if not len(rows):
+        return out
     clean, found = clean_artefacts(spectra[rows])
     touched, lost = np.flatnonzero([f != '' for f in found]), lost_arms(spectra[rows])
     after = anomaly[rows].copy()
-    if len(touched): after[touched] = rescore(clean[touched])
+    if len(touched):
+        after[touched] = rescore(clean[touched])
     after = np.where(np.isfinite(after), after, 0)
     artefact = (lost != '') | (anomaly[rows] - after >= DROP)
     out['NATURE'][rows], out['ANOMALY_CLEAN'][rows] = np.where(artefact, 'ARTEFACT', 'OBJECT'), after
@@ -37,6 +39,8 @@ def split_nature(
 
 def _verdict(artefact, lost, found, before, after):
     "The verdict in words."
-    if lost: return f'no data in arm {", ".join(lost)}'
-    if artefact: return f'{found}: without it {after:.1f} dex, not {before:.1f}'[:160]
+    if lost:
+        return f'no data in arm {", ".join(lost)}'
+    if artefact:
+        return f'{found}: without it {after:.1f} dex, not {before:.1f}'[:160]
     return f'{after:.1f} dex without {found}'[:160] if found else 'nothing of the instrument found'

@@ -34,12 +34,17 @@ class Cutouts:
 
     def __post_init__(self):
         n = self.images.shape
-        if len(n) != 4 or n[1] != n[2] or n[3] != 3 or self.images.dtype != np.uint8: raise ValueError(f"images are {self.images.dtype} {n}; they must be uint8 (N, S, S, 3)")
-        if len(self.table) != n[0]: raise ValueError(f"{n[0]} images and {len(self.table)} rows; give one row an image")
+        if len(n) != 4 or n[1] != n[2] or n[3] != 3 or self.images.dtype != np.uint8:
+            raise ValueError(f"images are {self.images.dtype} {n}; they must be uint8 (N, S, S, 3)")
+        if len(self.table) != n[0]:
+            raise ValueError(f"{n[0]} images and {len(self.table)} rows; give one row an image")
 
-    def __len__(self): return len(self.images)
-    def __getitem__(self, rows): return Cutouts(self.images[rows], self.table[rows])
-    def __repr__(self): return f"Cutouts[{len(self)} × {self.images.shape[1]}²] {(~self.usable).sum()} unusable"
+    def __len__(self):
+        return len(self.images)
+    def __getitem__(self, rows):
+        return Cutouts(self.images[rows], self.table[rows])
+    def __repr__(self):
+        return f"Cutouts[{len(self)} × {self.images.shape[1]}²] {(~self.usable).sum()} unusable"
 
     @property
     def usable(self): # (N,) bool
@@ -72,7 +77,8 @@ def lupton_rgb(
 ): # (..., H, W, 3) uint8
     "Colour images after Lupton et al. 2004, PASP 116, 133."
     bands = np.nan_to_num(np.asarray(bands, float), nan=0, posinf=0, neginf=0)
-    if bands.ndim == 3: return make_lupton_rgb(*bands, minimum=0, stretch=stretch, Q=Q)
+    if bands.ndim == 3:
+        return make_lupton_rgb(*bands, minimum=0, stretch=stretch, Q=Q)
     return np.array([lupton_rgb(b, stretch, Q) for b in bands], np.uint8)
 
 # %% ../../nbs/anomaly/07_cutouts.ipynb #195f0094
@@ -85,8 +91,10 @@ def to_size(
 ): # (size, size, 3) uint8
     "A stamp of the size wanted; `ValueError` if it is too small."
     h, w = image.shape[:2]
-    if how not in FITS_: raise ValueError(f"how={how!r}; choose crop or shrink")
-    if min(h, w) < size: raise ValueError(f"{h} × {w} pixels, {size} × {size} are wanted")
+    if how not in FITS_:
+        raise ValueError(f"how={how!r}; choose crop or shrink")
+    if min(h, w) < size:
+        raise ValueError(f"{h} × {w} pixels, {size} × {size} are wanted")
     side = size if how == 'crop' else min(h, w)
     y, x = (h - side)//2, (w - side)//2
     square = image[y:y + side, x:x + side]
@@ -97,20 +105,28 @@ def why_unusable(
     image, # (H, W, 3) uint8
 ): # str, '' if it can be used
     "A reason not to use a stamp."
-    if not image.any(): return 'all black'
+    if not image.any():
+        return 'all black'
     return 'the same everywhere' if image.min() == image.max() else ''
 
 def _one_image(data, size, how, stretch, Q, blue_first=False):
     "(stamp, reason) of an image of any kind: (H, W, 3) of 8 bits, or (3, H, W) fluxes."
     nothing = np.zeros((size, size, 3), np.uint8)
     data = np.asarray(data)
-    if data.ndim == 2: return nothing, 'one band, three are needed'
-    if data.ndim != 3 or 3 not in (data.shape[0], data.shape[-1]): return nothing, f'an array {data.shape}, (H, W, 3) or (3, H, W) is needed'
-    if data.dtype.kind == 'f' and not np.isfinite(data).any(): return nothing, 'no finite pixel'
-    if data.dtype == np.uint8: image = data if data.shape[-1] == 3 else np.moveaxis(data, 0, -1)  # colours already
-    else: image = lupton_rgb((data if data.shape[0] == 3 else np.moveaxis(data, -1, 0))[::-1 if blue_first else 1], stretch, Q)
-    try: stamp = to_size(image, size, how)
-    except ValueError as e: return nothing, str(e)
+    if data.ndim == 2:
+        return nothing, 'one band, three are needed'
+    if data.ndim != 3 or 3 not in (data.shape[0], data.shape[-1]):
+        return nothing, f'an array {data.shape}, (H, W, 3) or (3, H, W) is needed'
+    if data.dtype.kind == 'f' and not np.isfinite(data).any():
+        return nothing, 'no finite pixel'
+    if data.dtype == np.uint8:
+        image = data if data.shape[-1] == 3 else np.moveaxis(data, 0, -1)  # colours already
+    else:
+        image = lupton_rgb((data if data.shape[0] == 3 else np.moveaxis(data, -1, 0))[::-1 if blue_first else 1], stretch, Q)
+    try:
+        stamp = to_size(image, size, how)
+    except ValueError as e:
+        return nothing, str(e)
     return stamp, why_unusable(stamp)
 
 # %% ../../nbs/anomaly/07_cutouts.ipynb #d3a7805b
@@ -123,7 +139,8 @@ def check_pixels(
 ):
     "Raise `ReadError` if an image is too large for a stamp."
     whole, band = ([math.prod(map(int, s[k:])) for s in shapes] for k in (0, -2))
-    if sum(whole) > 3*MAX_PIXELS or max(band) > MAX_PIXELS: raise ReadError(f"{path}: {_TOO_LARGE}")
+    if sum(whole) > 3*MAX_PIXELS or max(band) > MAX_PIXELS:
+        raise ReadError(f"{path}: {_TOO_LARGE}")
 
 # %% ../../nbs/anomaly/07_cutouts.ipynb #cf63d0aa
 KINDS = {'.jpg': 'picture', '.jpeg': 'picture', '.png': 'picture', '.fits': 'FITS', '.fit': 'FITS', '.gz': 'FITS'}  # by the end of the name
@@ -139,8 +156,10 @@ def _read_picture(path):
         with warnings.catch_warnings(action='ignore'), Image.open(path) as image:
             check_pixels(path, [image.size[::-1]])
             data = np.asarray(image if image.mode == 'L' else image.convert('RGB'))
-    except ReadError: raise
-    except Image.DecompressionBombError as e: raise ReadError(f"{path}: {_TOO_LARGE}") from e
+    except ReadError:
+        raise
+    except Image.DecompressionBombError as e:
+        raise ReadError(f"{path}: {_TOO_LARGE}") from e
     except _BAD_PICTURE as e:
         raise ReadError(f"{path}: not a readable image ({type(e).__name__}); copy it again") from e
     return data, *_position(Path(path).name)
@@ -148,26 +167,32 @@ def _read_picture(path):
 def _position(name):
     "ra, dec (deg) from a file name, nan if they are not in it."
     at = re.search(r'ra=([-+\d.e]+)&dec=([-+\d.e]+)', name)
-    try: return (float(at[1]), float(at[2].rstrip('.'))) if at else (np.nan, np.nan)
-    except ValueError: return np.nan, np.nan
+    try:
+        return (float(at[1]), float(at[2].rstrip('.'))) if at else (np.nan, np.nan)
+    except ValueError:
+        return np.nan, np.nan
 
 # %% ../../nbs/anomaly/07_cutouts.ipynb #a361fb2f
 def _check_colours(size, stretch, Q):
     "Raise unless stamps can be made with these settings."
-    if size is not None and size < 1: raise ValueError(f"--size {size} (size=…): give a number of pixels")
+    if size is not None and size < 1:
+        raise ValueError(f"--size {size} (size=…): give a number of pixels")
     if not (stretch > 0 and Q >= 0 and math.isfinite(stretch + Q)):
         raise ValueError(f"--stretch {stretch} --Q {Q}: give positive numbers")
 
 def _degrees(value):
     "A number of a header, nan if it is none."
-    try: return float(value)
-    except (TypeError, ValueError): return np.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return np.nan
 
 def _read_fits(path):
     "Fluxes (3, H, W), ra, dec of a FITS cutout: one cube, or three images."
     with open_fits(path) as hdus:
         images = [h for h in hdus if getattr(h, 'is_image', False) and len(h.shape) >= 2]
-        if not images: raise ReadError(f"{path}: no image in it; give cutouts with three bands")
+        if not images:
+            raise ReadError(f"{path}: no image in it; give cutouts with three bands")
         bands = images[:3] if len(images) >= 3 and len({h.shape for h in images[:3]}) == 1 else images[:1]
         check_pixels(path, [h.shape for h in bands])
         data = [np.asarray(h.data, float) for h in bands]
@@ -177,9 +202,11 @@ def image_files(
     paths, # jpg, png or FITS files, or folders of them: one, or several
 ): # list of `Path`
     "Image files of a path, of a folder with its subfolders, or of several of these."
-    if not isinstance(paths, (str, Path)): return [f for p in paths for f in image_files(p)]
+    if not isinstance(paths, (str, Path)):
+        return [f for p in paths for f in image_files(p)]
     path = Path(paths)
-    if not path.is_dir(): return [path]
+    if not path.is_dir():
+        return [path]
     return sorted(p for p in path.rglob('*') if p.suffix.lower() in KINDS and p.name[0] != '.')
 
 # %% ../../nbs/anomaly/07_cutouts.ipynb #f8f0ddb6
@@ -196,16 +223,19 @@ def read_cutouts(
     if isinstance(paths, (str, Path)) and Path(paths).suffix.lower() in HDF5:
         return read_hdf5(paths, size, how, stretch, Q, blue_first)
     files = image_files(paths)
-    if not files: raise ReadError(f"{paths}: no jpg, png or FITS file there; check the name")
+    if not files:
+        raise ReadError(f"{paths}: no jpg, png or FITS file there; check the name")
     images, rows = np.zeros((len(files), size, size, 3), np.uint8), []
     for k, path in enumerate(files):
         try:
-            if not path.is_file(): raise ReadError(f"{path}: no such file; check the name")
+            if not path.is_file():
+                raise ReadError(f"{path}: no such file; check the name")
             if path.suffix.lower() in HDF5:
                 raise ReadError(f"{path}: HDF5 is read alone; give one .h5 file and nothing else")
             data, ra, dec = (_read_picture if KINDS.get(path.suffix.lower()) == 'picture' else _read_fits)(path)
             images[k], reason = _one_image(data, size, how, stretch, Q, blue_first)
-        except ReadError as e: ra, dec, reason = np.nan, np.nan, str(e).removeprefix(f'{path}: ')
+        except ReadError as e:
+            ra, dec, reason = np.nan, np.nan, str(e).removeprefix(f'{path}: ')
         rows.append((path.name.split('.fits')[0].removesuffix(path.suffix), ra, dec, path.name, reason))
     return _checked(Cutouts(images, cutout_table(*map(list, zip(*rows)))), paths)
 
@@ -213,11 +243,13 @@ def read_cutouts(
 def _checked(cutouts, paths):
     "Say in one warning what is wrong; raise if nothing is right."
     table, bad = cutouts.table, ~cutouts.usable
-    if bad.all(): raise ReadError(f"{_given(paths)}: none of the {len(table)} images can be used{_because(table, bad)}")
+    if bad.all():
+        raise ReadError(f"{_given(paths)}: none of the {len(table)} images can be used{_because(table, bad)}")
     notes = [f"{bad.sum()} of {len(table)} images cannot be used{_because(table, bad)}"] if bad.any() else []
     if twice := len(table) - len(np.unique(table['OBJECT_ID'])):
         notes.append(f"{plural(twice, 'image has', 'images have')} the OBJECT_ID of another")
-    if notes: warnings.warn('; '.join(notes), stacklevel=3)
+    if notes:
+        warnings.warn('; '.join(notes), stacklevel=3)
     return cutouts
 
 def _given(paths):
@@ -236,8 +268,10 @@ def _because(table, bad):
 # %% ../../nbs/anomaly/07_cutouts.ipynb #f5112a76
 def import_h5py():
     "h5py, or an error that says how to get it."
-    try: import h5py
-    except ImportError as e: raise ImportError("HDF5 needs h5py; pip install 'skyseek[images]'") from e
+    try:
+        import h5py
+    except ImportError as e:
+        raise ImportError("HDF5 needs h5py; pip install 'skyseek[images]'") from e
     return h5py
 
 def write_hdf5(
@@ -248,13 +282,16 @@ def write_hdf5(
     "Stamps, their table and results in one HDF5 file, written whole or not at all."
     h5py, n = import_h5py(), len(cutouts)
     columns = {name.lower(): np.asarray(cutouts.table[name]) for name in cutouts.table.colnames}
-    if clash := set(arrays) & {*columns, 'images'}: raise ValueError(f"{path}: {', '.join(sorted(clash))} would be written twice; give the array another name")
+    if clash := set(arrays) & {*columns, 'images'}:
+        raise ValueError(f"{path}: {', '.join(sorted(clash))} would be written twice; give the array another name")
     for name, a in arrays.items():
-        if len(a) != n: raise ValueError(f"{path}: {name} has {len(a)} rows for {n} images")
+        if len(a) != n:
+            raise ValueError(f"{path}: {name} has {len(a)} rows for {n} images")
     with write_atomic(path) as tmp, h5py.File(tmp, 'w') as f:
         f.attrs['skyseek'] = __version__
         f.create_dataset('images', data=cutouts.images, chunks=(min(n, 64), *cutouts.images.shape[1:]), compression='gzip', compression_opts=1)
-        for name, a in (columns | arrays).items(): f.create_dataset(name, data=np.char.encode(a, 'utf-8') if a.dtype.kind == 'U' else a)
+        for name, a in (columns | arrays).items():
+            f.create_dataset(name, data=np.char.encode(a, 'utf-8') if a.dtype.kind == 'U' else a)
     return Path(path)
 
 # %% ../../nbs/anomaly/07_cutouts.ipynb #89c13093
@@ -262,9 +299,12 @@ MAX_BYTES = 32e9  # of the images of one file
 
 def _dataset(f, path, name):
     "A dataset of a file, None if there is none; `ReadError` if it is anything else."
-    if name not in f: return None
-    try: found = f[name]
-    except (KeyError, OSError): found = None  # a link that leads nowhere
+    if name not in f:
+        return None
+    try:
+        found = f[name]
+    except (KeyError, OSError):
+        found = None  # a link that leads nowhere
     if found is None or found.file.filename != f.filename:
         raise ReadError(f"{path}: {name} is a link to another file; give that file")
     if getattr(found, 'shape', None) is None:
@@ -281,7 +321,8 @@ def _images(f, path):
         raise ReadError(f"{path}: no dataset 'images', only {others}; give a file with images (N, H, W, 3)")
     if data.ndim != 4 or data.dtype.kind not in 'uif':
         raise ReadError(f"{path}: images are {data.dtype} {data.shape}; numbers (N, H, W, 3) are needed")
-    if not len(data): raise ReadError(f"{path}: no image in it; give a file with images (N, H, W, 3)")
+    if not len(data):
+        raise ReadError(f"{path}: no image in it; give a file with images (N, H, W, 3)")
     if data.size*data.dtype.itemsize > MAX_BYTES:
         raise ReadError(f"{path}: images {data.shape} are more than {MAX_BYTES/1e9:.0f} GB; split the file")
     return data
@@ -292,7 +333,8 @@ def _columns(f, path, n):
     out = dict(object_id=np.arange(n))
     for name in ('object_id', 'file', 'ra', 'dec'):
         data = _dataset(f, path, name)
-        if data is None: continue
+        if data is None:
+            continue
         if math.prod(data.shape) != n:
             raise ReadError(f"{path}: {name} has the shape {data.shape} for {n} images; give one value an image")
         text = import_h5py().check_string_dtype(data.dtype) is not None
@@ -329,14 +371,16 @@ def read_hdf5(
     "Read stamps from HDF5."
     h5py, path = import_h5py(), Path(path)
     _check_colours(size, stretch, Q)
-    if not path.is_file(): raise ReadError(f"{path}: no such file; check the name")
+    if not path.is_file():
+        raise ReadError(f"{path}: no such file; check the name")
     try:
         with h5py.File(path) as f:
             data = _images(f, path)
             table = _columns(f, path, len(data))
             size = size or (data.shape[1] if data.shape[-1] == 3 else data.shape[-1])
             stamps, reasons = _stamps(data, path, size, (how, stretch, Q, blue_first))
-    except ReadError: raise
+    except ReadError:
+        raise
     except (OSError, RuntimeError, KeyError, ValueError) as e:
         raise ReadError(f"{path}: not a whole HDF5 file ({printable(e).splitlines()[0]}); copy it again") from e
     return _checked(Cutouts(stamps, cutout_table(**table, reason=reasons)), path)

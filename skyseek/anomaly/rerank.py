@@ -37,8 +37,10 @@ def rerank(
     from sklearn.preprocessing import StandardScaler
     features, score, marks = np.asarray(features, float), np.asarray(score, float), np.asarray(marks, float)
     known = np.isfinite(marks)
-    if not len(features) == len(score) == len(marks): raise ValueError(f"{len(features)} objects, {len(score)} scores, {len(marks)} marks; give one of each for each object")
-    if ((marks[known] < 0) | (marks[known] > BEST_MARK)).any(): raise ValueError(f"marks run from 0 to {BEST_MARK:g}, there is {marks[known].min():g} to {marks[known].max():g}")
+    if not len(features) == len(score) == len(marks):
+        raise ValueError(f"{len(features)} objects, {len(score)} scores, {len(marks)} marks; give one of each for each object")
+    if ((marks[known] < 0) | (marks[known] > BEST_MARK)).any():
+        raise ValueError(f"marks run from 0 to {BEST_MARK:g}, there is {marks[known].min():g} to {marks[known].max():g}")
     if known.sum() < 2:
         raise ValueError(f"{plural(known.sum(), 'mark')}; "
                          "give at least two, best a dozen or more, of what is on top of the list")
@@ -64,7 +66,8 @@ def labelling_curve(
         rows.append((int(np.isfinite(marks).sum()), float(interesting[ranked[:shown]].sum()/max(interesting.sum(), 1)), int((interesting & np.isfinite(marks)).sum())))
         new = [i for i in ranked if not np.isfinite(marks[i])][:batch]
         marks[new] = np.where(interesting[new], BEST_MARK, 0)
-        if k < rounds: current = rerank(features, score, marks, **options)
+        if k < rounds:
+            current = rerank(features, score, marks, **options)
     return Table(rows=rows, names=('MARKS', 'RECALL', 'FOUND'))
 
 # %% ../../nbs/anomaly/03_rerank.ipynb #996589cf
@@ -86,9 +89,12 @@ def read_marks(
 # %% ../../nbs/anomaly/03_rerank.ipynb #07f0d017
 def _mark(word, where):
     "A mark as a number, nan if there is none."
-    try: value = float(word.replace(',', '.') or 'nan')
-    except ValueError: value = math.inf
-    if math.isnan(value) or 0 <= value <= BEST_MARK: return value
+    try:
+        value = float(word.replace(',', '.') or 'nan')
+    except ValueError:
+        value = math.inf
+    if math.isnan(value) or 0 <= value <= BEST_MARK:
+        return value
     raise ReadError(f"{where} is {printable(word)[:40]!r}, not a number from 0 (of no interest) to {BEST_MARK:g}")
 
 def _read_csv(path):
@@ -113,10 +119,12 @@ def catalogue_features(
 ): # (N, F)
     "What marks are learned from."
     lacking = [f'ODD_{name}' for name in SCORES if f'ODD_{name}' not in catalogue.colnames]
-    if lacking: raise ValueError(f"the catalogue lacks {', '.join(lacking)}; score the spectra again with weights that have an anomaly/ reference")
+    if lacking:
+        raise ValueError(f"the catalogue lacks {', '.join(lacking)}; score the spectra again with weights that have an anomaly/ reference")
     plain = lambda name: np.nan_to_num(np.ma.filled(np.ma.asarray(catalogue[name], float), 0))
     columns = [np.minimum(plain(f'ODD_{name}'), 5) for name in SCORES]
-    if 'SPECTYPE_ALT' in catalogue.colnames: columns += [2.*(np.char.strip(np.asarray(catalogue['SPECTYPE_ALT']).astype(str)) == kind) for kind in ('GALAXY', 'QSO', 'STAR')]
+    if 'SPECTYPE_ALT' in catalogue.colnames:
+        columns += [2.*(np.char.strip(np.asarray(catalogue['SPECTYPE_ALT']).astype(str)) == kind) for kind in ('GALAXY', 'QSO', 'STAR')]
     return np.column_stack([*columns, *([plain('LATENT')] if 'LATENT' in catalogue.colnames else [])])
 
 # %% ../../nbs/anomaly/03_rerank.ipynb #ad4a0e22
@@ -141,10 +149,12 @@ def match_marks(
 ): # (N,) mean mark of each target of the catalogue, nan where there is none
     "The marks of the targets of a catalogue."
     lacking = [c for c in ('TARGETID', 'MARK') if c not in marks.colnames]
-    if lacking: raise ValueError(f"the table of marks lacks {', '.join(lacking)}; it needs TARGETID and MARK (0 to {BEST_MARK:g})")
+    if lacking:
+        raise ValueError(f"the table of marks lacks {', '.join(lacking)}; it needs TARGETID and MARK (0 to {BEST_MARK:g})")
     mark = np.ma.filled(np.ma.asarray(marks['MARK'], float), np.nan)
     filled = np.isfinite(mark)  # a list that is half filled in has blanks
-    if not filled.any(): raise ValueError("no mark is given; write numbers from 0 to 5 into the column MARK")
+    if not filled.any():
+        raise ValueError("no mark is given; write numbers from 0 to 5 into the column MARK")
     ids, at = np.unique(read_ids(marks['TARGETID'][filled], 'the table of marks'), return_inverse=True)
     mean, own = np.bincount(at, mark[filled])/np.bincount(at), read_ids(catalogue['TARGETID'], 'the catalogue')
     found = np.isin(own, ids)
@@ -196,13 +206,15 @@ def rank_catalogue(
 RANK_COLUMNS = {'INTEREST': (None, 'dex: the anomaly score, weighed by the marks of the reader'),
                 'MARK': (None, f'mark of the reader, from 0 to {BEST_MARK:g}')}
 
-def _is_artefact(catalogue): return np.char.strip(np.asarray(catalogue['NATURE']).astype(str)) == 'ARTEFACT'
+def _is_artefact(catalogue):
+    return np.char.strip(np.asarray(catalogue['NATURE']).astype(str)) == 'ARTEFACT'
 
 def _check_rank(catalogue, what, most):
     "The column to sort by; `ValueError` if the catalogue has no such list to give."
     if what not in ('all', 'objects', 'artefacts'):
         raise ValueError(f"--what {what} (what={what!r}): choose all, objects or artefacts")
-    if most is not None and most < 1: raise ValueError(f"--most {most} (most={most}): at least 1 row")
+    if most is not None and most < 1:
+        raise ValueError(f"--most {most} (most={most}): at least 1 row")
     score = 'ANOMALY_CLEAN' if what == 'objects' else 'ANOMALY'
     wanted = ['TARGETID', score] + ['NATURE']*(what != 'all')
     if lacking := [c for c in wanted if c not in catalogue.colnames]:
@@ -222,7 +234,10 @@ def rank_text(
     column = table.meta['SORTED']
     shown = table[[c for c in (*SHOWN[:2], column, *SHOWN[2:]) if c in table.colnames]][:n]
     for name in shown.colnames:
-        if shown[name].dtype.kind in 'SU': shown[name] = [printable(x) for x in np.asarray(shown[name]).astype(str)]
-        if name == 'Z': shown[name] = np.round(_scores(shown, name), 4) + 0.  # no -0.0000
-        if shown[name].dtype.kind == 'f': shown[name].format = '.4f' if name == 'Z' else '.2f'
+        if shown[name].dtype.kind in 'SU':
+            shown[name] = [printable(x) for x in np.asarray(shown[name]).astype(str)]
+        if name == 'Z':
+            shown[name] = np.round(_scores(shown, name), 4) + 0.  # no -0.0000
+        if shown[name].dtype.kind == 'f':
+            shown[name].format = '.4f' if name == 'Z' else '.2f'
     return '\n'.join(shown.pformat(max_lines=-1, max_width=-1, show_unit=False))

@@ -58,7 +58,8 @@ def mixtures(
     length = np.sqrt((coeff**2).sum(1))
     for name in TYPES:
         rows = np.flatnonzero((kind == name) & (length > 0) & np.isfinite(length))
-        if len(rows): out[name] = rows, coeff[rows, :width[rows].max()]/length[rows, None]
+        if len(rows):
+            out[name] = rows, coeff[rows, :width[rows].max()]/length[rows, None]
     return out
 
 def _kth(x, bank, k, inside=None, chunk=4096):
@@ -82,8 +83,10 @@ class AnomalyReference(nn.Module):
         super().__init__()
         self.config = dict(latent=latent, bank=bank, types={k: list(v) for k, v in types.items()}, share=dict(share), n=n, nodes=nodes)
         shapes = dict(latent_mean=(latent,), latent_std=(latent,), latents=(bank, latent), log_snr=(nodes,), quantiles=(len(SCORES) + 1, nodes, len(LEVELS)))
-        for name, (size, width) in types.items(): shapes |= {f'{name}_mean': (width,), f'{name}_std': (width,), f'{name}_bank': (size, width)}
-        for name, shape in shapes.items(): self.register_buffer(name, torch.ones(shape) if name.endswith('std') else torch.zeros(shape))
+        for name, (size, width) in types.items():
+            shapes |= {f'{name}_mean': (width,), f'{name}_std': (width,), f'{name}_bank': (size, width)}
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.ones(shape) if name.endswith('std') else torch.zeros(shape))
 
     def neighbours(self, bank): # which neighbour is asked, in a bank that may hold a part of the reference
         "k: RARE of the reference."
@@ -112,7 +115,8 @@ def answer_rarity(
     for name, (rows, c) in mixtures(fit).items():
         share = reference.config['share'].get(name, 0)
         out[rows] = -np.log((share*n + 1)/(n + 1))
-        if name not in types or types[name][1] != c.shape[1]: continue
+        if name not in types or types[name][1] != c.shape[1]:
+            continue
         mean, std, bank = (getattr(reference, f'{name}_{part}').cpu() for part in ('mean', 'std', 'bank'))
         x = (torch.as_tensor(c, dtype=torch.float32) - mean)/std
         out[rows] += c.shape[1]*torch.log(_kth(x, bank, reference.neighbours(len(bank)/(share*n)), None if inside is None else inside[rows])).numpy()
@@ -176,10 +180,12 @@ def surprises(
     out = {name: _dex(raw[name], snr, at, table) for name, table in zip(SCORES, tables)}
     return out | dict(TOTAL=_dex(_total(out), snr, at, tables[-1]))
 
-def _total(out): return np.log(np.maximum(sum(np.nan_to_num(out[name], nan=0.) for name in COMBINED), 1e-2)) + 0*out['LATENT']
+def _total(out):
+    return np.log(np.maximum(sum(np.nan_to_num(out[name], nan=0.) for name in COMBINED), 1e-2)) + 0*out['LATENT']
 
 # %% ../../nbs/anomaly/01_scores.ipynb #439a9bbd
-def _pick(rows, most, rng): return rng.permutation(rows)[:most]
+def _pick(rows, most, rng):
+    return rng.permutation(rows)[:most]
 
 # %% ../../nbs/anomaly/01_scores.ipynb #a3774929
 def fit_reference(
@@ -204,10 +210,12 @@ def fit_reference(
     for name, (_, c, i) in big.items():
         mean, std = c.mean(0), c.std(0) + 1e-6
         parts |= {f'{name}_mean': mean, f'{name}_std': std, f'{name}_bank': (c[i] - mean)/std}
-    for name, value in parts.items(): getattr(reference, name).copy_(torch.as_tensor(value))
+    for name, value in parts.items():
+        getattr(reference, name).copy_(torch.as_tensor(value))
     inside = np.zeros((2, len(spectra)), bool)
     inside[0, kept] = True
-    for rows, _, i in big.values(): inside[1, rows[i]] = True
+    for rows, _, i in big.values():
+        inside[1, rows[i]] = True
     raw, _ = raw_scores(reference, spectra, code, fit, opinion, inside)
     _set_quantiles(reference, raw, log_snr(spectra))
     return reference.eval()

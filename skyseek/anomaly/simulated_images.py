@@ -24,15 +24,18 @@ ARTEFACTS = ('TRAIL', 'STAR', 'MISSING')  # spoilt images: the trail of a satell
 @lru_cache
 def _galsim():
     "GalSim, or an error that says how to get it."
-    try: import galsim
-    except ImportError as e: raise ImportError("simulated images need GalSim; pip install 'skyseek[images]'") from e
+    try:
+        import galsim
+    except ImportError as e:
+        raise ImportError("simulated images need GalSim; pip install 'skyseek[images]'") from e
     return galsim
 
 # %% ../../nbs/anomaly/08_simulated_images.ipynb #648d189b
 def _magnitudes(i_mag, red): # colours from blue (red = 0) to red (1), AB
     return {'I': i_mag, 'R': i_mag + .15 + .35*red, 'G': i_mag + .35 + 1.25*red}
 
-def _flux(mag): return 10**(-.4*(mag - ZEROPOINT))
+def _flux(mag):
+    return 10**(-.4*(mag - ZEROPOINT))
 
 def _galaxy(rng, size, i_mag, share=None):
     "Profiles of one galaxy by band, without seeing."
@@ -44,7 +47,8 @@ def _galaxy(rng, size, i_mag, share=None):
     bulge = galsim.Sersic(3, half_light_radius=.4*radius).shear(q=rng.uniform(.7, 1), beta=angle)
     clumpy = rng.uniform(0, .25)*(1 - share)
     parts = {'bulge': (share, _magnitudes(i_mag, .75 + .25*rng.random()), bulge), 'disk': ((1 - share)*(1 - clumpy), _magnitudes(i_mag, .2 + .5*share + .2*rng.random()), disk)}
-    if clumpy > .04: parts['knots'] = (1 - share)*clumpy, _magnitudes(i_mag, -.1), galsim.RandomKnots(int(rng.integers(8, 40)), profile=disk, rng=galsim.BaseDeviate(int(rng.integers(1, 2**31))))
+    if clumpy > .04:
+        parts['knots'] = (1 - share)*clumpy, _magnitudes(i_mag, -.1), galsim.RandomKnots(int(rng.integers(8, 40)), profile=disk, rng=galsim.BaseDeviate(int(rng.integers(1, 2**31))))
     return {band: sum((p.withFlux(s*_flux(mag[band])) for s, mag, p in parts.values()), galsim.Gaussian(flux=1e-6, sigma=.3)) for band in BANDS}
 
 # %% ../../nbs/anomaly/08_simulated_images.ipynb #e40833ef
@@ -78,7 +82,8 @@ def _neighbours(rng, size, profile):
     galsim = _galsim()
     for _ in range(rng.poisson(1.3)):
         x, y = rng.uniform(-.5, .5, 2)*size
-        if np.hypot(x, y) < .15*size: continue
+        if np.hypot(x, y) < .15*size:
+            continue
         mag = 25 - min(rng.exponential(1.2), 5)
         extra = _galaxy(rng, .45*size, mag) if rng.random() < .75 else {b: galsim.Gaussian(sigma=1e-3, flux=_flux(m)) for b, m in _magnitudes(mag, rng.random()).items()}
         profile = {b: profile[b] + extra[b].shift(x, y) for b in BANDS}
@@ -88,7 +93,8 @@ def _spoil(kind, rng, images, psf):
     "The images (3, S, S) with an artefact."
     galsim, s = _galsim(), images.shape[1]
     out, y, x = images.copy(), *np.mgrid[:s, :s]
-    if kind == 'MISSING': out[rng.integers(3)] = 0
+    if kind == 'MISSING':
+        out[rng.integers(3)] = 0
     elif kind == 'TRAIL':
         angle, offset, band = rng.uniform(0, np.pi), rng.uniform(-.25, .25)*s, rng.integers(3)
         distance = np.cos(angle)*(x - s/2) + np.sin(angle)*(y - s/2) - offset
@@ -108,11 +114,13 @@ def simulate_cutout(
     pixels=96, # of the stamp, which always shows 16 arcsec
 ): # (3, pixels, pixels) fluxes in i, r, g; zero point 27
     "One galaxy through atmosphere and camera."
-    if kind not in ('', *ODDITIES, *ARTEFACTS): raise ValueError(f"kind={kind!r}; choose from {', '.join(ODDITIES + ARTEFACTS)}, or '' for an ordinary galaxy")
+    if kind not in ('', *ODDITIES, *ARTEFACTS):
+        raise ValueError(f"kind={kind!r}; choose from {', '.join(ODDITIES + ARTEFACTS)}, or '' for an ordinary galaxy")
     galsim, rng = _galsim(), template_rng(seed, 40, number)
     scale, i_mag = PIXEL*96/pixels, rng.uniform(20, 20.5)
     profile = _neighbours(rng, 16., _galaxy(rng, 16., i_mag))
-    if kind in ODDITIES: profile = _odd(kind, rng, 16., i_mag, profile)
+    if kind in ODDITIES:
+        profile = _odd(kind, rng, 16., i_mag, profile)
     psf = {b: galsim.Moffat(beta=3, fwhm=SEEING[b]*np.exp(rng.normal(0, .1)), trunc=4.) for b in BANDS}
     draw = lambda b: galsim.Convolve(profile[b], psf[b], real_space=False).drawImage(nx=pixels, ny=pixels, scale=scale, dtype=float).array
     images = np.array([draw(b) + rng.normal(0, NOISE[b]*scale/PIXEL, (pixels, pixels)) for b in BANDS])
@@ -128,7 +136,8 @@ def simulate_cutouts(
 ): # (`Cutouts`, (n,) kinds, '' for ordinary galaxies)
     "Stamps of galaxies, and odd ones and artefacts among them at random places."
     rng, wanted = template_rng(seed, 41, first), [k for k, count in (planted or {}).items() for _ in range(count)]
-    if len(wanted) > n: raise ValueError(f"{len(wanted)} stamps to plant among {n}; make n larger")
+    if len(wanted) > n:
+        raise ValueError(f"{len(wanted)} stamps to plant among {n}; make n larger")
     kinds = np.full(n, '', 'U8')
     kinds[rng.permutation(n)[:len(wanted)]] = wanted
     images = np.array([lupton_rgb(simulate_cutout(first + i, seed, str(k), pixels)) for i, k in enumerate(kinds)])

@@ -47,8 +47,10 @@ class StellarFlux:
     scale: np.ndarray  # (N,) flux at 5550 Å, in 1e-17 erg/s/cm²/Å
     reason: np.ndarray  # (N,) str: why a spectrum cannot be used, '' if it can
 
-    def __len__(self): return len(self.flux)
-    def __getitem__(self, rows): return StellarFlux(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+    def __len__(self):
+        return len(self.flux)
+    def __getitem__(self, rows):
+        return StellarFlux(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     @property
     def usable(self): # (N,) bool
@@ -102,9 +104,11 @@ def select_stars(
 ): # (N,) bool
     "The published selection: type STAR, no warning, S/N above 20. A column that is missing is not asked."
     keep = is_star(meta)
-    if 'ZWARN' in meta.colnames: keep &= np.asarray(meta['ZWARN']) == 0
+    if 'ZWARN' in meta.colnames:
+        keep &= np.asarray(meta['ZWARN']) == 0
     snr = [np.ma.filled(np.ma.asarray(meta[c], float), np.nan) for c in ('SN_MEDIAN_ALL', 'SNR') if c in meta.colnames]
-    if snr: keep &= np.where(np.isfinite(snr[0]), snr[0], snr[-1]) > min_snr
+    if snr:
+        keep &= np.where(np.isfinite(snr[0]), snr[0], snr[-1]) > min_snr
     return keep
 
 # %% ../../nbs/anomaly/05_stellar_autoencoder.ipynb #3cb22dc3
@@ -129,7 +133,8 @@ class StellarSettings:
 
     def __post_init__(self):
         object.__setattr__(self, 'channels', tuple(self.channels))
-        if len(self.channels) != 4 or not self.ceiling > 0: raise ValueError(f"channels={self.channels}, ceiling={self.ceiling}: give four numbers of channels and a positive ceiling")
+        if len(self.channels) != 4 or not self.ceiling > 0:
+            raise ValueError(f"channels={self.channels}, ceiling={self.ceiling}: give four numbers of channels and a positive ceiling")
 
 # %% ../../nbs/anomaly/05_stellar_autoencoder.ipynb #b3e81bd6
 class StellarAutoencoder(nn.Module):
@@ -145,10 +150,12 @@ class StellarAutoencoder(nn.Module):
         self.decoder = nn.ModuleList(nn.Conv1d(a, b, s.kernel) for a, b in zip(up, up[1:]))
         self.last = nn.Conv1d(s.channels[0], 1, s.kernel)
         for conv in (*self.encoder, *self.decoder, self.last):  # as Keras begins (Glorot & Bengio 2010); torch's default leaves it drawing the mean star for long
-            nn.init.xavier_uniform_(conv.weight); nn.init.zeros_(conv.bias)
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
 
     @property
-    def config(self): return dict(channels=list(self.settings.channels), kernel=self.settings.kernel, ceiling=self.settings.ceiling)
+    def config(self):
+        return dict(channels=list(self.settings.channels), kernel=self.settings.kernel, ceiling=self.settings.ceiling)
 
     def _same(self, x): # pads so that a convolution keeps the length
         return F.pad(x, ((self.settings.kernel - 1)//2, self.settings.kernel//2))
@@ -156,7 +163,8 @@ class StellarAutoencoder(nn.Module):
     def forward(self, flux): # (B, 640) → (B, 640)
         "Reconstruction, in the units of the input."
         x = self.encode(flux)
-        for conv in self.decoder: x = F.interpolate(F.relu(conv(self._same(x))), scale_factor=2)
+        for conv in self.decoder:
+            x = F.interpolate(F.relu(conv(self._same(x))), scale_factor=2)
         return self.settings.ceiling*torch.sigmoid(self.last(self._same(x)))[:, 0]
 
 # %% ../../nbs/anomaly/05_stellar_autoencoder.ipynb #e0622daf
@@ -164,7 +172,8 @@ class StellarAutoencoder(nn.Module):
 def encode(self: StellarAutoencoder, flux): # (B, 640) → (B, channels, 40)
     "The bottleneck."
     x = flux[:, None]/self.settings.ceiling
-    for conv in self.encoder: x = F.max_pool1d(F.relu(conv(self._same(x))), 2)
+    for conv in self.encoder:
+        x = F.max_pool1d(F.relu(conv(self._same(x))), 2)
     return x
 
 # %% ../../nbs/anomaly/05_stellar_autoencoder.ipynb #c667d63c
@@ -192,7 +201,8 @@ def train_stellar(
     model, side = model or StellarAutoencoder(), stellar_side(stars)
     part = lambda name: dict(flux=stars.flux[side == name], weight=stars.weight[side == name])
     for name in ('train', 'validation'):
-        if (n := int((side == name).sum())) < 10: raise ValueError(f"{n} usable spectra on the {name} side, at least 10 are needed; give more stars (of {len(stars)} spectra {(~stars.usable).sum()} cannot be used)")
+        if (n := int((side == name).sum())) < 10:
+            raise ValueError(f"{n} usable spectra on the {name} side, at least 10 are needed; give more stars (of {len(stars)} spectra {(~stars.usable).sum()} cannot be used)")
     history = fit(model, ArrayStream(part('train'), batch_size, settings.seed), ArrayStream(part('validation'), 1024, shuffle=False), settings, checkpoint, progress)
     return model.cpu(), history
 
@@ -209,7 +219,8 @@ def reconstruct(
     model, out = model.to(device).eval(), np.zeros(stars.flux.shape, np.float32)
     for rows in np.array_split(np.flatnonzero(stars.usable), max(1, -(-int(stars.usable.sum())//batch_size))):
         flux, good = torch.as_tensor(stars.flux[rows], device=device), torch.as_tensor(stars.weight[rows] > 0, device=device)
-        if len(rows): out[rows] = model(fill_masked(flux, good)).cpu().numpy()
+        if len(rows):
+            out[rows] = model(fill_masked(flux, good)).cpu().numpy()
     return out
 
 # %% ../../nbs/anomaly/05_stellar_autoencoder.ipynb #ebc18f5a
@@ -235,12 +246,14 @@ def error_statistics(
 ): # Table: STATISTIC, MSE, RMSE, MEAN_DIFF
     "Count, mean, standard deviation, least, quartiles and largest, as published."
     known = errors[np.isfinite(errors['RMSE'])]
-    if not len(known): raise ValueError(f"none of {len(errors)} spectra could be used, the first because: {errors['REASON'][0]}; look at REASON")
+    if not len(known):
+        raise ValueError(f"none of {len(errors)} spectra could be used, the first because: {errors['REASON'][0]}; look at REASON")
     functions = dict(count=len, mean=np.mean, std=lambda x: np.std(x, ddof=1) if len(x) > 1 else np.nan, min=np.min, **{f'{q} %': lambda x, q=q: np.percentile(x, q) for q in (25, 50, 75)}, max=np.max)
     values = lambda f: (float(f(np.asarray(known[c]))) for c in ('MSE', 'RMSE', 'MEAN_DIFF'))
     rows = [(name, *values(f)) for name, f in functions.items()]
     out = Table(rows=rows, names=('STATISTIC', 'MSE', 'RMSE', 'MEAN_DIFF'))
-    for name in out.colnames[1:]: out[name].format = '.4f'
+    for name in out.colnames[1:]:
+        out[name].format = '.4f'
     return out
 
 # %% ../../nbs/anomaly/05_stellar_autoencoder.ipynb #9778cfbd
@@ -276,7 +289,8 @@ def plot_error_histograms(
         x = np.asarray(errors[name])[np.isfinite(errors[name])]
         ax.hist(x, bins=bins, color='C0', log=True)
         ax.set(xlabel=f'{unit} [flux / flux at {PIVOT:.0f} Å]' if name != 'MSE' else 'mean squared error', ylabel='spectra')
-    for k in (-3, 3): axes[2].axvline(x.mean() + k*x.std(), color='k', lw=.7, ls=':')
+    for k in (-3, 3):
+        axes[2].axvline(x.mean() + k*x.std(), color='k', lw=.7, ls=':')
     beyond = int((np.abs(x - x.mean()) > 3*x.std()).sum())
     axes[2].set_title(f'{beyond} beyond 3σ', fontsize=9)
     return fig
@@ -294,11 +308,16 @@ def plot_reconstructions(
     fig, axes = plt.subplots(2*len(rows), 1, figsize=(9, 2.1*len(rows)), sharex=True, height_ratios=[3, 1]*len(rows), squeeze=False, layout='constrained')
     for k, i in enumerate(rows):
         top, bottom, good = axes[2*k, 0], axes[2*k + 1, 0], stars.weight[i] > 0
-        top.plot(wave, np.where(good, stars.flux[i], np.nan), lw=.7, color='.3', label='spectrum'); top.plot(wave, drawn[i], lw=.8, color='C3', label='reconstruction')
-        bottom.plot(wave, np.where(good, stars.flux[i] - drawn[i], np.nan), lw=.6, color='C0'); bottom.axhline(0, color='k', lw=.5)
-        top.set_ylabel('flux', fontsize=8); bottom.set_ylabel('diff.', fontsize=8)
-        if titles is not None: top.set_title(titles[k], fontsize=8, loc='left')
-    axes[0, 0].legend(fontsize=7, frameon=False, ncol=2); axes[-1, 0].set_xlabel('vacuum wavelength [Å]')
+        top.plot(wave, np.where(good, stars.flux[i], np.nan), lw=.7, color='.3', label='spectrum')
+        top.plot(wave, drawn[i], lw=.8, color='C3', label='reconstruction')
+        bottom.plot(wave, np.where(good, stars.flux[i] - drawn[i], np.nan), lw=.6, color='C0')
+        bottom.axhline(0, color='k', lw=.5)
+        top.set_ylabel('flux', fontsize=8)
+        bottom.set_ylabel('diff.', fontsize=8)
+        if titles is not None:
+            top.set_title(titles[k], fontsize=8, loc='left')
+    axes[0, 0].legend(fontsize=7, frameon=False, ncol=2)
+    axes[-1, 0].set_xlabel('vacuum wavelength [Å]')
     return fig
 
 # %% ../../nbs/anomaly/05_stellar_autoencoder.ipynb #e3186db5
@@ -332,14 +351,20 @@ def read_stars(
     "Read spectra of stars, hundreds of files at a time."
     stars, tables, failed = [], [], {}
     for some in group_files(spectrum_files(paths)):
-        try: spectra, lost = read_targets(some)
-        except (ValueError, OSError) as e: failed |= {str(p): str(e) for p in some}; continue
+        try:
+            spectra, lost = read_targets(some)
+        except (ValueError, OSError) as e:
+            failed |= {str(p): str(e) for p in some}
+            continue
         failed |= lost
-        if spectra is None or not len(spectra): continue
+        if spectra is None or not len(spectra):
+            continue
         table = Table({name: spectra.meta[name] for name in ABOUT if name in spectra.meta.colnames})
         table['SNR'] = spectra.snr
-        stars.append(prepare_stars(spectra)); tables.append(table)
-    if not stars: raise ReadError(f"no spectrum can be read, the first because: {next(iter(failed.values()), 'there is none')}")
+        stars.append(prepare_stars(spectra))
+        tables.append(table)
+    if not stars:
+        raise ReadError(f"no spectrum can be read, the first because: {next(iter(failed.values()), 'there is none')}")
     both = StellarFlux(*(np.concatenate([getattr(s, k) for s in stars]) for k in StellarFlux.__dataclass_fields__))
     return both, vstack(tables, metadata_conflicts='silent'), failed
 
@@ -358,9 +383,11 @@ def stellar_catalogue(
     spread = 1.4826*np.nanmedian(np.abs(x - middle)) if stars.usable.any() else np.nan
     out = hstack([about, errors[[c for c in errors.colnames if c != 'TARGETID']]], metadata_conflicts='silent')
     sigma, rank = (x - middle)/max(spread, 1e-9), np.zeros(len(x), np.int32)
-    known = np.flatnonzero(np.isfinite(x)); rank[known[np.argsort(-x[known], kind='stable')]] = 1 + np.arange(len(known))
+    known = np.flatnonzero(np.isfinite(x))
+    rank[known[np.argsort(-x[known], kind='stable')]] = 1 + np.arange(len(known))
     out.add_columns([sigma, rank], names=['SIGMA', 'RANK'], indexes=[out.colnames.index('EXCESS') + 1]*2)
-    if stars.usable.any(): out.meta |= dict(EXCMED=float(middle), EXCSPR=float(spread))
+    if stars.usable.any():
+        out.meta |= dict(EXCMED=float(middle), EXCSPR=float(spread))
     return describe_columns(out, STELLAR_COLUMNS), drawn
 
 # %% ../../nbs/anomaly/05_stellar_autoencoder.ipynb #74ca37b0

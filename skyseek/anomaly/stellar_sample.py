@@ -44,8 +44,10 @@ def draw_stellar(
 ): # (flux (L,) on wave_sloan() as SDSS's spectrograph sees it, without noise, 1 at 5550 Å; dict TEFF LOGG FEH VELOCITY)
     "One star through the spectrograph."
     rows = [] if library is None else np.flatnonzero((library.table['SUBTYPE'] == kind) & (library.table['WAVE_MIN'] < 3800) & (library.table['WAVE_MAX'] > 7400))
-    if len(rows) and rng.random() < .5: flux, values = _from_library(library, rows, rng)
-    else: flux, values = _pair(rng) if kind == 'WDMS' else make_star(kind, rng, GRID)
+    if len(rows) and rng.random() < .5:
+        flux, values = _from_library(library, rows, rng)
+    else:
+        flux, values = _pair(rng) if kind == 'WDMS' else make_star(kind, rng, GRID)
     velocity = rng.normal(0, 120) if velocity is None else velocity
     wave = wave_sloan()
     flux = np.interp(wave, wave_rest(*GRID)*(1 + velocity/C_KMS), broaden(flux, INSTRUMENT, GRID[2]))
@@ -122,14 +124,17 @@ def simulate_stars(
     mix, rng = mix or STAR_MIX, template_rng(seed, 30, first)
     kinds = rng.choice(list(mix), n, p=np.array(list(mix.values()))/sum(mix.values())).astype('U8')
     wanted = [k for k, count in (planted or {}).items() for _ in range(count)]
-    if strange := set(wanted) - set(PLANTED): raise ValueError(f"planted={strange}: choose from {', '.join(PLANTED)}")
-    if len(wanted) > n: raise ValueError(f"{len(wanted)} stars to plant among {n}; make n larger")
+    if strange := set(wanted) - set(PLANTED):
+        raise ValueError(f"planted={strange}: choose from {', '.join(PLANTED)}")
+    if len(wanted) > n:
+        raise ValueError(f"{len(wanted)} stars to plant among {n}; make n larger")
     places = rng.permutation(n)[:len(wanted)]
     kinds[places] = wanted
     clean, rows = zip(*(_one_star(first + i, seed, str(k), library) for i, k in enumerate(kinds)))
     truth = Table(list(rows))
     flux, ivar = observe_stars(np.array(clean), np.asarray(truth['SNR']), rng)
-    for i in np.flatnonzero(kinds == 'SPIKE'): flux[i], truth['SPIKE_WAVE'][i] = add_spike(flux[i], rng)
+    for i in np.flatnonzero(kinds == 'SPIKE'):
+        flux[i], truth['SPIKE_WAVE'][i] = add_spike(flux[i], rng)
     truth['PLANTED'] = np.isin(np.arange(n), places)
     return _as_spectra(flux, ivar, truth, first), truth
 

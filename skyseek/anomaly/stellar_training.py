@@ -71,7 +71,8 @@ def distribution_text(
     beyond, least = int(is_beyond(errors, limits[-1]).sum()), outside_fraction(errors, limits)
     text = (f"out of distribution for {name}: {beyond} of {plural(n, 'spectrum', 'spectra')} "
             f"({beyond/max(n, 1):.1%}; of its own test stars {1 - LEVELS[-1]:.0%})")
-    if least < .005: return text
+    if least < .005:
+        return text
     return text + (f", and at least {least:.0%} by their whole distribution (95 % confidence): "
                    "for these EXCESS tells of the model, not of the star; "
                    "look at them apart (UNFAMILIAR), or train on this survey with `skyseek train-stars` "

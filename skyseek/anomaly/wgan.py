@@ -40,10 +40,12 @@ class ImageSettings:
             raise ValueError(f"--width {self.width} (width), latent={self.latent}: at least 1 of each")
 
     @property
-    def channels(self): return [self.width*k for k in (1, 2, 4, 8)]
+    def channels(self):
+        return [self.width*k for k in (1, 2, 4, 8)]
 
     @property
-    def inner(self): return self.size//16  # pixels of the smallest image
+    def inner(self):
+        return self.size//16  # pixels of the smallest image
 
 # %% ../../nbs/anomaly/09_wgan.ipynb #15c63707
 def down_block(a: int, b: int) -> nn.Conv2d:
@@ -61,7 +63,8 @@ class WithSettings(nn.Module):
         self.settings = ImageSettings(**settings)
 
     @property
-    def config(self): return asdict(self.settings)
+    def config(self):
+        return asdict(self.settings)
 
 # %% ../../nbs/anomaly/09_wgan.ipynb #9ab36a13
 class Generator(WithSettings):
@@ -81,7 +84,8 @@ class Generator(WithSettings):
         s = self.settings
         x = F.relu(self.dense(z)).view(len(z), s.channels[3], s.inner, s.inner)
         x = F.relu(self.up[1](F.relu(self.up[0](x))))
-        if self.training and s.noise: x = x + s.noise*torch.randn_like(x)
+        if self.training and s.noise:
+            x = x + s.noise*torch.randn_like(x)
         return torch.sigmoid(self.up[3](F.relu(self.up[2](x))))
 
 # %% ../../nbs/anomaly/09_wgan.ipynb #ce54cf1f
@@ -98,10 +102,12 @@ class Critic(WithSettings):
 
     def features(self, x): # (B, 3, size, size) → (B, 8 width inner²)
         "The feature-matching layer."
-        for conv in self.down: x = F.leaky_relu(conv(x), .2)
+        for conv in self.down:
+            x = F.leaky_relu(conv(x), .2)
         return x.flatten(1)
 
-    def forward(self, x): return self.dense(self.features(x))[:, 0]  # (B,)
+    def forward(self, x):
+        return self.dense(self.features(x))[:, 0]  # (B,)
 
 # %% ../../nbs/anomaly/09_wgan.ipynb #b114151f
 class ImageEncoder(WithSettings):
@@ -117,7 +123,8 @@ class ImageEncoder(WithSettings):
 
     def forward(self, x): # (B, 3, size, size) → (B, latent)
         "Guess."
-        for conv in self.down: x = F.relu(conv(x))
+        for conv in self.down:
+            x = F.relu(conv(x))
         return self.dense(x.flatten(1))
 
 # %% ../../nbs/anomaly/09_wgan.ipynb #7e40a113
@@ -149,10 +156,14 @@ class GanSettings:
 
     def __post_init__(self):
         object.__setattr__(self, 'betas', tuple(self.betas))
-        if self.iterations < 1: raise ValueError(f"--iterations {self.iterations} (iterations): at least 1")
-        if self.batch_size < 1: raise ValueError(f"--batch-size {self.batch_size} (batch_size): at least 1")
-        if self.critic_steps < 1: raise ValueError(f"critic_steps={self.critic_steps}: at least 1")
-        if not 0 < self.lr < math.inf: raise ValueError(f"--lr {self.lr} (lr): give a positive learning rate")
+        if self.iterations < 1:
+            raise ValueError(f"--iterations {self.iterations} (iterations): at least 1")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size {self.batch_size} (batch_size): at least 1")
+        if self.critic_steps < 1:
+            raise ValueError(f"critic_steps={self.critic_steps}: at least 1")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"--lr {self.lr} (lr): give a positive learning rate")
 
 def as_tensor(
     images, # (B, S, S, 3) uint8
@@ -171,10 +182,13 @@ def _critic_step(fabric, nets, optimizer, real, settings):
     "One step of the critic; its loss without the penalty is minus the distance."
     generator, critic = nets
     z = torch.randn(len(real), generator.settings.latent, device=real.device)
-    with torch.no_grad(): fake = generator(z)
+    with torch.no_grad():
+        fake = generator(z)
     distance = critic(real).mean() - critic(fake).mean()
     loss = settings.penalty*gradient_penalty(critic, real, fake) - distance
-    optimizer.zero_grad(); fabric.backward(loss); optimizer.step()
+    optimizer.zero_grad()
+    fabric.backward(loss)
+    optimizer.step()
     return distance.detach()
 
 def _generator_step(fabric, nets, optimizer, settings, device):
@@ -182,7 +196,9 @@ def _generator_step(fabric, nets, optimizer, settings, device):
     generator, critic = nets
     z = torch.randn(settings.batch_size, generator.settings.latent, device=device)
     loss = -critic(generator(z)).mean()
-    optimizer.zero_grad(); fabric.backward(loss); optimizer.step()
+    optimizer.zero_grad()
+    fabric.backward(loss)
+    optimizer.step()
 
 # %% ../../nbs/anomaly/09_wgan.ipynb #5cd4a716
 def _state(modules, optimizers):
@@ -191,7 +207,8 @@ def _state(modules, optimizers):
     return out | {f'{name}.adam.{i}.{k}': torch.as_tensor(v) for name, o in optimizers.items() for i, s in o.state_dict()['state'].items() for k, v in s.items()}
 
 def _save_game(path, modules, optimizers, progress):
-    with write_atomic(path) as tmp: tmp.write_bytes(pack_weights(_state(modules, optimizers), {'progress': json.dumps(progress)}))
+    with write_atomic(path) as tmp:
+        tmp.write_bytes(pack_weights(_state(modules, optimizers), {'progress': json.dumps(progress)}))
 
 # %% ../../nbs/anomaly/09_wgan.ipynb #43e5ca7c
 def _flat(task):
@@ -205,7 +222,8 @@ OPTIONS = 'size', 'width', 'lr', 'batch_size', 'seed'  # settings that are optio
 def _load_game(path, modules, optimizers, task):
     "Put a checkpoint into networks and optimisers; returns what was done."
     try:
-        with safe_open(path, 'pt') as f: progress = json.loads(f.metadata()['progress'])
+        with safe_open(path, 'pt') as f:
+            progress = json.loads(f.metadata()['progress'])
         tensors = load_file(path)
         then, now, progress['distance'] = _flat(progress['task']), _flat(task), list(progress['distance'])
     except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as e:
@@ -213,11 +231,14 @@ def _load_game(path, modules, optimizers, task):
     if changed := [f'{k} {then.get(k)} then, {v} now' for k, v in now.items() if then.get(k) != v]:
         raise ValueError(f"{path}: is of a training with other settings or images ({'; '.join(changed)}); "
                          "use the same ones, or remove the checkpoint")
-    for name, module in modules.items(): module.load_state_dict({k: tensors[f'{name}.{k}'] for k in module.state_dict()})
+    for name, module in modules.items():
+        module.load_state_dict({k: tensors[f'{name}.{k}'] for k in module.state_dict()})
     for name, optimizer in optimizers.items():
         state = {}
         for key, value in tensors.items():
-            if key.startswith(f'{name}.adam.'): i, k = key.removeprefix(f'{name}.adam.').split('.'); state.setdefault(int(i), {})[k] = value
+            if key.startswith(f'{name}.adam.'):
+                i, k = key.removeprefix(f'{name}.adam.').split('.')
+                state.setdefault(int(i), {})[k] = value
         optimizer.load_state_dict({'state': state, 'param_groups': optimizer.state_dict()['param_groups']})
     return progress
 
@@ -235,7 +256,8 @@ def train_wgan(
         raise ValueError(f"{len(images)} images for batches of {settings.batch_size}; "
                          "give more images, or a smaller --batch-size (batch_size)")
     shape = dict(size=images.shape[1]) | shape
-    fabric = Fabric(accelerator=settings.device, devices=1, precision=settings.precision); fabric.launch()
+    fabric = Fabric(accelerator=settings.device, devices=1, precision=settings.precision)
+    fabric.launch()
     torch.manual_seed(settings.seed)
     nets = dict(generator=Generator(**shape), critic=Critic(**shape))
     adam = {name: torch.optim.Adam(net.parameters(), settings.lr, settings.betas) for name, net in nets.items()}
@@ -248,14 +270,16 @@ def train_wgan(
         torch.manual_seed(settings.seed + 1_000_003*(iteration + 1))
         done['distance'].append(_round(fabric, pairs, images, settings, iteration))
         last = iteration + 1 == settings.iterations
-        if checkpoint and ((iteration + 1) % 250 == 0 or last): _save_game(checkpoint, nets, adam, done)
+        if checkpoint and ((iteration + 1) % 250 == 0 or last):
+            _save_game(checkpoint, nets, adam, done)
     return nets['generator'].cpu().eval(), nets['critic'].cpu().eval(), done['distance']
 
 # %% ../../nbs/anomaly/09_wgan.ipynb #95277bd8
 def _round(fabric, pairs, images, settings, iteration):
     "One iteration; returns the critic's distance between real and drawn images."
     (generator, adam_g), (critic, adam_d) = pairs['generator'], pairs['critic']
-    for rows in _batches(len(images), settings, iteration): distance = _critic_step(fabric, (generator.module, critic.module), adam_d, as_tensor(images[rows], fabric.device), settings)
+    for rows in _batches(len(images), settings, iteration):
+        distance = _critic_step(fabric, (generator.module, critic.module), adam_d, as_tensor(images[rows], fabric.device), settings)
     _generator_step(fabric, (generator.module, critic.module), adam_g, settings, fabric.device)
     distance = float(distance)
     if not math.isfinite(distance):
@@ -292,19 +316,24 @@ def train_encoder(
     device='cpu', # torch device
 ): # (`ImageEncoder`, history: mean score per iteration)
     "Learn to guess latents by the score itself."
-    if iterations < 1: raise ValueError(f"--encoder-steps {iterations} (iterations): at least 1")
+    if iterations < 1:
+        raise ValueError(f"--encoder-steps {iterations} (iterations): at least 1")
     torch.manual_seed(seed)
     device = pick_device(device)
     rng, encoder = np.random.default_rng((seed, 6)), ImageEncoder(**generator.config).to(device)
     generator, critic, history = generator.to(device).eval().requires_grad_(False), critic.to(device).eval().requires_grad_(False), []
     adam = torch.optim.Adam(encoder.parameters(), lr, (.4, .9))
     for i in range(iterations):
-        for group in adam.param_groups: group['lr'] = lr*.5*(1 + math.cos(math.pi*i/iterations))
+        for group in adam.param_groups:
+            group['lr'] = lr*.5*(1 + math.cos(math.pi*i/iterations))
         real = as_tensor(images[rng.integers(0, len(images), batch_size)], device)
         z = encoder(real)
         score = combined_score(*score_parts(real, generator(z), critic)).mean()
         loss = score*(1 + .01*(z.square().mean() - 1).relu())
-        adam.zero_grad(); loss.backward(); adam.step()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
         history.append(score.item())
-    generator.requires_grad_(True); critic.requires_grad_(True)
+    generator.requires_grad_(True)
+    critic.requires_grad_(True)
     return encoder.cpu().eval(), history

@@ -37,8 +37,10 @@ class ImageScores:
     drawn: np.ndarray  # (N, S, S, 3) uint8, the nearest drawings
     latent: np.ndarray  # (N, latent) float32
 
-    def __len__(self): return len(self.generator)
-    def __getitem__(self, rows): return ImageScores(*(getattr(self, k)[rows] for k in self.__dataclass_fields__))
+    def __len__(self):
+        return len(self.generator)
+    def __getitem__(self, rows):
+        return ImageScores(*(getattr(self, k)[rows] for k in self.__dataclass_fields__))
 
     @property
     def combined(self): # (N,)
@@ -46,8 +48,10 @@ class ImageScores:
 
 def _search(real, generator, critic, encoder, steps, lr):
     "Latents of a batch of images."
-    with torch.no_grad(): z, seen = encoder(real), critic.features(real)
-    if not steps: return z, seen
+    with torch.no_grad():
+        z, seen = encoder(real), critic.features(real)
+    if not steps:
+        return z, seen
     z = z.clone().requires_grad_()
     adam = torch.optim.Adam([z], lr, (.4, .9))
     for _ in range(steps):
@@ -68,8 +72,10 @@ def score_images(
     device='cpu', # torch device
 ): # `ImageScores`
     "Search the latents of each image and say how far the nearest drawing is."
-    if steps < 0: raise ValueError(f"--steps {steps} (steps): 0 or more")
-    if len({m.settings.size for m in (generator, critic, encoder)} | {images.shape[1]}) > 1: raise ValueError(f"images of {images.shape[1]} pixels for networks of {generator.settings.size}, {critic.settings.size} and {encoder.settings.size}; read the images with size={generator.settings.size}")
+    if steps < 0:
+        raise ValueError(f"--steps {steps} (steps): 0 or more")
+    if len({m.settings.size for m in (generator, critic, encoder)} | {images.shape[1]}) > 1:
+        raise ValueError(f"images of {images.shape[1]} pixels for networks of {generator.settings.size}, {critic.settings.size} and {encoder.settings.size}; read the images with size={generator.settings.size}")
     device = pick_device(device)
     nets, parts = [m.to(device).eval() for m in (generator, critic, encoder)], []
     for rows in range(0, len(images), batch_size):
@@ -112,10 +118,13 @@ def image_catalogue(
 ): # Table of IMAGE_COLUMNS; scores in sigma, nan where an image cannot be used
     "The published columns in upper case, a row for each image."
     usable = cutouts.usable
-    if len(scores) != usable.sum(): raise ValueError(f"{len(scores)} scores for {usable.sum()} usable images; score cutouts[cutouts.usable]")
+    if len(scores) != usable.sum():
+        raise ValueError(f"{len(scores)} scores for {usable.sum()} usable images; score cutouts[cutouts.usable]")
     table = Table({'IDX': np.arange(len(cutouts))})
-    for name in ('OBJECT_ID', 'RA', 'DEC'): table[name] = cutouts.table[name]
-    for name in ('critic', 'generator', 'combined'): table[name.upper()] = _spread(getattr(scores, name), usable)
+    for name in ('OBJECT_ID', 'RA', 'DEC'):
+        table[name] = cutouts.table[name]
+    for name in ('critic', 'generator', 'combined'):
+        table[name.upper()] = _spread(getattr(scores, name), usable)
     table['HIGH'], table['REASON'] = table['CRITIC'] > HIGH, cutouts.table['REASON']
     table.meta |= dict(N=int(usable.sum()), TH_HIGH=HIGH, LAMBDA=LAMBDA)
     for name in ('critic', 'generator'):
@@ -139,17 +148,20 @@ class ResidualAutoencoder(WithSettings):
         self.up = nn.ModuleList([up_block(64, c4), up_block(c4, c2), up_block(c2, c1), up_block(c1, 3)])
 
     @property
-    def config(self): return asdict(self.settings) | dict(code=self.code)
+    def config(self):
+        return asdict(self.settings) | dict(code=self.code)
 
     def encode(self, x): # (B, 3, S, S) → (B, code)
         "The bottleneck."
-        for conv in self.down: x = F.relu(conv(x))
+        for conv in self.down:
+            x = F.relu(conv(x))
         return self.squeeze(x.flatten(1))
 
     def forward(self, x): # (B, 3, S, S) → (B, 3, S, S)
         "Reconstruction."
         y = F.relu(self.open(self.encode(x))).view(len(x), 64, self.settings.inner, self.settings.inner)
-        for conv in self.up: y = F.relu(conv(y))
+        for conv in self.up:
+            y = F.relu(conv(y))
         return y
 
 # %% ../../nbs/anomaly/10_wgan_scores.ipynb #b915a34c
@@ -206,14 +218,20 @@ def map_2d(
     seed=0, # of the layout
 ): # (N, 2)
     "UMAP (McInnes et al. 2018); `ValueError` if there are too few objects."
-    try: from umap import UMAP
-    except ImportError as e: raise ImportError("maps need umap-learn; pip install 'skyseek[maps]'") from e
+    try:
+        from umap import UMAP
+    except ImportError as e:
+        raise ImportError("maps need umap-learn; pip install 'skyseek[maps]'") from e
     x = np.asarray(x, np.float32)
-    if len(x) <= max(neighbours, 3): raise ValueError(f"{len(x)} objects; a map with {neighbours} neighbours needs more than that, give more objects or fewer neighbours")
-    if (bad := int((~np.isfinite(x)).any(1).sum())): raise ValueError(f"{bad} of {len(x)} objects have numbers that are not finite; leave them out")
+    if len(x) <= max(neighbours, 3):
+        raise ValueError(f"{len(x)} objects; a map with {neighbours} neighbours needs more than that, give more objects or fewer neighbours")
+    if (bad := int((~np.isfinite(x)).any(1).sum())):
+        raise ValueError(f"{bad} of {len(x)} objects have numbers that are not finite; leave them out")
     threads = torch.get_num_threads()  # numba sets those of OpenMP, and these are torch's: more of them than was asked for can make it a hundred times slower
-    try: return UMAP(n_neighbors=neighbours, min_dist=min_dist, random_state=seed, n_jobs=1).fit_transform(x)
-    finally: torch.set_num_threads(threads)
+    try:
+        return UMAP(n_neighbors=neighbours, min_dist=min_dist, random_state=seed, n_jobs=1).fit_transform(x)
+    finally:
+        torch.set_num_threads(threads)
 
 # %% ../../nbs/anomaly/10_wgan_scores.ipynb #175522d7
 def plot_thumbnail_map(
@@ -229,7 +247,8 @@ def plot_thumbnail_map(
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
     fig, ax = plt.subplots(figsize=(8, 6), layout='constrained')
     plt.colorbar(ax.scatter(*xy.T, c=score, s=5), ax=ax, label=label)
-    for i in rows: ax.add_artist(AnnotationBbox(OffsetImage(images[i], zoom=72*size/images.shape[1]), xy[i], frameon=True, pad=.05))
+    for i in rows:
+        ax.add_artist(AnnotationBbox(OffsetImage(images[i], zoom=72*size/images.shape[1]), xy[i], frameon=True, pad=.05))
     ax.set(xlabel='UMAP 1', ylabel='UMAP 2')
     return fig
 
@@ -244,7 +263,8 @@ def train_images_file(
 ): # history: distance per iteration
     "Train generator, critic and encoder, and save them together; a killed run goes on where it was."
     check_folder(folder)
-    if encoder_steps < 1: raise ValueError(f"--encoder-steps {encoder_steps} (encoder_steps): at least 1")
+    if encoder_steps < 1:
+        raise ValueError(f"--encoder-steps {encoder_steps} (encoder_steps): at least 1")
     checkpoint = checkpoint_path(folder)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     generator, critic, distance = train_wgan(images, settings, checkpoint, progress, **shape)
@@ -264,7 +284,8 @@ def load_images_model(
     "Load a trained pair and its encoder; raise if they do not belong together."
     classes = dict(generator=Generator, critic=Critic, encoder=ImageEncoder)
     nets = list(load_set(folder, classes, pick_device(device)).values())
-    if len({(n.settings.size, n.settings.latent) for n in nets}) > 1: raise ValueError(f"{folder}: generator, critic and encoder are of different sizes; use networks that were trained together")
+    if len({(n.settings.size, n.settings.latent) for n in nets}) > 1:
+        raise ValueError(f"{folder}: generator, critic and encoder are of different sizes; use networks that were trained together")
     return nets
 
 # %% ../../nbs/anomaly/10_wgan_scores.ipynb #e2ba370e
@@ -279,7 +300,8 @@ def score_images_file(
 ): # (Table of `image_catalogue`, `ImageScores` of the usable images)
     "Score a sample; finished parts lie beside `results` until all are done, so that a killed run goes on."
     device = pick_device(device)
-    if results is not None: import_h5py()
+    if results is not None:
+        import_h5py()
     nets, good, parts = load_images_model(folder, device), cutouts[cutouts.usable], []
     key = f"{'-'.join(fingerprint(net)[:6] for net in nets)}-{steps}"  # a part of another model is not taken
     firsts = range(0, len(good), part)
@@ -288,9 +310,11 @@ def score_images_file(
         some = good[np.arange(k, min(k + part, len(good)))]
         parts.append(_read_part(path, some) or _score_part(path, some, nets, steps, device))
     scores = ImageScores(*(np.concatenate([getattr(p, k) for p in parts]) for k in ImageScores.__dataclass_fields__))
-    if results is not None: _write_scores(results, good, scores)
+    if results is not None:
+        _write_scores(results, good, scores)
     for path in paths:
-        if path is not None: path.unlink(missing_ok=True)
+        if path is not None:
+            path.unlink(missing_ok=True)
     table = image_catalogue(cutouts, scores)
     files = sorted(set(np.asarray(cutouts.table['FILE']).tolist()) - {''})
     model = dict(WEIGHTS=Path(folder).name, MODELID='-'.join(map(fingerprint, nets)), SIZE=nets[0].settings.size)
@@ -301,7 +325,8 @@ def score_images_file(
 def _score_part(path, some, nets, steps, device):
     "Score a part, and keep it."
     scores = score_images(some.images, *nets, steps=steps, device=device)
-    if path is not None: _write_scores(path, some, scores)
+    if path is not None:
+        _write_scores(path, some, scores)
     return scores
 
 def _write_scores(path, cutouts, scores):
@@ -312,14 +337,19 @@ def _write_scores(path, cutouts, scores):
 def _part_path(results, part):
     "Where a part lies; `ValueError` if it could not be written, or would take a link's target."
     path = check_new(Path(results).with_suffix(f'.{part}.h5'), overwrite=True)
-    if path.is_symlink(): raise ValueError(f"{path}: is a link, and in the way of a part of the results; remove it")
+    if path.is_symlink():
+        raise ValueError(f"{path}: is a link, and in the way of a part of the results; remove it")
     return path
 
 def _read_part(path, some):
     "The scores of a part that an earlier run has finished, if they are of these very images."
-    if path is None or not path.is_file(): return None
+    if path is None or not path.is_file():
+        return None
     import h5py
     try:
-        if not np.array_equal(read_hdf5(path).images, some.images): return None
-        with h5py.File(path) as f: return ImageScores(*(f[f'score_{k}' if k in ('generator', 'critic') else k][:] for k in ImageScores.__dataclass_fields__))
-    except (ReadError, OSError, KeyError): return None
+        if not np.array_equal(read_hdf5(path).images, some.images):
+            return None
+        with h5py.File(path) as f:
+            return ImageScores(*(f[f'score_{k}' if k in ('generator', 'critic') else k][:] for k in ImageScores.__dataclass_fields__))
+    except (ReadError, OSError, KeyError):
+        return None

@@ -44,15 +44,18 @@ class Archive:
     timeout: float = TIMEOUT  # seconds without an answer before giving up
 
     @property
-    def remote(self): return '://' in self.root
+    def remote(self):
+        return '://' in self.root
 
     @property
-    def scheme(self): return self.root.split('://')[0] if self.remote else 'file'
+    def scheme(self):
+        return self.root.split('://')[0] if self.remote else 'file'
 
     @cached_property
     def fs(self): # fsspec filesystem
         "The filesystem behind an address, opened in this process; a folder needs none."
-        try: return find_fsspec().filesystem(self.scheme, **self.options)
+        try:
+            return find_fsspec().filesystem(self.scheme, **self.options)
         except ImportError as e:
             why = str(e).splitlines()[0].split(';')[0]
             raise ImportError(f"{self.scheme}:// addresses need more packages ({why}); pip install 'skyseek[survey]'") from e
@@ -61,7 +64,8 @@ class Archive:
         "A file of the archive."
         return f'{self.root}/{name}' if not self.remote or self.root.startswith('http') else f"{self.root.split('://', 1)[1]}/{name}"
 
-    def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k != 'fs'}
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k != 'fs'}
 
 # %% ../../nbs/data/15_archive.ipynb #463353dc
 def _of_network(e):
@@ -82,9 +86,12 @@ def _reason(e):
     "An error of a network in a few words."
     e = _cause(e)
     status = getattr(e, 'status', None)
-    if isinstance(status, int): return f"{status} {printable(getattr(e, 'message', ''))}".strip()
-    if isinstance(e, FileNotFoundError): return 'there is no such file'
-    if isinstance(e, TimeoutError) and not isinstance(e, TooSlow): return 'no answer in time'
+    if isinstance(status, int):
+        return f"{status} {printable(getattr(e, 'message', ''))}".strip()
+    if isinstance(e, FileNotFoundError):
+        return 'there is no such file'
+    if isinstance(e, TimeoutError) and not isinstance(e, TooSlow):
+        return 'no answer in time'
     return printable((str(e) or type(e).__name__).splitlines()[0][:120])
 
 # %% ../../nbs/data/15_archive.ipynb #1d3ac4b2
@@ -96,13 +103,17 @@ def again(
 ):
     "Call `work`; once more after trouble that may pass, `ReadError` after trouble that will not."
     for k in range(tries):
-        try: return work()
+        try:
+            return work()
         except Exception as e:
-            if not _of_network(e): raise
+            if not _of_network(e):
+                raise
             why, lasting = e, _lasting(e)
-        if lasting or k == tries - 1: break
+        if lasting or k == tries - 1:
+            break
         time.sleep(patience*3**k*random.uniform(.7, 1.3))
-    if lasting: raise ReadError(f"{what}: {_reason(why)}; check the root and the name") from why
+    if lasting:
+        raise ReadError(f"{what}: {_reason(why)}; check the root and the name") from why
     raise Unreachable(f"{what}: {_reason(why)}, {tries} times; try again later") from why
 
 class Interrupted(OSError):
@@ -137,10 +148,12 @@ def _check_range(headers, start, stop, what):
     if given is None:
         raise ReadError(f"{what}: the server does not give byte ranges; fetch whole files by other means and run on "
                         f"the folder")
-    if int(given[1]) != start: raise Interrupted(f'bytes from {given[1]} came for those from {start}')
+    if int(given[1]) != start:
+        raise Interrupted(f'bytes from {given[1]} came for those from {start}')
 
 # %% ../../nbs/data/15_archive.ipynb #8b7fa372
-def _range(start, stop): return {} if stop is None else {'Range': f'bytes={start}-{stop - 1}'}
+def _range(start, stop):
+    return {} if stop is None else {'Range': f'bytes={start}-{stop - 1}'}
 
 async def _read_http(fs, url, start, stop, most, timeout):
     "Bytes of a file on a web server, and its version."
@@ -151,7 +164,8 @@ async def _read_http(fs, url, start, stop, most, timeout):
         async with session.get(fs.encode_url(url), headers=headers, timeout=patience) as r:
             head.reschedule(None)
             fs._raise_not_found_for_status(r, url)
-            if stop is not None: _check_range(r.headers, start, stop, url)
+            if stop is not None:
+                _check_range(r.headers, start, stop, url)
             check_size(r.content_length, most, url)
             meter, parts = Meter(most, timeout, url), []
             async for part in r.content.iter_any():
@@ -166,7 +180,8 @@ async def _read_s3(fs, path, start, stop, most, timeout):
     async with asyncio.timeout(timeout) as head:
         r = await fs._call_s3('get_object', Bucket=bucket, Key=key, **_range(start, stop))
         head.reschedule(None)
-        if stop is not None: _check_range({'Content-Range': r.get('ContentRange', '')}, start, stop, path)
+        if stop is not None:
+            _check_range({'Content-Range': r.get('ContentRange', '')}, start, stop, path)
         check_size(r['ContentLength'], most, path)
         meter, parts = Meter(most, timeout, path), []
         while part := await r['Body'].read(1 << 16):
@@ -189,7 +204,8 @@ def read_bytes(
         fs, read = archive.fs, _read_s3 if archive.scheme == 's3' else _read_http
         from fsspec.asyn import sync
         return sync(fs.loop, read, fs, path, start, stop, most, archive.timeout)
-    if archive.remote: data, version = archive.fs.cat_file(path, start=start, end=stop), Version(archive.fs.size(path))
+    if archive.remote:
+        data, version = archive.fs.cat_file(path, start=start, end=stop), Version(archive.fs.size(path))
     else:
         with open(path, 'rb') as f:
             f.seek(start)
@@ -207,40 +223,50 @@ def open_archive(
     "Find the production; raise `ReadError` if there is none."
     source = str(source).rstrip('/')
     scheme = source.split('://')[0] if '://' in source else 'file'
-    if '://' in source and '@' in source.split('/')[2]: raise ReadError(f"{re.sub('//[^@]*@', '//…@', source)}: the archive is public; give its address without name and password")
+    if '://' in source and '@' in source.split('/')[2]:
+        raise ReadError(f"{re.sub('//[^@]*@', '//…@', source)}: the archive is public; give its address without name and password")
     options = _options(scheme, endpoint, timeout)
     roots = [f'{source}/{p}'.rstrip('/') for p in PRODUCTIONS] if scheme != 'file' else [str(Path(source).absolute()/p) for p in PRODUCTIONS]
     for root in roots:
         archive = Archive(root, options, patience, timeout)
-        if _has_healpix(archive): return archive
+        if _has_healpix(archive):
+            return archive
     others = _productions_below(Archive(source, options, patience, timeout))
-    if others: raise ReadError(f"{source}: holds several productions ({', '.join(others)}); give the one that is wanted, e.g. {source}/{others[0]}")
+    if others:
+        raise ReadError(f"{source}: holds several productions ({', '.join(others)}); give the one that is wanted, e.g. {source}/{others[0]}")
     raise ReadError(f"{source}: no healpix/ there, nor below {' or '.join(PRODUCTIONS[1:])}; give the root of a release or of a production, e.g. https://data.desi.lbl.gov/public/dr1")
 
 # %% ../../nbs/data/15_archive.ipynb #f74be65e
 def _options(scheme, endpoint, timeout):
     "Options of fsspec's filesystem: anonymous, with timeouts, without caches of whole blocks."
     if scheme in ('http', 'https'):
-        try: import aiohttp
+        try:
+            import aiohttp
         except ImportError as e:
             raise ImportError("https:// addresses need aiohttp; pip install 'skyseek[survey]'") from e
         patience = aiohttp.ClientTimeout(total=2*timeout, sock_connect=timeout, sock_read=timeout)
         return dict(client_kwargs=dict(timeout=patience))
-    if scheme != 's3': return {}
+    if scheme != 's3':
+        return {}
     return dict(anon=True, config_kwargs=dict(connect_timeout=timeout, read_timeout=timeout, retries=dict(max_attempts=1))) | ({'endpoint_url': endpoint} if endpoint else {})
 
 def _has_healpix(archive):
     "Whether healpix/ is there; raise `Unreachable` if nobody answers."
-    if not archive.remote: return Path(archive.root, 'healpix').is_dir()
+    if not archive.remote:
+        return Path(archive.root, 'healpix').is_dir()
     for name in ('healpix/tilepix.fits', 'healpix'):
-        try: return bool(again(lambda: archive.fs.info(archive.path(name)), archive.root, archive.patience))
-        except Unreachable: raise
-        except ReadError: continue
+        try:
+            return bool(again(lambda: archive.fs.info(archive.path(name)), archive.root, archive.patience))
+        except Unreachable:
+            raise
+        except ReadError:
+            continue
     return False
 
 def _productions_below(archive):
     "Names of folders with a healpix/ just below, of a local archive."
-    if archive.remote or not Path(archive.root).is_dir(): return []
+    if archive.remote or not Path(archive.root).is_dir():
+        return []
     return sorted(p.parent.name for p in Path(archive.root).glob('*/healpix') if p.is_dir())[:9]
 
 # %% ../../nbs/data/15_archive.ipynb #3e15e073
@@ -265,7 +291,8 @@ def _checked(survey, program, hpx, what):
     "Table SURVEY PROGRAM HEALPIX without rows that are blank; raise for those that can be no pixel."
     keep = (survey != '') & (program != '')
     table = Table(dict(SURVEY=survey[keep], PROGRAM=program[keep], HEALPIX=hpx[keep]))
-    for row in sorted({(str(s), str(p), int(h)) for s, p, h in table.iterrows()}): check_pixel(*row, what)
+    for row in sorted({(str(s), str(p), int(h)) for s, p, h in table.iterrows()}):
+        check_pixel(*row, what)
     return table
 
 # %% ../../nbs/data/15_archive.ipynb #76c96382
@@ -285,9 +312,12 @@ def _walk_pages(archive):
 def _from_folders(archive):
     "Table SURVEY PROGRAM HEALPIX by looking for coadds; compressed ones count in a folder only."
     pattern = 'healpix/*/*/*/*/coadd-*.fits*'
-    if not archive.remote: found = [p.as_posix() for p in Path(archive.root).glob(pattern)]
-    elif archive.scheme in ('http', 'https'): found = _walk_pages(archive)
-    else: found = again(lambda: archive.fs.glob(archive.path(pattern)), archive.root, archive.patience)
+    if not archive.remote:
+        found = [p.as_posix() for p in Path(archive.root).glob(pattern)]
+    elif archive.scheme in ('http', 'https'):
+        found = _walk_pages(archive)
+    else:
+        found = again(lambda: archive.fs.glob(archive.path(pattern)), archive.root, archive.patience)
     matches = [m for p in found if (m := re.search(rf'/coadd-({WORD})-({WORD})-(\d{{1,5}})\.fits(\.gz)?$', p))]
     names = [(m[1], m[2], int(m[3])) for m in matches if int(m[3]) < N_HEALPIX and not (archive.remote and m[4])]
     if matches and not names:
@@ -302,19 +332,25 @@ UNREADABLE = OSError, ValueError, TypeError, LookupError, ArithmeticError, fits.
 def _small(archive, name):
     "The bytes of a list of the archive, None if there is none."
     work = lambda: read_bytes(archive, name, most=MOST['table'])[0]
-    try: return again(work, f'{archive.root}/{name}', archive.patience)
-    except (Unreachable, TooLarge): raise
-    except ReadError: return None
+    try:
+        return again(work, f'{archive.root}/{name}', archive.patience)
+    except (Unreachable, TooLarge):
+        raise
+    except ReadError:
+        return None
 
 # %% ../../nbs/data/15_archive.ipynb #e4d31f5d
 def _from_tilepix(archive):
     "Table SURVEY PROGRAM HEALPIX of tilepix.fits, or None if there is none."
     what = f'{archive.root}/healpix/tilepix.fits'
-    if (data := _small(archive, 'healpix/tilepix.fits')) is None: return None
-    try: table = Table.read(io.BytesIO(data), format='fits')
+    if (data := _small(archive, 'healpix/tilepix.fits')) is None:
+        return None
+    try:
+        table = Table.read(io.BytesIO(data), format='fits')
     except UNREADABLE as e:
         raise ReadError(f"{what}: not a whole table ({type(e).__name__}); remove it, or fetch it again") from e
-    if not {'SURVEY', 'PROGRAM'} <= set(table.colnames): table = _with_surveys(archive, table)
+    if not {'SURVEY', 'PROGRAM'} <= set(table.colnames):
+        table = _with_surveys(archive, table)
     if 'HEALPIX' not in table.colnames:
         raise ReadError(f"{what}: lacks the column HEALPIX; remove it, or fetch it again")
     survey, program = (np.ma.filled(np.ma.asarray(table[c]).astype(str), '') for c in ('SURVEY', 'PROGRAM'))
@@ -329,14 +365,16 @@ def _with_surveys(archive, table):
     if data is None:
         raise ReadError(f"{archive.root}/healpix/tilepix.fits: has no SURVEY and PROGRAM, and there is no {name} to "
                         f"look them up; give a folder, or a list of files")
-    try: tiles = Table.read(data.decode(), format='ascii.csv')['TILEID', 'SURVEY', 'PROGRAM']
+    try:
+        tiles = Table.read(data.decode(), format='ascii.csv')['TILEID', 'SURVEY', 'PROGRAM']
     except UNREADABLE as e:
         raise ReadError(f"{what}: not a table with TILEID, SURVEY and PROGRAM; fetch it again") from e
     words = zip(tiles['SURVEY'].tolist(), tiles['PROGRAM'].tolist())
     known = dict(zip(read_ids(tiles['TILEID'], what).tolist(), words))
     ids = read_ids(table['TILEID'], f'{archive.root}/healpix/tilepix.fits')
     table = table[[t in known for t in ids.tolist()]]
-    for k, column in enumerate(('SURVEY', 'PROGRAM')): table[column] = [str(known[int(t)][k]) for t in table['TILEID']]
+    for k, column in enumerate(('SURVEY', 'PROGRAM')):
+        table[column] = [str(known[int(t)][k]) for t in table['TILEID']]
     return table
 
 # %% ../../nbs/data/15_archive.ipynb #e1c87353
@@ -348,14 +386,18 @@ def list_pixels(
 ): # Table SURVEY PROGRAM HEALPIX, sorted, each once
     "The pixels of an archive that have coadds."
     for asked, known, what in ((surveys, SURVEYS, 'survey'), (programs, PROGRAMS, 'program')):
-        if unknown := sorted(set(asked or ()) - set(known)): raise ValueError(f"no {what} {', '.join(unknown)}; choose from {', '.join(known)}")
+        if unknown := sorted(set(asked or ()) - set(known)):
+            raise ValueError(f"no {what} {', '.join(unknown)}; choose from {', '.join(known)}")
     table = _from_tilepix(archive)
     table = _from_folders(archive) if table is None else table
-    if not len(table): raise ReadError(f"{archive.root}: no coadd in healpix/; check the root")
+    if not len(table):
+        raise ReadError(f"{archive.root}: no coadd in healpix/; check the root")
     keep = np.ones(len(table), bool)
     for name, asked in (('SURVEY', surveys), ('PROGRAM', programs), ('HEALPIX', pixels)):
-        if asked is not None: keep &= np.isin(table[name], list(asked))
+        if asked is not None:
+            keep &= np.isin(table[name], list(asked))
     here = sorted({f"{s}/{p}" for s, p in zip(table['SURVEY'], table['PROGRAM'])})
-    if not keep.any(): raise ReadError(f"{archive.root}: no pixel of what was asked for; it holds {', '.join(here)}, {len(table)} pixels")
+    if not keep.any():
+        raise ReadError(f"{archive.root}: no pixel of what was asked for; it holds {', '.join(here)}, {len(table)} pixels")
     rows = sorted({(str(s), str(p), int(h)) for s, p, h in table[keep].iterrows('SURVEY', 'PROGRAM', 'HEALPIX')})
     return Table(rows=rows, names=['SURVEY', 'PROGRAM', 'HEALPIX'])

@@ -49,8 +49,10 @@ class Piece:
 def _data_size(header):
     "Bytes of the data that follow a header, padded to whole blocks (FITS standard 4.0, eq. 1 and 2)."
     sizes = [header[f'NAXIS{i}'] for i in range(1, header.get('NAXIS', 0) + 1)]
-    if not sizes: return 0
-    if min(*sizes, header.get('PCOUNT', 0)) < 0: raise ValueError('a negative size')
+    if not sizes:
+        return 0
+    if min(*sizes, header.get('PCOUNT', 0)) < 0:
+        raise ValueError('a negative size')
     size = abs(header['BITPIX'])//8*header.get('GCOUNT', 1)*(header.get('PCOUNT', 0) + math.prod(sizes))
     return -(-size//2880)*2880
 
@@ -59,7 +61,8 @@ def _read_header(read, start, what):
     text, have = b'', 0
     while True:
         chunk = read(start + have, start + have + CHUNK)
-        if not chunk and not have: return None
+        if not chunk and not have:
+            return None
         text, have = text + chunk, have + len(chunk)
         if text[:8] not in (b'SIMPLE  ', b'XTENSION') or have > 100*CHUNK:
             raise BrokenFile(f"{what}: no FITS header at byte {start}; check the name, or fetch the file again")
@@ -68,7 +71,8 @@ def _read_header(read, start, what):
         if size:
             header = fits.Header.fromstring(text[:end].decode('ascii', 'replace'))
             return header, start + size, hashlib.sha256(text[:size]).hexdigest()
-        if len(chunk) < CHUNK: raise Interrupted(f'no END card in the header at byte {start}')
+        if len(chunk) < CHUNK:
+            raise Interrupted(f'no END card in the header at byte {start}')
 
 def _end_card(text):
     "Where the END card begins, None if it is not there yet."
@@ -91,9 +95,11 @@ def plan_pieces(
     pieces, start = [], 0
     while size is None or start < size:
         try:
-            if (found := _read_header(read, start, what)) is None: break
+            if (found := _read_header(read, start, what)) is None:
+                break
             pieces.append(_piece(start, *found))
-        except ReadError: raise
+        except ReadError:
+            raise
         except (fits.VerifyError, UnicodeError, LookupError, TypeError, ValueError) as e:
             raise BrokenFile(f"{what}: a broken header at byte {start} ({type(e).__name__}); fetch the file "
                              f"again") from e
@@ -103,7 +109,8 @@ def plan_pieces(
                            f"pixel can have; look at the file, and leave the pixel out")
         if size is not None and start > size:
             raise BrokenFile(f"{what}: ends after {size} bytes, {start} were announced; the archive's file is cut")
-        if len(pieces) > 1000: raise BrokenFile(f"{what}: over a thousand HDUs; this is no coadd")
+        if len(pieces) > 1000:
+            raise BrokenFile(f"{what}: over a thousand HDUs; this is no coadd")
     return pieces
 
 # %% ../../nbs/data/16_byte_ranges.ipynb #f72152cc
@@ -114,8 +121,10 @@ def needed_ranges(
     "The byte ranges to fetch."
     out = []
     for p in (p for k, p in enumerate(pieces) if k == 0 or needed.match(p.name)):
-        if out and out[-1][1] == p.start: out[-1] = (out[-1][0], p.stop)
-        else: out.append((p.start, p.stop))
+        if out and out[-1][1] == p.start:
+            out[-1] = (out[-1][0], p.stop)
+        else:
+            out.append((p.start, p.stop))
     return out
 
 # %% ../../nbs/data/16_byte_ranges.ipynb #68ff2ef6
@@ -146,15 +155,19 @@ class _Reader:
     def _once(self, start, stop, exact):
         data, version = read_bytes(self.archive, self.name, start, stop)
         self.counter.add(len(data))
-        if self.version is None: self.version = version
-        if self.version.differs(version): raise Changed(_CHANGED.format(self.path))
-        if exact and len(data) < stop - start: raise Interrupted(f'{len(data)} of {stop - start} bytes came')
+        if self.version is None:
+            self.version = version
+        if self.version.differs(version):
+            raise Changed(_CHANGED.format(self.path))
+        if exact and len(data) < stop - start:
+            raise Interrupted(f'{len(data)} of {stop - start} bytes came')
         return data
 
     def size(self):
         "Bytes of the file, which the first answer tells."
         self(0, 80)
-        if self.version.size is not None: return self.version.size
+        if self.version.size is not None:
+            return self.version.size
         return again(lambda: self.archive.fs.size(self.path), self.path, self.archive.patience)
 
 # %% ../../nbs/data/16_byte_ranges.ipynb #65e4ab23
@@ -172,12 +185,15 @@ def _check_sums(data, what):
         try:
             with fits.open(io.BytesIO(data), disable_image_compression=True, do_not_scale_image_data=True) as hdus:
                 wrong = next((hdu.name or 'the first HDU' for hdu in hdus if _is_wrong(hdu)), None)
-        except UNREADABLE as e: raise Interrupted(f'wrong bytes, which make no FITS file ({type(e).__name__})') from e
-    if wrong: raise Interrupted(f'wrong bytes in {wrong}')
+        except UNREADABLE as e:
+            raise Interrupted(f'wrong bytes, which make no FITS file ({type(e).__name__})') from e
+    if wrong:
+        raise Interrupted(f'wrong bytes in {wrong}')
 
 def _is_wrong(hdu):
     "Whether an HDU has other sums than its header gives."
-    if 'DATASUM' in hdu.header and hdu.verify_datasum() != 1: return True
+    if 'DATASUM' in hdu.header and hdu.verify_datasum() != 1:
+        return True
     return 'CHECKSUM' in hdu.header and hdu.verify_checksum() != 1
 
 # %% ../../nbs/data/16_byte_ranges.ipynb #c1ccb633
@@ -194,14 +210,18 @@ def fetch_needed(
         read = _Reader(archive, name, counter)
         ranges = needed_ranges(pieces := plan_pieces(read, read.size(), path), needed)
         check_size(sum(b - a for a, b in ranges), MOST['coadd'], path)
-        with ThreadPoolExecutor(CONNECTIONS) as pool: parts = list(pool.map(lambda r: read(*r, exact=True), ranges))
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            parts = list(pool.map(lambda r: read(*r, exact=True), ranges))
         _check_heads(pieces, ranges, parts, path)
         _check_sums(data := b''.join(parts), path)
         return data
     for k in range(3):
-        try: data = again(once, path, archive.patience, tries=2); break
+        try:
+            data = again(once, path, archive.patience, tries=2)
+            break
         except (BrokenFile, Changed):
-            if k == 2: raise
+            if k == 2:
+                raise
     dst.parent.mkdir(parents=True, exist_ok=True)
     dst.write_bytes(data)
     return dst
@@ -221,7 +241,8 @@ def fetch_whole(
         counter.add(len(data))
         if sha256 and hashlib.sha256(data).hexdigest() != sha256:
             raise Interrupted('the checksum is not the one that the archive gives')
-        if not sha256: _check_sums(data, path)
+        if not sha256:
+            _check_sums(data, path)
         return data, version
     data, version = again(once, path, archive.patience)
     dst.parent.mkdir(parents=True, exist_ok=True)
@@ -241,19 +262,27 @@ def _on_disk(archive, survey, program, hpx, kind):
 def _plan_local(path):
     "The HDUs of a file on disk, [] if they cannot be told; `TooLarge` if they are absurd."
     with (io.BufferedReader(gzip.open(path), 1 << 20) if path.suffix == '.gz' else open(path, 'rb')) as f:
-        def read(start, stop): f.seek(start); return f.read(stop - start)
-        try: return plan_pieces(read, None, path)
-        except TooLarge: raise
-        except (ReadError, OSError, EOFError, zlib.error): return []  # who reads it will say what is wrong
+        def read(start, stop):
+            f.seek(start)
+            return f.read(stop - start)
+        try:
+            return plan_pieces(read, None, path)
+        except TooLarge:
+            raise
+        except (ReadError, OSError, EOFError, zlib.error):
+            return []  # who reads it will say what is wrong
 
 def _check_local(path, sha256):
     "Raise if a file on disk is too large, or has another checksum than the archive gives."
     check_size(path.stat().st_size, MOST[kind_of(path.name)], path)
     if kind_of(path.name) == 'coadd':
         needed = [p for p in _plan_local(path) if NEEDED.match(p.name)]
-        if needed and all(p.summed for p in needed): return  # compared when they are read
-    if not sha256: return
-    with open(path, 'rb') as f: found = hashlib.file_digest(f, 'sha256').hexdigest()
+        if needed and all(p.summed for p in needed):
+            return  # compared when they are read
+    if not sha256:
+        return
+    with open(path, 'rb') as f:
+        found = hashlib.file_digest(f, 'sha256').hexdigest()
     if found != sha256:
         raise ReadError(f"{path}: is damaged, its checksum is not the one that the archive gives; copy it again")
 
@@ -271,12 +300,15 @@ def fetch_pair(
     sums = _sums(archive, survey, program, hpx, counter if archive.remote else None)
     if not archive.remote:
         paths = [_on_disk(archive, survey, program, hpx, kind) for kind in ('coadd', 'redrock')]
-        for path in paths: _check_local(path, sums.get(path.name, ''))
+        for path in paths:
+            _check_local(path, sums.get(path.name, ''))
         return *paths, counter
     for k in range(2):
-        try: return *_fetch_both(archive, survey, program, hpx, scratch, counter, sums), counter
+        try:
+            return *_fetch_both(archive, survey, program, hpx, scratch, counter, sums), counter
         except Changed:
-            if k: raise
+            if k:
+                raise
         sums = _sums(archive, survey, program, hpx, counter)
 
 # %% ../../nbs/data/16_byte_ranges.ipynb #ff3f62dd
@@ -284,8 +316,10 @@ def _fetch_both(archive, survey, program, hpx, scratch, counter, sums):
     "Fetch the two files of a pixel; `Changed` if the first was replaced before the second was there."
     coadd, redrock = (healpix_path('', survey, program, hpx, kind).as_posix() for kind in ('coadd', 'redrock'))
     local = [Path(scratch, p.rsplit('/', 1)[1]) for p in (coadd, redrock)]
-    try: version = fetch_whole(archive, redrock, local[1], sums.get(local[1].name, ''), counter)
-    except ReadError as e: raise type(e)(f'{e} (the redrock file of this pixel)') from e
+    try:
+        version = fetch_whole(archive, redrock, local[1], sums.get(local[1].name, ''), counter)
+    except ReadError as e:
+        raise type(e)(f'{e} (the redrock file of this pixel)') from e
     fetch_needed(archive, coadd, local[0], counter)
     after = _Reader(archive, redrock, counter)
     after.version = version
@@ -302,9 +336,13 @@ def _sums(archive, survey, program, hpx, counter=None):
         names = [f'{home}/{p.name}' for p in found]
     out = {}
     for name in names:
-        try: data, _ = again(lambda: read_bytes(archive, name, most=MOST['sums']), archive.path(name), archive.patience)
-        except (Unreachable, TooLarge): raise
-        except ReadError: continue
-        if counter: counter.add(len(data))
+        try:
+            data, _ = again(lambda: read_bytes(archive, name, most=MOST['sums']), archive.path(name), archive.patience)
+        except (Unreachable, TooLarge):
+            raise
+        except ReadError:
+            continue
+        if counter:
+            counter.add(len(data))
         out |= read_sums(data.decode(errors='replace'))
     return out

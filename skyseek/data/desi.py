@@ -34,23 +34,30 @@ def _find_arms(hdus, path, notes):
     arms = {arm: [part(f'{arm}_{p}') for p in ('WAVELENGTH', 'FLUX', 'IVAR', 'MASK')] for arm in CAMERAS if f'{arm}_FLUX' in hdus}
     if not arms:
         raise ReadError(f"{path}: no B_FLUX, R_FLUX or Z_FLUX, this is {what_file(hdus)}; give a coadd-*.fits file")
-    if lost := [arm for arm in 'BRZ' if arm not in arms and 'BRZ' not in arms]: notes.append(f"no arm {', '.join(lost)}, its pixels get ivar 0")
-    if 0 < len(bare := [arm for arm, images in arms.items() if images[3] is None]) < len(arms): notes.append(f"no mask for arm {', '.join(bare)}")
-    for arm, images in arms.items(): _check_shapes(path, arm, *images)
+    if lost := [arm for arm in 'BRZ' if arm not in arms and 'BRZ' not in arms]:
+        notes.append(f"no arm {', '.join(lost)}, its pixels get ivar 0")
+    if 0 < len(bare := [arm for arm, images in arms.items() if images[3] is None]) < len(arms):
+        notes.append(f"no mask for arm {', '.join(bare)}")
+    for arm, images in arms.items():
+        _check_shapes(path, arm, *images)
     rows = [images[1].shape[0] for images in arms.values()]
-    if len(set(rows)) > 1: raise ReadError(f"{path}: the arms {', '.join(arms)} have {rows} rows; they must be the same targets, download the file again")
+    if len(set(rows)) > 1:
+        raise ReadError(f"{path}: the arms {', '.join(arms)} have {rows} rows; they must be the same targets, download the file again")
     check_vacuum([hdus[0].header, *(h.header for images in arms.values() for h in images[:3])], path)
     check_memory(16*rows[0]*N_WAVE, path)
     return arms
 
 def _check_shapes(path, arm, wave, flux, ivar, mask):
     "Raise unless the images of an arm are there, (n, pixels of wave), with n > 0."
-    if wave is None or ivar is None: raise ReadError(f"{path}: {arm}_FLUX without {arm}_{'IVAR' if wave else 'WAVELENGTH'}; the file is incomplete, download it again")
+    if wave is None or ivar is None:
+        raise ReadError(f"{path}: {arm}_FLUX without {arm}_{'IVAR' if wave else 'WAVELENGTH'}; the file is incomplete, download it again")
     shapes = [getattr(h, 'shape', None) for h in (wave, flux, ivar, mask) if h is not None]
-    if None in shapes: raise ReadError(f"{path}: the header of an image of arm {arm} makes no sense; download the file again")
+    if None in shapes:
+        raise ReadError(f"{path}: the header of an image of arm {arm} makes no sense; download the file again")
     if len(shapes[1]) != 2 or shapes[1][1:] != shapes[0] or len(set(shapes[1:])) > 1:
         raise ReadError(f"{path}: WAVELENGTH, FLUX, IVAR and MASK of arm {arm} have the shapes {shapes}, which do not fit together; download the file again")
-    if 0 in shapes[1]: raise ReadError(f"{path}: no spectra in {arm}_FLUX (shape {shapes[1]}); leave this file out")
+    if 0 in shapes[1]:
+        raise ReadError(f"{path}: no spectra in {arm}_FLUX (shape {shapes[1]}); leave this file out")
 
 # %% ../../nbs/data/11_desi.ipynb #e6b9d5ea
 def _wavelengths(hdu):
@@ -63,7 +70,8 @@ def _factor(path, wave, flux, ivar):
     text, other = (str(h.header.get('BUNIT') or '').strip() for h in (flux, ivar))
     factor = flux_factor(text, wave, f'{path}: {flux.name}')
     unit, inverse = read_unit(text) if text else FLUX_UNIT, read_unit(other) if other else None
-    if inverse is None: return factor
+    if inverse is None:
+        return factor
     if not inverse.is_equivalent(unit**-2) or abs(inverse.to(unit**-2) - 1) > 1e-6:
         raise ReadError(f"{path}: {flux.name} is in '{text or FLUX_UNIT}' and {ivar.name} in '{other}', which do not "
                         f"fit together; correct BUNIT")
@@ -72,10 +80,12 @@ def _factor(path, wave, flux, ivar):
 # %% ../../nbs/data/11_desi.ipynb #bddd9367
 def _clean(flux, ivar, masked=None, *, counts):
     "Flux and ivar of one block, ivar 0 where masked, negative, not finite or impossibly large, which are counted."
-    if masked is not None: np.copyto(ivar, 0, where=masked)
+    if masked is not None:
+        np.copyto(ivar, 0, where=masked)
     sound = ivar.min() >= 0 and all_finite(ivar) and all_finite(flux)
     wild = is_wild(flux, ivar)
-    if sound and not wild.any(): return flux, ivar
+    if sound and not wild.any():
+        return flux, ivar
     broken = ~(np.isfinite(flux) & np.isfinite(ivar))
     negative = (ivar < 0) & ~broken
     found = {'non-finite': broken & (ivar != 0), 'negative': negative, 'impossibly large': wild}
@@ -89,14 +99,17 @@ def _pixels(hdu, factor=None):
     "A function from a slice of rows to their pixels: float32 of a flux or ivar times a factor; True where MASK is set."
     scale, zero = hdu.header.get('BSCALE', 1), hdu.header.get('BZERO', 0)
     blank = hdu.header.get('BLANK') if hdu.header.get('BITPIX', -32) > 0 else None
-    if hdu.name.endswith('_MASK'): return lambda rows: hdu.section[rows] != -zero
+    if hdu.name.endswith('_MASK'):
+        return lambda rows: hdu.section[rows] != -zero
     if (scale, zero, blank, factor is None) == (1, 0, None, True):
         return lambda rows: hdu.section[rows].astype(np.float32)
     def read(rows):
         stored = hdu.section[rows]
         values = stored.astype(float)*scale + zero
-        if blank is not None: values[stored == blank] = np.nan
-        with np.errstate(over='ignore'): return (values if factor is None else values*factor).astype(np.float32)
+        if blank is not None:
+            values[stored == blank] = np.nan
+        with np.errstate(over='ignore'):
+            return (values if factor is None else values*factor).astype(np.float32)
     return read
 
 def _readers(path, wave, flux, ivar, mask):
@@ -114,7 +127,8 @@ def _merge_blocks(arms, n, counts, path, lost=None, block=64):
     for rows in (slice(start, min(start + block, n)) for start in range(0, n, block)):
         for arm, where, reads in readers:
             f, v = _clean(*(read(rows) for read in reads), counts=counts)
-            if lost is not None: v[lost[arm][rows]] = 0
+            if lost is not None:
+                v[lost[arm][rows]] = 0
             ivar[rows, where] += v
             flux[rows, where] += np.multiply(f, v, out=f)
         np.divide(flux[rows], ivar[rows], out=flux[rows], where=ivar[rows] > 0)
@@ -132,15 +146,20 @@ def read_coadd(
         arms = _find_arms(hdus, path, notes)
         n = next(iter(arms.values()))[1].shape[0]
         meta = read_fibremap(hdus, n, path, notes)
-        try: flux, ivar = _merge_blocks(arms, n, counts, path, lost_rows(meta) if is_uncoadded(meta) else None)
-        except ValueError as e: raise e if isinstance(e, ReadError) else ReadError(f"{path}: {e}") from e
+        try:
+            flux, ivar = _merge_blocks(arms, n, counts, path, lost_rows(meta) if is_uncoadded(meta) else None)
+        except ValueError as e:
+            raise e if isinstance(e, ReadError) else ReadError(f"{path}: {e}") from e
     if is_uncoadded(meta):
         flux, ivar, meta = coadd_exposures(flux, ivar, meta)
         notes.append(f"{n} exposures of {len(meta)} targets, uncoadded spectra, are added up here by inverse variance")
-    if twice := repeated_rows(meta['TARGETID']): notes.append(f"{twice} TARGETIDs occur more than once")
+    if twice := repeated_rows(meta['TARGETID']):
+        notes.append(f"{twice} TARGETIDs occur more than once")
     notes += [f"{k} pixels with {what} values get ivar 0" for what, k in counts.items() if k]
-    if dark := int((~ivar.any(1)).sum()): notes.append(f"{dark} of {len(meta)} spectra have no valid pixel")
-    if notes: warnings.warn(f"{path}: {'; '.join(notes)}", stacklevel=2)
+    if dark := int((~ivar.any(1)).sum()):
+        notes.append(f"{dark} of {len(meta)} spectra have no valid pixel")
+    if notes:
+        warnings.warn(f"{path}: {'; '.join(notes)}", stacklevel=2)
     return Spectra(wave_desi(), flux, ivar, meta)
 
 # %% ../../nbs/data/11_desi.ipynb #d219bb5f
@@ -151,7 +170,8 @@ def is_target(
 ): # (N,) bool
     "Science targets: OBJTYPE TGT, or the class of early files (ELG, STD, …), no SKY, NON, BAD or blank; True if not known."
     meta = spectra.meta
-    if 'OBJTYPE' not in meta.colnames: return np.ones(len(meta), bool)
+    if 'OBJTYPE' not in meta.colnames:
+        return np.ones(len(meta), bool)
     return ~np.isin(clean_types(np.ma.filled(np.ma.asarray(meta['OBJTYPE']), '')), ('SKY', 'NON', 'BAD', ''))
 
 def is_good_fibre(
@@ -159,7 +179,8 @@ def is_good_fibre(
 ): # (N,) bool
     "Fibres without a hardware problem: no bit of COADD_FIBERSTATUS but 3 and 20; all True where it is not known."
     meta = spectra.meta
-    if 'COADD_FIBERSTATUS' not in meta.colnames: return np.ones(len(meta), bool)
+    if 'COADD_FIBERSTATUS' not in meta.colnames:
+        return np.ones(len(meta), bool)
     status = np.ma.filled(np.ma.asarray(meta['COADD_FIBERSTATUS']), 0).astype(np.int64)
     return (status & ~_HARMLESS) == 0
 
@@ -171,7 +192,8 @@ def select_targets(
 ): # `Spectra`, the same object if nothing is dropped; meta.meta['NDROP'] says how many were
     "Leave out sky fibres and fibres with a hardware problem."
     keep = (keep_sky | is_target(spectra)) & (keep_bad | is_good_fibre(spectra))
-    if keep.all(): return spectra
+    if keep.all():
+        return spectra
     kept = spectra[keep]
     kept.meta.meta['NDROP'] = int((~keep).sum())
     return kept
@@ -183,7 +205,8 @@ def find_redrock(
     "The redrock file that DESI puts beside a coadd: redrock-*, or zbest-* in early productions."
     path = Path(coadd_path)
     name = re.fullmatch(r'(?s)(|.*[^A-Za-z])(?:coadd|spectra)(-.*?)(?:\.gz|\.bz2)?', path.name)
-    if not name: return None
+    if not name:
+        return None
     beside = [path.with_name(f'{name[1]}{kind}{name[2]}') for kind in ('redrock', 'zbest')]
     files = [p.with_name(p.name + end) for p in beside for end in ('', '.gz', '.bz2') if len(os.fsencode(p.name + end)) <= 255]
     return next((p for p in files if p.is_file()), path if _holds_answers(path) else None)
@@ -191,8 +214,10 @@ def find_redrock(
 def _holds_answers(path):
     "Whether a coadd has redrock's table in it."
     try:
-        with open_fits(path) as hdus: return 'REDSHIFTS' in hdus and what_file(hdus) == 'a coadd'
-    except ReadError: return False
+        with open_fits(path) as hdus:
+            return 'REDSHIFTS' in hdus and what_file(hdus) == 'a coadd'
+    except ReadError:
+        return False
 
 def healpix_path(
     root, # folder of a production, such as .../dr1/spectro/redux/iron
@@ -219,8 +244,10 @@ def join_redrock(
                         f"the redrock file of the same coadd")
     if lost.any():
         notes.append(f"{lost.sum()} of {len(meta)} targets are missing and get ZWARN {ZWARN_NODATA} (NODATA)")
-    if twice := repeated_rows(redrock['TARGETID']): notes.append(f"{twice} TARGETIDs occur more than once and are paired in their order")
-    if notes: warnings.warn(f"{file}: {'; '.join(notes)}", stacklevel=2)
+    if twice := repeated_rows(redrock['TARGETID']):
+        notes.append(f"{twice} TARGETIDs occur more than once and are paired in their order")
+    if notes:
+        warnings.warn(f"{file}: {'; '.join(notes)}", stacklevel=2)
     new = [c for c in redrock.colnames if c in REDROCK_COLUMNS or c not in meta.colnames]
     meta = add_columns(meta, redrock, [c for c in new if c != 'TARGETID'])
     meta['ZWARN'][lost] = ZWARN_NODATA
@@ -230,7 +257,8 @@ def join_redrock(
 def _of_survey(redrock, meta):
     "The rows of a redshift catalogue that are of the survey and program of the spectra."
     for name in ('SURVEY', 'PROGRAM'):
-        if name not in redrock.colnames or name not in meta.colnames or np.any(meta[name] == ''): continue
+        if name not in redrock.colnames or name not in meta.colnames or np.any(meta[name] == ''):
+            continue
         redrock = redrock[np.isin(redrock[name], [*np.unique(meta[name]), ''])]  # blank: of any
     return redrock
 
@@ -242,10 +270,14 @@ def extract(
 ): # `Spectra` of the science targets with redrock's columns in meta, if there is a redrock file
     "Read a coadd, keep science targets on good fibres, join redrock's answers."
     spectra, redrock_path = read_coadd(coadd_path), redrock_path or find_redrock(coadd_path)
-    if redrock_path: spectra = join_redrock(spectra, read_redrock(redrock_path))
-    else: warnings.warn(f"{coadd_path}: no redrock file beside it, so there are no redshifts to check", stacklevel=2)
-    if not keep_all: spectra = select_targets(spectra)
-    if not len(spectra): raise ReadError(f"{coadd_path}: no science target on a good fibre; keep sky fibres to see the others (keep_all=True, --keep-sky)")
+    if redrock_path:
+        spectra = join_redrock(spectra, read_redrock(redrock_path))
+    else:
+        warnings.warn(f"{coadd_path}: no redrock file beside it, so there are no redshifts to check", stacklevel=2)
+    if not keep_all:
+        spectra = select_targets(spectra)
+    if not len(spectra):
+        raise ReadError(f"{coadd_path}: no science target on a good fibre; keep sky fibres to see the others (keep_all=True, --keep-sky)")
     if not spectra.ivar.any():
         raise ReadError(f"{coadd_path}: no science target has a valid pixel, all {len(spectra)} spectra are dark; "
                         f"leave this file out")
@@ -254,18 +286,24 @@ def extract(
 # %% ../../nbs/data/11_desi.ipynb #a6ddc1fd
 def _begins_as_ours(path):
     "Whether a file that cannot be read was begun by `write_spectra`."
-    try: return 'COADD' in fits.getheader(path)
-    except (OSError, ValueError): return False
+    try:
+        return 'COADD' in fits.getheader(path)
+    except (OSError, ValueError):
+        return False
 
 def _is_done(dst, inputs):
     "Whether `dst` is a compact file from these inputs; raise if it was made from others, or is another kind of file."
     try:
-        with open_fits(dst) as hdus: made_from, whole = {k: hdus[0].header.get(k) for k in inputs}, 'TARGETS' in hdus
+        with open_fits(dst) as hdus:
+            made_from, whole = {k: hdus[0].header.get(k) for k in inputs}, 'TARGETS' in hdus
     except ReadError:
-        if _begins_as_ours(dst): return False
+        if _begins_as_ours(dst):
+            return False
         whole = False
-    if not whole: raise ValueError(f"{dst}: is there already and is no compact file; give another folder, or --overwrite (overwrite=True)")
-    if made_from != inputs: raise ValueError(f"{dst}: was made from {made_from}, not from {inputs}; choose another name or overwrite=True")
+    if not whole:
+        raise ValueError(f"{dst}: is there already and is no compact file; give another folder, or --overwrite (overwrite=True)")
+    if made_from != inputs:
+        raise ValueError(f"{dst}: was made from {made_from}, not from {inputs}; choose another name or overwrite=True")
     return True
 
 def extract_file(
@@ -279,5 +317,6 @@ def extract_file(
     if dst.is_dir():
         dst = dst/f"spectra-{re.sub(r'[.](gz|bz2)$', '', src.name.removeprefix('coadd-').removeprefix('spectra-'))}"
     inputs = dict(COADD=header_text(src.name), REDROCK=header_text(Path(redrock).name) if redrock else None)
-    if not overwrite and dst.exists() and _is_done(dst, inputs) and is_fresh(dst, src, redrock): return dst
+    if not overwrite and dst.exists() and _is_done(dst, inputs) and is_fresh(dst, src, redrock):
+        return dst
     return write_spectra(extract(src, redrock), dst)

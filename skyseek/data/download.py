@@ -32,7 +32,8 @@ def kind_of(
 ): # key of `MOST`
     "Which limit a file has."
     name = name.rsplit('/', 1)[-1]
-    if name.endswith('.sha256sum'): return 'sums'
+    if name.endswith('.sha256sum'):
+        return 'sums'
     return next((kind for kind in ('coadd', 'redrock') if name.startswith(f'{kind}-')), 'table')
 
 def check_size(
@@ -64,8 +65,10 @@ class Meter:
         "Count; to be called for each piece."
         self.total, self.span, seconds = self.total + n, self.span + n, time.monotonic() - self.since
         check_size(self.total, self.most, self.what)
-        if seconds <= self.timeout: return
-        if self.span < LEAST*seconds: raise TooSlow(f'only {self.span} bytes in {seconds:.0f} s')
+        if seconds <= self.timeout:
+            return
+        if self.span < LEAST*seconds:
+            raise TooSlow(f'only {self.span} bytes in {seconds:.0f} s')
         self.span, self.since = 0, time.monotonic()
 
 # %% ../../nbs/data/14_download.ipynb #dcf98c54
@@ -79,24 +82,32 @@ class _Prompt:
         timer = Timer(self.timeout or TIMEOUT, _hang_up, (self.sock, late))
         timer.daemon = True
         timer.start()
-        try: response = super().getresponse()
-        finally: timer.cancel()
-        if late.is_set(): raise TimeoutError('no answer in time')  # a head that ends too early is taken for a whole one
+        try:
+            response = super().getresponse()
+        finally:
+            timer.cancel()
+        if late.is_set():
+            raise TimeoutError('no answer in time')  # a head that ends too early is taken for a whole one
         return response
 
 def _hang_up(sock, late):
     "End a connection, whatever is being read from it; of https too."
     late.set()
-    with suppress(OSError): socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    with suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
-class _HTTP(_Prompt, HTTPConnection): pass
-class _HTTPS(_Prompt, HTTPSConnection): pass
+class _HTTP(_Prompt, HTTPConnection):
+    pass
+class _HTTPS(_Prompt, HTTPSConnection):
+    pass
 
 class _Web(HTTPHandler):
-    def http_open(self, request): return self.do_open(_HTTP, request)
+    def http_open(self, request):
+        return self.do_open(_HTTP, request)
 
 class _SecureWeb(HTTPSHandler):
-    def https_open(self, request): return self.do_open(_HTTPS, request, context=self._context)
+    def https_open(self, request):
+        return self.do_open(_HTTPS, request, context=self._context)
 
 # %% ../../nbs/data/14_download.ipynb #239105b0
 def open_url(

@@ -20,8 +20,11 @@ from .hdus import ReadError
 def _pair(ids, others):
     "For each of `ids` its row in `others` (-1: none), the k-th with the k-th; negative ids only in equal tables."
     def numbered(ids, seen):
-        for i in np.asarray(ids).tolist(): seen[i] += 1; yield i, seen[i]
-    if np.array_equal(ids, others): return np.arange(len(ids))
+        for i in np.asarray(ids).tolist():
+            seen[i] += 1
+            yield i, seen[i]
+    if np.array_equal(ids, others):
+        return np.arange(len(ids))
     rows = {key: row for row, key in enumerate(numbered(others, Counter())) if key[0] >= 0}
     return np.array([rows.get(key, -1) for key in numbered(ids, Counter())], dtype=int)
 
@@ -63,7 +66,8 @@ def _one_a_target(exposures):
     "The first row of each target, its COADD_ columns as desispec's coadd_fibermap sums them up."
     number, first = _group(exposures['TARGETID'])
     meta = exposures[first]
-    if 'FIBERSTATUS' not in exposures.colnames: return meta
+    if 'FIBERSTATUS' not in exposures.colnames:
+        return meta
     status = np.asarray(exposures['FIBERSTATUS'], np.int64)
     used = ((status & _FATAL) == 0) & ((status & _AMPLIFIER['BRZ']) != _AMPLIFIER['BRZ'])
     common, any_, kept = (np.full(len(first), x, np.int64) for x in (-1, 0, 0))
@@ -87,8 +91,10 @@ def read_fibremap(hdus, n, path, notes):
         notes.append("no TARGETIDs, rows are numbered -1, -2, … and cannot be joined with redshifts")
         meta.add_column(-1 - np.arange(n), name='TARGETID', index=0)
         meta.meta['NUMBERED'] = True
-    if 'TARGETID' in scores.colnames: meta = add_columns(meta, scores, SCORES)
-    for name, value in _where_from(hdus[0].header, path, notes).items(): meta[name] = np.full(n, value)
+    if 'TARGETID' in scores.colnames:
+        meta = add_columns(meta, scores, SCORES)
+    for name, value in _where_from(hdus[0].header, path, notes).items():
+        meta[name] = np.full(n, value)
     meta.meta['COADD'] = Path(path).name
     return meta
 
@@ -100,18 +106,21 @@ def _fibre_table(hdus, n, path):
     fits = next((t for _, t in tables if len(t) == n and t.colnames), None)
     if fits is None and 'EXP_FIBERMAP' in hdus and not tables:
         exposures = read_table(hdus['EXP_FIBERMAP'], path, capitals=True)
-        if 'TARGETID' in exposures.colnames and len(targets := _one_a_target(exposures)) == n: return targets
+        if 'TARGETID' in exposures.colnames and len(targets := _one_a_target(exposures)) == n:
+            return targets
     if fits is None and tables and tables[0][1].colnames:
         raise ReadError(f"{path}: {tables[0][0]} has {len(tables[0][1])} rows for {n} spectra; download the file again")
     fits = Table() if fits is None else fits
     for old, new in (('FIBERSTATUS', 'COADD_FIBERSTATUS'), ('EXPTIME', 'COADD_EXPTIME')): # of early files
-        if old in fits.colnames and new not in fits.colnames and not is_uncoadded(fits): fits.rename_column(old, new)
+        if old in fits.colnames and new not in fits.colnames and not is_uncoadded(fits):
+            fits.rename_column(old, new)
     return fits
 
 def is_uncoadded(meta):
     "Whether a fibre table has several exposures of a target, as spectra-*.fits have."
     names = set(meta.colnames)
-    if not {'TARGETID', 'FIBERSTATUS'} <= names or {'COADD_FIBERSTATUS', 'COADD_NUMEXP'} & names: return False
+    if not {'TARGETID', 'FIBERSTATUS'} <= names or {'COADD_FIBERSTATUS', 'COADD_NUMEXP'} & names:
+        return False
     return repeated_rows(meta['TARGETID']) > 0
 
 # %% ../../nbs/data/10_fibres.ipynb #afaa059f
@@ -128,7 +137,8 @@ def _pixel_64(header, notes):
     "The pixel of nside 64, nested, in which the header's lies, -1 with a note if there is no such."
     nside = int(header.get('HPXNSIDE', 64))
     nested = str(header.get('HPXNEST', True)).strip().upper() in ('TRUE', 'T', '1')
-    if nested and nside % 64 == 0 and (nside & (nside - 1)) == 0: return int(header['HPXPIXEL'])//(nside//64)**2
+    if nested and nside % 64 == 0 and (nside & (nside - 1)) == 0:
+        return int(header['HPXPIXEL'])//(nside//64)**2
     if notes is not None:
         notes.append(f"healpix pixel of nside {nside}, {'nested' if nested else 'in rings'}, is not one of nside 64, "
                      f"nested, and becomes -1")

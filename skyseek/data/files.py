@@ -29,8 +29,10 @@ from .writing import check_new, keep_apart, write_atomic
 # %% ../../nbs/data/04_files.ipynb #1c31bed2
 def find_fsspec():
     "The module fsspec, or an `ImportError` that says how to get it."
-    try: import fsspec
-    except ImportError as e: raise ImportError("addresses need fsspec; pip install 'skyseek[survey]'") from e
+    try:
+        import fsspec
+    except ImportError as e:
+        raise ImportError("addresses need fsspec; pip install 'skyseek[survey]'") from e
     return fsspec
 
 # %% ../../nbs/data/04_files.ipynb #127f7e07
@@ -43,7 +45,8 @@ def failure_text(
     "An exception in one line for the user; its traceback goes to the log at level debug."
     log.debug('%s', path or type(error).__name__, exc_info=error)
     words = printable(next((line for line in str(error).splitlines() if line.strip()), type(error).__name__))
-    if isinstance(error, MemoryError): words = f"not enough memory ({words})"
+    if isinstance(error, MemoryError):
+        words = f"not enough memory ({words})"
     elif not isinstance(error, (ValueError, OSError, ImportError)):
         words = f"{type(error).__name__}: {words}; a fault of skyseek, not of the file: --log debug shows where, please report it"
     return words if path is None or str(path) in words else f'{printable(path)}: {words}'
@@ -65,13 +68,15 @@ def read_ids(
 ): # (N,) int64
     "Identifiers as int64; `ReadError` if one is missing, no whole number, out of range, or may have lost digits."
     values = np.ma.asarray(column)
-    if values.ndim != 1: raise ReadError(f"{where}: {name} has {values.ndim} dimensions; give one number a row")
+    if values.ndim != 1:
+        raise ReadError(f"{where}: {name} has {values.ndim} dimensions; give one number a row")
     if (missing := np.ma.getmaskarray(values)).any() or (values.dtype.kind == 'O' and any(v is None for v in values.data)):
         row = int(np.argmax(missing)) if missing.any() else [v is None for v in values.data].index(True)
         raise ReadError(f"{where}: row {row + 1} has no {name}; fill it in, or leave the row out")
     values = values.data
     if values.dtype.kind in 'iu':
-        if values.dtype.kind == 'u' and len(values) and values.max() > _LARGEST: _bad_id(where, name, values, lambda v: v > _LARGEST)
+        if values.dtype.kind == 'u' and len(values) and values.max() > _LARGEST:
+            _bad_id(where, name, values, lambda v: v > _LARGEST)
         return values.astype(np.int64)
     if values.dtype.kind not in 'OSU':
         kind = f'{values.dtype.name} numbers, which hold fewer digits' if values.dtype.kind == 'f' else f'of the type {values.dtype.name}'
@@ -85,14 +90,17 @@ _LARGEST = np.iinfo(np.int64).max
 
 def _is_id(value):
     "Whether a value is a whole number in the range of int64."
-    if isinstance(value, bool) or not isinstance(value, (str, int, np.integer)): return False
-    if isinstance(value, str) and not re.fullmatch(r'\s*[+-]?\d{1,19}\s*', value, re.ASCII): return False
+    if isinstance(value, bool) or not isinstance(value, (str, int, np.integer)):
+        return False
+    if isinstance(value, str) and not re.fullmatch(r'\s*[+-]?\d{1,19}\s*', value, re.ASCII):
+        return False
     return -_LARGEST - 1 <= int(value) <= _LARGEST
 
 def _bad_id(where, name, values, is_bad):
     "Raise for the first value that is bad, if there is one."
     for row, value in enumerate(values):
-        if is_bad(value): raise ReadError(f"{where}: {name} in row {row + 1} is {printable(value)!s:.40}, not a whole number of up to 19 digits; write it out in full")
+        if is_bad(value):
+            raise ReadError(f"{where}: {name} in row {row + 1} is {printable(value)!s:.40}, not a whole number of up to 19 digits; write it out in full")
 
 # %% ../../nbs/data/04_files.ipynb #c07387d3
 def read_table(
@@ -105,9 +113,12 @@ def read_table(
     columns = {}
     for c in hdu.columns:
         a, name = np.asarray(hdu.data[c.name]), c.name.upper() if capitals else c.name
-        if a.dtype.kind == 'O' and name == 'COEFF': a = _padded(a)
-        if a.dtype.kind in 'Oc' or name in columns: continue
-        if name == 'TARGETID': a = read_ids(a if c.null is None else np.ma.masked_equal(a, c.null), where or hdu.name)
+        if a.dtype.kind == 'O' and name == 'COEFF':
+            a = _padded(a)
+        if a.dtype.kind in 'Oc' or name in columns:
+            continue
+        if name == 'TARGETID':
+            a = read_ids(a if c.null is None else np.ma.masked_equal(a, c.null), where or hdu.name)
         a = np.char.strip(a.astype(str)) if a.dtype.kind in 'SU' else a.astype(a.dtype.newbyteorder('='))
         columns[name] = Column(a, unit=c.unit)
     return Table(columns)
@@ -115,7 +126,8 @@ def read_table(
 def _padded(vectors):
     "Vectors of different lengths as one array, with zeros at the ends, as redrock pads its coefficients."
     out = np.zeros((len(vectors), max(map(len, vectors), default=0)))
-    for row, vector in zip(out, vectors): row[:len(vector)] = vector
+    for row, vector in zip(out, vectors):
+        row[:len(vector)] = vector
     return out
 
 # %% ../../nbs/data/04_files.ipynb #dd7b596b
@@ -158,10 +170,12 @@ def _table_hdu(table, name):
     "A table HDU with the units of its columns, whatever they are."
     bare = table.copy(copy_data=False)
     bare.meta.clear()
-    for column in bare.itercols(): column.unit = None
+    for column in bare.itercols():
+        column.unit = None
     hdu = fits.BinTableHDU(bare, name=name)
     for c in table.colnames:
-        if table[c].unit: hdu.columns[c].unit = str(table[c].unit)
+        if table[c].unit:
+            hdu.columns[c].unit = str(table[c].unit)
     return hdu
 
 # %% ../../nbs/data/04_files.ipynb #1b21a56a
@@ -174,16 +188,19 @@ def ascii_text(words): # str → str of ASCII letters only
 def _plain_strings(table):
     "A table whose strings are ASCII."
     strange = [c for c in table.colnames if table[c].dtype.kind == 'U' and not all(str(x).isascii() for x in table[c])]
-    if not strange: return table
+    if not strange:
+        return table
     table = table.copy(copy_data=False)
-    for name in strange: table[name] = Column([ascii_text(str(x)) for x in table[name]], description=table[name].description)
+    for name in strange:
+        table[name] = Column([ascii_text(str(x)) for x in table[name]], description=table[name].description)
     return table
 
 def header_text(
     text, # e.g. the name of a file
 ): # str that a FITS header can hold
     "Text in printable ASCII, as a header holds nothing else; an Å or a line break becomes an escape."
-    if text.isascii() and text.isprintable(): return text
+    if text.isascii() and text.isprintable():
+        return text
     return text.replace('\\', '\\\\').encode('unicode_escape').decode()
 
 # %% ../../nbs/data/04_files.ipynb #19bb8198
@@ -199,7 +216,8 @@ def _without_wild_pixels(spectra, dst):
     "Pixels so far off that their integer code would not fit in 30 bits (10^7 σ of the best pixel) get ivar 0, with a warning."
     flux = np.where(spectra.good, spectra.flux, 0)
     wild = np.abs(flux) > 2**30*_steps(flux, spectra.ivar)[:, None]
-    if not wild.any(): return spectra
+    if not wild.any():
+        return spectra
     warnings.warn(f"{dst}: {wild.sum()} pixels in {wild.any(1).sum()} spectra are beyond 10^7 σ and get ivar 0", stacklevel=3)
     return spectra.replace(flux=np.where(wild, 0, spectra.flux), ivar=np.where(wild, 0, spectra.ivar))
 
@@ -209,13 +227,15 @@ def write_spectra(
     dst, # path of the compact file, spectra-*.fits
 ): # `Path`
     "Write the compact file: WAVELENGTH, FLUX, IVAR (tile-compressed), TARGETS; about 15 kB per spectrum."
-    if not len(spectra): raise ValueError(f"{dst}: no spectra to write; check what was selected")
+    if not len(spectra):
+        raise ValueError(f"{dst}: no spectra to write; check what was selected")
     spectra = _without_wild_pixels(spectra, dst)
     flux = np.where(spectra.good, spectra.flux, 0)
     ivar = fits.CompImageHDU(_round_mantissa(spectra.ivar, MANTISSA_BITS), compression_type='GZIP_2', tile_shape=(1, len(spectra.wave)), quantize_level=0, name='IVAR')
     hdus = fits.HDUList([fits.PrimaryHDU(header=_header(spectra)), fits.ImageHDU(spectra.wave, name='WAVELENGTH'), _rice_hdu(flux, _steps(flux, spectra.ivar), 'FLUX'),
                          ivar, _table_hdu(_plain_strings(spectra.meta), 'TARGETS')])
-    with write_atomic(dst) as tmp: hdus.writeto(tmp, checksum=True)
+    with write_atomic(dst) as tmp:
+        hdus.writeto(tmp, checksum=True)
     return Path(dst)
 
 # %% ../../nbs/data/04_files.ipynb #1c793348
@@ -249,7 +269,8 @@ def unique_paths(
 ): # list
     "Each file once, with a warning where one is given twice."
     once = {Path(path).resolve(): path for path in paths}
-    if twice := len(paths) - len(once): log.warning('%d of %d files are given more than once and taken once', twice, len(paths))
+    if twice := len(paths) - len(once):
+        log.warning('%d of %d files are given more than once and taken once', twice, len(paths))
     return list(once.values())
 
 def check_destination(
@@ -274,11 +295,14 @@ def write_table(
     "Write a table, whole or not at all."
     dst = check_destination(dst)
     with write_atomic(dst) as tmp:
-        if dst.suffix.lower() == '.parquet': table.write(tmp, format='parquet'); return dst
+        if dst.suffix.lower() == '.parquet':
+            table.write(tmp, format='parquet')
+            return dst
         table = _plain_strings(table)
         hdu = fits.BinTableHDU(table, name=name)
         for i, column in enumerate(table.colnames, 1):
-            if table[column].description: hdu.header[f'TCOMM{i}'] = table[column].description
+            if table[column].description:
+                hdu.header[f'TCOMM{i}'] = table[column].description
         hdu.writeto(tmp)
     return dst
 
@@ -290,16 +314,21 @@ def read_written_table(
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'No table::len')  # the longest string is found by looking
         try:
-            if Path(path).suffix.lower() == '.parquet': table = Table.read(path, format='parquet')
+            if Path(path).suffix.lower() == '.parquet':
+                table = Table.read(path, format='parquet')
             else:
-                with open_fits(path, 'a table in FITS or Parquet', sums='.*') as hdus: table = Table.read(hdus, format='fits')
+                with open_fits(path, 'a table in FITS or Parquet', sums='.*') as hdus:
+                    table = Table.read(hdus, format='fits')
             table.convert_bytestring_to_unicode()
-        except ReadError: raise
+        except ReadError:
+            raise
         except Exception as e:
             raise ValueError(f"{path}: not a readable table ({type(e).__name__}); give one in FITS or Parquet, of numbers and text") from e
     for i, name in enumerate(table.colnames, 1):
-        if isinstance(table[name], MaskedColumn) and (kind := table[name].dtype.kind) in 'fUS': table[name] = table[name].filled(np.nan if kind == 'f' else '')
-        if f'TCOMM{i}' in table.meta: table[name].description = table.meta.pop(f'TCOMM{i}')  # astropy leaves them in the header
+        if isinstance(table[name], MaskedColumn) and (kind := table[name].dtype.kind) in 'fUS':
+            table[name] = table[name].filled(np.nan if kind == 'f' else '')
+        if f'TCOMM{i}' in table.meta:
+            table[name].description = table.meta.pop(f'TCOMM{i}')  # astropy leaves them in the header
     if 'TARGETID' in table.colnames:
         ids = Column(read_ids(table['TARGETID'], path), description=table['TARGETID'].description)
         table.replace_column('TARGETID', ids)

@@ -36,7 +36,8 @@ def printable(
 
 class ReadError(ValueError):
     "A survey file that cannot be used; the message says in one line which file, what is wrong with it and what to do."
-    def __init__(self, message=''): super().__init__(printable(message).replace('\n', r'\n'))
+    def __init__(self, message=''):
+        super().__init__(printable(message).replace('\n', r'\n'))
 
 # %% ../../nbs/data/02_hdus.ipynb #9d0b1c94
 _PACKED = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ\x00': lzma.open}
@@ -65,17 +66,22 @@ def foreign_format(
 def memory_left(): # int
     "Bytes of memory that can still be had, as far as the system says; limits of a container or a shell count."
     left, group = [1 << 60], Path('/sys/fs/cgroup')
-    try: left.append(1024*int(re.search(r'MemAvailable:\s+(\d+)', Path('/proc/meminfo').read_text())[1]))
-    except (OSError, TypeError): pass
+    try:
+        left.append(1024*int(re.search(r'MemAvailable:\s+(\d+)', Path('/proc/meminfo').read_text())[1]))
+    except (OSError, TypeError):
+        pass
     try:
         used, most = (int((group/name).read_text()) for name in ('memory.current', 'memory.max'))
         cache = int(re.search(r'(?m)^file (\d+)', (group/'memory.stat').read_text())[1]) # is given up when it is needed
         left.append(most - used + cache)
-    except (OSError, TypeError, ValueError): pass
+    except (OSError, TypeError, ValueError):
+        pass
     try:
         import resource
-        if (most := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY: left.append(most)
-    except ImportError: pass
+        if (most := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+            left.append(most)
+    except ImportError:
+        pass
     return max(min(left), 1 << 20)
 
 def check_memory(
@@ -91,10 +97,14 @@ def check_memory(
 @contextmanager
 def _content(path, give):
     "What astropy shall open: the path, or a temporary file with what is in a compressed one."
-    with open(path, 'rb') as f: head = f.read(512)
-    if words := foreign_format(head): raise ReadError(f"{path}: is {words}, no FITS file; give {give}")
+    with open(path, 'rb') as f:
+        head = f.read(512)
+    if words := foreign_format(head):
+        raise ReadError(f"{path}: is {words}, no FITS file; give {give}")
     unpack = next((function for mark, function in _PACKED.items() if head.startswith(mark)), None)
-    if unpack is None: yield path; return
+    if unpack is None:
+        yield path
+        return
     with SpooledTemporaryFile(max_size=1 << 26) as whole, unpack(path) as packed:
         most = memory_left()
         while block := packed.read(1 << 20):
@@ -111,10 +121,13 @@ def _damaged(content, wanted):
     raw = fits.open(content, memmap=False, disable_image_compression=True, do_not_scale_image_data=True)
     try:
         for k, hdu in enumerate(raw):
-            if not re.fullmatch(wanted, hdu.name): continue
+            if not re.fullmatch(wanted, hdu.name):
+                continue
             check = hdu.verify_datasum if str(hdu.header.get('DATASUM', '')).strip() else hdu.verify_checksum
-            if check() == 0: return hdu.name or f'HDU {k}'
-    finally: raw.close(closed=isinstance(content, (str, Path)))
+            if check() == 0:
+                return hdu.name or f'HDU {k}'
+    finally:
+        raw.close(closed=isinstance(content, (str, Path)))
     return None
 
 def _check_sums(content, wanted, path):
@@ -164,14 +177,18 @@ def open_fits(
         with warnings.catch_warnings(), _content(path, give) as content:
             warnings.simplefilter('ignore', AstropyWarning)
             warnings.filterwarnings('error', '(File may have been truncated|Error validating header)')
-            if sums: _check_sums(content, sums, path)
-            if content is not path: content.seek(0)
+            if sums:
+                _check_sums(content, sums, path)
+            if content is not path:
+                content.seek(0)
             with fits.open(content, memmap=False, **options) as hdus:
                 len(hdus) # astropy is lazy: walk to the end of the file now
                 yield hdus
-    except ReadError: raise
+    except ReadError:
+        raise
     except Exception as e:
-        if (told := _told(e, path)) is None: raise
+        if (told := _told(e, path)) is None:
+            raise
         raise told from e
 
 # %% ../../nbs/data/02_hdus.ipynb #d670e97b
@@ -188,12 +205,15 @@ def read_unit(
     text, # BUNIT, or the unit of a column
 ): # astropy unit, or None if nobody can read it
     "The unit that is meant, in FITS's spelling or another."
-    for pattern, better in _SPELLING: text = re.sub(pattern, better, str(text))
+    for pattern, better in _SPELLING:
+        text = re.sub(pattern, better, str(text))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', u.UnitsWarning)
         for form in ('fits', None):
-            try: return u.Unit(text.strip(), format=form)
-            except ValueError: continue
+            try:
+                return u.Unit(text.strip(), format=form)
+            except ValueError:
+                continue
     return None
 
 # %% ../../nbs/data/02_hdus.ipynb #19bced4f
@@ -203,7 +223,8 @@ def flux_factor(
     where, # file and HDU, for errors
 ): # (L,) factor that makes the flux 1e-17 erg/s/cm²/Å; None where nothing is to be done
     "What to multiply a flux with; `ReadError` if it is no flux density, or in a unit that nobody can read."
-    if text is None or not str(text).strip(): return None
+    if text is None or not str(text).strip():
+        return None
     unit = read_unit(text)
     if unit is None:
         raise ReadError(f"{where}: is in '{printable(text)}', which is no unit that astropy knows; write BUNIT = "
@@ -220,8 +241,10 @@ def flux_factor(
 def _says_air(header):
     "The card of a header that says that wavelengths are in air, None if there is none."
     said = {key: str(header[key]).strip().upper() for key in ('VACUUM', 'AIRORVAC', 'CTYPE1', 'CTYPE') if key in header}
-    if said.get('VACUUM', 'T') in ('F', 'FALSE', '0', '0.0', 'N', 'NO', 'AIR'): return f"VACUUM = {said['VACUUM']}"
-    if said.get('AIRORVAC', '').startswith('AIR'): return f"AIRORVAC = {said['AIRORVAC']}"
+    if said.get('VACUUM', 'T') in ('F', 'FALSE', '0', '0.0', 'N', 'NO', 'AIR'):
+        return f"VACUUM = {said['VACUUM']}"
+    if said.get('AIRORVAC', '').startswith('AIR'):
+        return f"AIRORVAC = {said['AIRORVAC']}"
     return next((f'{key} = {said[key]}' for key in ('CTYPE1', 'CTYPE') if said.get(key, '').startswith('AWAV')), None)
 
 def check_vacuum(
@@ -256,7 +279,8 @@ def read_number(
     path, # file
 ): # int or float
     "A value as a number; `ReadError` if it is none."
-    try: return type(default)(x)
+    try:
+        return type(default)(x)
     except (TypeError, ValueError, OverflowError):
         raise ReadError(f"{path}: {name} is '{printable(x)}', not a number; correct it, or leave the file "
                         f"out") from None
@@ -268,7 +292,8 @@ def first_row(
     "The first row of a table, by the names of its columns in capitals."
     names = {c.upper(): c for c in hdu.columns.names} if hdu is not None and len(hdu.data) else {}
     def value(name, default):
-        if name not in names: return default
+        if name not in names:
+            return default
         x = hdu.data[names[name]][0]
         return str(x).strip() if isinstance(default, str) else read_number(x, default, name, path)
     return value
@@ -281,7 +306,8 @@ def header_values(
     "The same for a header."
     def value(name, default):
         x = header.get(name)
-        if x is None or isinstance(x, fits.card.Undefined) or str(x).strip() == '': return default
+        if x is None or isinstance(x, fits.card.Undefined) or str(x).strip() == '':
+            return default
         return str(x).strip() if isinstance(default, str) else read_number(x, default, name, path)
     return value
 
@@ -294,7 +320,8 @@ def is_wild(
 ): # (...) bool
     "Pixels whose flux or ivar is finite, and so large that sums and products overflow."
     flux, ivar = np.asarray(flux), np.asarray(ivar)
-    if flux.size == 0 or (max(flux.max(), -flux.min()) < 1e9 and ivar.max() < 1e9): return np.zeros(flux.shape, bool)
+    if flux.size == 0 or (max(flux.max(), -flux.min()) < 1e9 and ivar.max() < 1e9):
+        return np.zeros(flux.shape, bool)
     with np.errstate(over='ignore', invalid='ignore'):
         large = (np.abs(flux) > _MOST) | (ivar > _MOST) | (flux.astype(float)**2*ivar > 1e30)
         return large & (ivar > 0) & np.isfinite(flux) & np.isfinite(ivar)
@@ -318,22 +345,31 @@ def what_file(
 ): # str, in words
     "What the file with these HDUs is."
     names, tables = {h.name for h in hdus if h.name}, [columns_of(h) for h in hdus]
-    if any(f'{arm}_FLUX' in names for arm in CAMERAS): return 'a coadd'
-    if {'FLUX', 'IVAR', 'TARGETS'} <= names: return 'a compact spectra file (use read_spectra)'
-    if found := next((words for name, words in _NAMED.items() if name in names), None): return found
+    if any(f'{arm}_FLUX' in names for arm in CAMERAS):
+        return 'a coadd'
+    if {'FLUX', 'IVAR', 'TARGETS'} <= names:
+        return 'a compact spectra file (use read_spectra)'
+    if found := next((words for name, words in _NAMED.items() if name in names), None):
+        return found
     if {'FLUX', 'IVAR', 'WAVELENGTH'} <= names:
         return 'spectra of one camera and one exposure of DESI (cframe, sframe, frame)'
-    if is_spspec(hdus): return 'an SDSS spectrum of DR7 or before (spSpec)'
-    if words := unsupported(hdus): return words.split(':')[0]
-    if any({'TARGETID', 'TRUE_Z'} <= t for t in tables): return 'a truth table'
-    if any({'CLASS', 'ZWARNING'} <= t for t in tables): return 'a catalogue of SDSS without spectra'
+    if is_spspec(hdus):
+        return 'an SDSS spectrum of DR7 or before (spSpec)'
+    if words := unsupported(hdus):
+        return words.split(':')[0]
+    if any({'TARGETID', 'TRUE_Z'} <= t for t in tables):
+        return 'a truth table'
+    if any({'CLASS', 'ZWARNING'} <= t for t in tables):
+        return 'a catalogue of SDSS without spectra'
     return f"a file with the HDUs {', '.join(_contents(h) for h in hdus)[:200]}"
 
 def _contents(hdu):
     "The name of an HDU, and what is in it if that is all there is to say."
     name, columns = printable(hdu.name), '' if hdu.is_image else ' '.join(hdu.columns.names)
-    if name not in ('', 'PRIMARY'): return name
-    if columns: return f"{name or 'unnamed'} ({printable(columns)[:60]})"
+    if name not in ('', 'PRIMARY'):
+        return name
+    if columns:
+        return f"{name or 'unnamed'} ({printable(columns)[:60]})"
     return f"{name or 'unnamed'} ({' x '.join(map(str, hdu.shape))} numbers)" if hdu.shape else name
 
 def is_spspec(
@@ -356,8 +392,12 @@ def unsupported(
 ): # str, what it is and what to give instead; '' if it is no such file
     "Spectra of SDSS and LAMOST that look like those that can be read, and cannot be used."
     header, names = hdus[0].header, {h.name for h in hdus}
-    if any(re.match(r'COADD_[BR]$|[BR]-\d+$', name) for name in names): return _MRS
-    if 'V_ASTRA' in header: return _MWM
-    if 'APRED' in header or any('APOGEE' in name for name in names): return _APOGEE
-    if 'PLATEID' in header and len(hdus[0].shape) == 2 and not is_spspec(hdus): return _PLATE
+    if any(re.match(r'COADD_[BR]$|[BR]-\d+$', name) for name in names):
+        return _MRS
+    if 'V_ASTRA' in header:
+        return _MWM
+    if 'APRED' in header or any('APOGEE' in name for name in names):
+        return _APOGEE
+    if 'PLATEID' in header and len(hdus[0].shape) == 2 and not is_spspec(hdus):
+        return _PLATE
     return ''

@@ -25,9 +25,12 @@ def plural(
     many=None, # its plural, where the rules of English do not give it
 ): # str
     "A number with its noun: 1 redshift, 2 redshifts, 0 spectra, 3 galaxies."
-    if n == 1 or many: return f'{n} {word if n == 1 else many}'
-    if word.endswith('um'): return f'{n} {word[:-2]}a'
-    if re.search('[^aeiou]y$', word): return f'{n} {word[:-1]}ies'
+    if n == 1 or many:
+        return f'{n} {word if n == 1 else many}'
+    if word.endswith('um'):
+        return f'{n} {word[:-2]}a'
+    if re.search('[^aeiou]y$', word):
+        return f'{n} {word[:-1]}ies'
     return f"{n} {word}{'es' if re.search('(s|x|ch|sh)$', word) else 's'}"
 
 # %% ../../nbs/data/06_messages.ipynb #735e61e4
@@ -42,22 +45,29 @@ class PlainOutput(io.TextIOBase):
     def __init__(
         self,
         stream, # to write to; None writes nowhere, as where standard output is closed
-    ): self.stream = stream
+    ):
+        self.stream = stream
 
-    def isatty(self): return self.stream is not None and self.stream.isatty()
+    def isatty(self):
+        return self.stream is not None and self.stream.isatty()
 
     def write(self, text): # str → number of characters
-        if self.stream is not None: _send(self.stream.write, _plain(text, getattr(self.stream, 'encoding', None)))
+        if self.stream is not None:
+            _send(self.stream.write, _plain(text, getattr(self.stream, 'encoding', None)))
         return len(text)
 
     def flush(self):
-        if self.stream is not None: _send(self.stream.flush)
+        if self.stream is not None:
+            _send(self.stream.flush)
 
 def _send(action, *arguments):
     "Write, and say in words why that fails."
-    try: action(*arguments)
-    except BrokenPipeError as e: raise PipeClosed(*e.args) from e
-    except OSError as e: raise OutputError(f'standard output cannot be written: {e.strerror}') from e
+    try:
+        action(*arguments)
+    except BrokenPipeError as e:
+        raise PipeClosed(*e.args) from e
+    except OSError as e:
+        raise OutputError(f'standard output cannot be written: {e.strerror}') from e
 
 # %% ../../nbs/data/06_messages.ipynb #575ac1bd
 def _plain(text, encoding=None):
@@ -65,7 +75,8 @@ def _plain(text, encoding=None):
     if not text.replace('\n', '').replace('\t', '').isprintable():
         from skyseek.data.hdus import printable  # imports astropy: half a second that --help does without
         text = printable(text)
-    try: text.encode(encoding or 'utf-8')
+    try:
+        text.encode(encoding or 'utf-8')
     except UnicodeEncodeError:
         from skyseek.data.files import PLAIN
         return text.translate(PLAIN).encode(encoding, 'backslashreplace').decode(encoding)
@@ -77,8 +88,10 @@ def plain_output(): # a context in which `print` writes plain text
     out = PlainOutput(sys.stdout)
     try:
         with redirect_stdout(out):
-            try: yield
-            finally: out.flush()
+            try:
+                yield
+            finally:
+                out.flush()
     except OutputError:
         _drop(sys.stdout)
         raise
@@ -87,13 +100,16 @@ def plain_output(): # a context in which `print` writes plain text
 def _drop(stream):
     "Send what a stream still holds nowhere, so that Python does not try again when it ends."
     try:
-        with open(os.devnull, 'w') as nowhere: os.dup2(nowhere.fileno(), stream.fileno())
-    except (OSError, ValueError): return  # a stream in memory
+        with open(os.devnull, 'w') as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+    except (OSError, ValueError):
+        return  # a stream in memory
 
 # %% ../../nbs/data/06_messages.ipynb #e9978b8b
 class _Plain(logging.Formatter):
     "Messages without control characters."
-    def format(self, record): return _plain(super().format(record))
+    def format(self, record):
+        return _plain(super().format(record))
 
 def start_log(
     level, # 'debug', 'info', 'warning' or 'error'
@@ -121,7 +137,8 @@ def named_warnings(
 ):
     "Log the warnings of a block, each once, with the name of the file."
     try:
-        with warnings.catch_warnings(record=True) as said: yield
+        with warnings.catch_warnings(record=True) as said:
+            yield
     finally:
         for text in dict.fromkeys(str(w.message).split('\n')[0] for w in said):
             log.warning('%s', text if str(path) in text else f'{path}: {text}')
@@ -136,10 +153,12 @@ def explain(
     "An exception in one line; its traceback goes to the log at level debug."
     from skyseek.data.files import failure_text
     text = failure_text(error)
-    if not isinstance(error, ImportError) or 'pip install' in text: return text
+    if not isinstance(error, ImportError) or 'pip install' in text:
+        return text
     wanted = re.findall(r'\w+', f'{error.name} {text}'.lower())
     extra = next((extra for extra, modules in EXTRAS.items() if set(modules.split()) & set(wanted)), None)
-    if extra: return f"{text}; pip install 'skyseek[{extra}]'"
+    if extra:
+        return f"{text}; pip install 'skyseek[{extra}]'"
     return f"{text}; a package is missing or broken: pip install --upgrade skyseek"
 
 # %% ../../nbs/data/06_messages.ipynb #f88f24a4

@@ -48,7 +48,8 @@ def mark_lines(
 def _limits(flux, ivar):
     "A y range that a few cosmic rays and noisy pixels cannot spoil."
     ok = ivar > 0
-    if not ok.any(): return -1, 1
+    if not ok.any():
+        return -1, 1
     seen = flux[ok & (ivar >= np.percentile(ivar[ok], 5))] if ok.sum() > 20 else flux[ok]
     lo, hi = np.nanpercentile(seen, [0.5, 99.7]) if len(seen) else (-1, 1)
     return lo - .1*(hi - lo) - 1e-3, hi + .25*(hi - lo) + 1e-3
@@ -69,10 +70,12 @@ def plot_spectrum(
     ax.plot(wave, line, lw=.6, color='0.35')
     noise = np.where(ivar > 0, 1/np.sqrt(np.where(ivar > 0, ivar, 1)), np.nan)/np.sqrt(width)
     ax.fill_between(wave, 0, noise, color='C1', alpha=.4, lw=.4, label=f'noise of {width} pixels' if width > 1 else 'noise')
-    if model is not None: ax.plot(wave, model, lw=.9, color='C3', label='model')
+    if model is not None:
+        ax.plot(wave, model, lw=.9, color='C3', label='model')
     ax.set(xlim=(wave[0], wave[-1]), ylim=_limits(np.nan_to_num(line), np.asarray(ivar)),
            xlabel='vacuum wavelength [Å]', ylabel='flux [$10^{-17}$ erg/s/cm²/Å]')
-    if z is not None: mark_lines(ax, z)
+    if z is not None:
+        mark_lines(ax, z)
     ax.legend(loc='upper right', fontsize=7, frameon=False)
     return ax
 
@@ -100,16 +103,19 @@ def plot_spectra(
 ): # array of matplotlib axes
     "Draw the first `n` spectra; each title tells target, pipeline type and redshift where the table has them."
     n, meta = min(n, len(spectra)), spectra.meta
-    if n == 0: raise ValueError("there is no spectrum to plot: the set is empty")
+    if n == 0:
+        raise ValueError("there is no spectrum to plot: the set is empty")
     fig, axes = plt.subplots(n, 1, figsize=(9, 2.6*n), sharex=True, squeeze=False, layout='constrained')
     for i, ax in enumerate(axes[:, 0]):
         z = float(np.ma.filled(meta['Z'][i], np.nan)) if 'Z' in meta.colnames else None
         model = None if models is None else models[i]
         plot_spectrum(spectra.wave, spectra.flux[i], spectra.ivar[i], model, z, width, ax)
         words = [f'{c} {mpl_text(meta[c][i])}' for c in ('TARGETID', 'SPECTYPE') if c in meta.colnames]
-        if z is not None: words.append(f'Z {format_z(z)}')
+        if z is not None:
+            words.append(f'Z {format_z(z)}')
         ax.set_title('  '.join(words), loc='left', fontsize=8, pad=12)
-        if i < n - 1: ax.set_xlabel('')
+        if i < n - 1:
+            ax.set_xlabel('')
     return axes[:, 0]
 
 # %% ../../nbs/data/05_plots.ipynb #0611555e
@@ -120,8 +126,10 @@ def plot_completeness_purity(
 ): # the axes
     "Purity (precision) against completeness (recall), one curve per detector."
     ax = ax or plt.subplots(figsize=(5, 4))[1]
-    for name, (completeness, purity) in curves.items(): ax.plot(completeness, purity, lw=1.2, label=name)
-    if prior is not None: ax.axhline(prior, color='k', lw=.6, ls=':', label='random')
+    for name, (completeness, purity) in curves.items():
+        ax.plot(completeness, purity, lw=1.2, label=name)
+    if prior is not None:
+        ax.axhline(prior, color='k', lw=.6, ls=':', label='random')
     ax.set(xlabel='completeness (recall)', ylabel='purity (precision)', xlim=(0, 1), ylim=(0, 1.02))
     ax.legend(fontsize=7, frameon=False)
     return ax
@@ -140,7 +148,8 @@ def plot_reliability(
     ax.errorbar(predicted, observed, yerr=err, fmt='o-', ms=3, lw=1, capsize=2, label=label)
     ax.plot([0, 1], [0, 1], color='k', lw=.6, ls=':')
     ax.set(xlabel='predicted probability', ylabel='share that is wrong', xlim=(0, 1), ylim=(0, 1))
-    if label: ax.legend(fontsize=7, frameon=False)
+    if label:
+        ax.legend(fontsize=7, frameon=False)
     return ax
 
 # %% ../../nbs/data/05_plots.ipynb #6290922b
@@ -152,9 +161,12 @@ def plot_history(
 ): # the axes
     "Training curves against epoch."
     ax = ax or plt.subplots(figsize=(6, 3))[1]
-    for name, values in history.items(): ax.plot(np.arange(len(values)), values, 'o-', ms=3, lw=1, label=name)
-    if best is not None: ax.axvline(best, color='k', lw=.6, ls=':', label='kept')
-    ax.set(xlabel='epoch', ylabel=ylabel); ax.legend(fontsize=7, frameon=False)
+    for name, values in history.items():
+        ax.plot(np.arange(len(values)), values, 'o-', ms=3, lw=1, label=name)
+    if best is not None:
+        ax.axvline(best, color='k', lw=.6, ls=':', label='kept')
+    ax.set(xlabel='epoch', ylabel=ylabel)
+    ax.legend(fontsize=7, frameon=False)
     return ax
 
 def plot_map(
@@ -166,9 +178,11 @@ def plot_map(
     "Points of a two-dimensional map, coloured by a number or a class."
     ax, colour = ax or plt.subplots(figsize=(5, 4))[1], np.asarray(colour)
     if colour.dtype.kind in 'US':
-        for k in np.unique(colour): ax.plot(*xy[colour == k].T, '.', ms=3, alpha=.6, label=mpl_text(k) or 'unknown')
+        for k in np.unique(colour):
+            ax.plot(*xy[colour == k].T, '.', ms=3, alpha=.6, label=mpl_text(k) or 'unknown')
         ax.legend(fontsize=7, frameon=False, markerscale=2)
-    else: plt.colorbar(ax.scatter(*xy.T, c=colour, s=4), ax=ax, label=label)
+    else:
+        plt.colorbar(ax.scatter(*xy.T, c=colour, s=4), ax=ax, label=label)
     ax.set(xlabel='first component', ylabel='second component')
     return ax
 
@@ -191,7 +205,8 @@ def write_page(
     "An HTML page, written whole or not at all."
     style = 'body{font-family:sans-serif;max-width:60em;margin:2em auto}img{max-width:100%}'
     head = f'<!doctype html><meta charset="utf-8"><title>skyseek</title><style>{style}</style><h1>{escape(title)}</h1>'
-    with write_atomic(dst) as tmp: tmp.write_text(printable(head + body), encoding='utf-8')
+    with write_atomic(dst) as tmp:
+        tmp.write_text(printable(head + body), encoding='utf-8')
     return Path(dst)
 
 def check_picture(

@@ -21,7 +21,8 @@ def describe_columns(
     "Put units and descriptions on the columns of a table, those that it has."
     for name in set(columns) & set(table.colnames):
         unit, words = columns[name]
-        if unit is not None: table[name].unit = unit
+        if unit is not None:
+            table[name].unit = unit
         table[name].description = words
     return table
 
@@ -44,5 +45,6 @@ def _is_unknown(value):
 
 def _card(value):
     "A value that FITS can hold: numbers as they are, all else as ASCII."
-    if isinstance(value, (bool, int, float)): return value
+    if isinstance(value, (bool, int, float)):
+        return value
     return ascii_text(printable(value).replace('\n', '\\n').replace('\t', '\\t'))

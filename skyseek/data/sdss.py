@@ -40,7 +40,8 @@ def sdss_targetid(
 ): # int64, decimal digits PPPPP MMMMM FFFF
     "TARGETID of an SDSS spectrum: plate·10⁹ + mjd·10⁴ + fibre."
     plate, mjd, fibre = (np.asarray(a, np.int64) for a in (plate, mjd, fibre))
-    if np.any((plate < 0) | (mjd < 0) | (mjd > 99999) | (fibre < 0) | (fibre > 9999)): raise ValueError("plate, mjd or fibre out of range; mjd has five digits, fibre at most four")
+    if np.any((plate < 0) | (mjd < 0) | (mjd > 99999) | (fibre < 0) | (fibre > 9999)):
+        raise ValueError("plate, mjd or fibre out of range; mjd has five digits, fibre at most four")
     return plate*10**9 + mjd*10**4 + fibre
 
 # %% ../../nbs/data/13_sdss.ipynb #9b58a75c
@@ -63,8 +64,10 @@ def _identity(value, header, path):
     mjd = value('MJD', card('MJD', of_name[1]))
     fibre = value('FIBERID', card('FIBERID', -1 if catalogued else of_name[2]))
     found = dict(PLATE=plate, MJD=mjd, FIBERID=fibre)
-    if catalogued or min(plate, mjd, fibre) < 0: return dict(TARGETID=catalogued[0] if catalogued else -1) | found
-    try: return dict(TARGETID=int(sdss_targetid(plate, mjd, fibre))) | found
+    if catalogued or min(plate, mjd, fibre) < 0:
+        return dict(TARGETID=catalogued[0] if catalogued else -1) | found
+    try:
+        return dict(TARGETID=int(sdss_targetid(plate, mjd, fibre))) | found
     except ValueError as e:
         raise ReadError(f"{path}: PLATE {plate}, MJD {mjd}, FIBERID {fibre}: {e}; correct them, or leave the file "
                         f"out") from e
@@ -86,14 +89,17 @@ def _sdss_meta(hdus, path):
 # %% ../../nbs/data/13_sdss.ipynb #5ecede13
 def _refuse_others(hdus, path):
     "Raise for the files of SDSS and LAMOST that are not read."
-    if words := unsupported(hdus): raise ReadError(f"{path}: {words}")
+    if words := unsupported(hdus):
+        raise ReadError(f"{path}: {words}")
 
 def _sdss_row(hdus, path):
     "One SDSS spectrum."
     _refuse_others(hdus, path)
-    if is_spspec(hdus): return _spspec_row(hdus, path)
+    if is_spspec(hdus):
+        return _spspec_row(hdus, path)
     coadd = table_with(hdus, 'FLUX', 'LOGLAM', 'IVAR')
-    if coadd is None: raise ReadError(f"{path}: no table with flux, loglam and ivar, this is {_what(hdus)}; give spec-PLATE-MJD-FIBER.fits files")
+    if coadd is None:
+        raise ReadError(f"{path}: no table with flux, loglam and ivar, this is {_what(hdus)}; give spec-PLATE-MJD-FIBER.fits files")
     check_vacuum([hdus[0].header, coadd.header], path)
     data, masked = coadd.data, columns_of(coadd) >= {'AND_MASK', 'OR_MASK'}
     order = np.argsort(data['loglam'])
@@ -135,11 +141,16 @@ KINDS = ('DESI coadds (coadd-*.fits, spectra-*.fits), compact skyseek files, SDS
 def _file_kind(hdus):
     "SDSS, LAMOST, coadd or compact, by what is in the file; None if none of these."
     names = {h.name for h in hdus}
-    if unsupported(hdus): return None
-    if is_spspec(hdus) or table_with(hdus, 'FLUX', 'LOGLAM', 'IVAR') is not None: return 'SDSS'
-    if table_with(hdus, 'FLUX', 'IVAR', 'WAVELENGTH') is not None: return 'LAMOST'
-    if len(hdus[0].shape) == 2 and hdus[0].shape[0] == 5 and 'LAMOST' in str(hdus[0].header.get('TELESCOP', '')) + str(hdus[0].header.get('DATA_V', '')): return 'LAMOST'
-    if {'WAVELENGTH', 'FLUX', 'IVAR', 'TARGETS'} <= names: return 'compact'
+    if unsupported(hdus):
+        return None
+    if is_spspec(hdus) or table_with(hdus, 'FLUX', 'LOGLAM', 'IVAR') is not None:
+        return 'SDSS'
+    if table_with(hdus, 'FLUX', 'IVAR', 'WAVELENGTH') is not None:
+        return 'LAMOST'
+    if len(hdus[0].shape) == 2 and hdus[0].shape[0] == 5 and 'LAMOST' in str(hdus[0].header.get('TELESCOP', '')) + str(hdus[0].header.get('DATA_V', '')):
+        return 'LAMOST'
+    if {'WAVELENGTH', 'FLUX', 'IVAR', 'TARGETS'} <= names:
+        return 'compact'
     return 'coadd' if any(f'{arm}_FLUX' in names for arm in CAMERAS) else None
 
 def _what(hdus):
@@ -155,42 +166,54 @@ def _refuse_without_spectra(hdus, path):
 # %% ../../nbs/data/13_sdss.ipynb #7b4aed0d
 def spectrum_files(paths):
     "A path, a folder (searched with its subfolders) or several of these as a list of files."
-    if not isinstance(paths, (str, Path)): return [f for p in paths for f in spectrum_files(p)]
-    if not Path(paths).is_dir(): return [Path(paths)]
+    if not isinstance(paths, (str, Path)):
+        return [f for p in paths for f in spectrum_files(p)]
+    if not Path(paths).is_dir():
+        return [Path(paths)]
     is_fits = re.compile(r'(?i)[^.].*\.fits?(\.gz|\.bz2|\.fz)?').fullmatch
     found = sorted(p for p in Path(paths).rglob('*') if is_fits(p.name))
-    if not found: raise ReadError(f"{paths}: no .fits file in this folder; check the name")
+    if not found:
+        raise ReadError(f"{paths}: no .fits file in this folder; check the name")
     return found
 
 def _read_each(paths, make, strict):
     "Apply `make` to every path: what it returned, and the messages of those that could not be read."
     paths, good, refused = spectrum_files(paths), [], []
-    if not paths: raise ReadError("no file to read: the list is empty; give at least one path")
+    if not paths:
+        raise ReadError("no file to read: the list is empty; give at least one path")
     for path in paths:
-        try: good.append(make(path))
+        try:
+            good.append(make(path))
         except ReadError as e:
-            if strict or len(paths) == 1: raise
+            if strict or len(paths) == 1:
+                raise
             refused.append(str(e))
-    if not good: raise ReadError(f"none of the {len(paths)} files can be read, the first because: {refused[0]}")
+    if not good:
+        raise ReadError(f"none of the {len(paths)} files can be read, the first because: {refused[0]}")
     return good, refused
 
 # %% ../../nbs/data/13_sdss.ipynb #040d70e3
 def _report(spectra, refused, n):
     "The notes about a reading as one warning, if there are any."
     notes = [f"{len(refused)} of {n} files cannot be read: {' | '.join(refused[:9])}{' | …' if len(refused) > 9 else ''}"] if refused else []
-    if dark := int((~spectra.good.any(1)).sum()): notes.append(f"{dark} of {len(spectra)} spectra have no valid pixel")
+    if dark := int((~spectra.good.any(1)).sum()):
+        notes.append(f"{dark} of {len(spectra)} spectra have no valid pixel")
     ids, untyped = spectra.meta['TARGETID'], np.zeros(len(spectra), bool)
-    if 'SPECTYPE' in spectra.meta.colnames: untyped = np.asarray(spectra.meta['SPECTYPE'] == '')
+    if 'SPECTYPE' in spectra.meta.colnames:
+        untyped = np.asarray(spectra.meta['SPECTYPE'] == '')
     lost = untyped & np.isnan(np.asarray(spectra.meta['Z'], float)) if untyped.any() else untyped
-    if lost.any(): notes.append(f"{lost.sum()} of {len(spectra)} have no answer of a pipeline and get ZWARN {ZWARN_NODATA} (NODATA)")
+    if lost.any():
+        notes.append(f"{lost.sum()} of {len(spectra)} have no answer of a pipeline and get ZWARN {ZWARN_NODATA} (NODATA)")
     if (untyped & ~lost).any():
         notes.append(f"{(untyped & ~lost).sum()} of {len(spectra)} have a type that is none of {', '.join(TYPES)}, "
                      f"and get no type and no probabilities")
     if wild := spectra.meta.meta.pop('WILD', 0):
         notes.append(f"{wild} of {len(spectra)} spectra have pixels with values beyond any measurement, which get "
                      f"ivar 0")
-    if twice := len(ids) - len(np.unique(ids)): notes.append(f"{twice} spectra have the TARGETID of another, as when a file is given twice")
-    if notes: warnings.warn((f"{spectra.meta['FILE'][0]}: " if n == 1 else '') + '; '.join(notes), stacklevel=3)
+    if twice := len(ids) - len(np.unique(ids)):
+        notes.append(f"{twice} spectra have the TARGETID of another, as when a file is given twice")
+    if notes:
+        warnings.warn((f"{spectra.meta['FILE'][0]}: " if n == 1 else '') + '; '.join(notes), stacklevel=3)
 
 # %% ../../nbs/data/13_sdss.ipynb #9c74039d
 ONE_SPECTRUM = 'PRIMARY|COADD|SPECOBJ|SPALL|ZALL|BOSS/.*|'  # HDUs of one spectrum, by name or without one
@@ -198,7 +221,8 @@ ONE_SPECTRUM = 'PRIMARY|COADD|SPECOBJ|SPALL|ZALL|BOSS/.*|'  # HDUs of one spectr
 def _read_rows(paths, make, strict):
     "`Spectra` of one survey and the messages about files that could not be read."
     def one(path):
-        with open_fits(path, sums=ONE_SPECTRUM) as hdus: return make(hdus, path)
+        with open_fits(path, sums=ONE_SPECTRUM) as hdus:
+            return make(hdus, path)
     rows, refused = _read_each(paths, one, strict)
     return stack_rows(rows), refused
 
@@ -219,7 +243,8 @@ def _lamost_vectors(hdus, path):
         flux, ivar, wave = (np.asarray(table.data[c], float).ravel() for c in ('FLUX', 'IVAR', 'WAVELENGTH'))
         bad = np.asarray(table.data['ANDMASK']).ravel() if 'ANDMASK' in columns_of(table) else np.zeros(len(flux))
         return _agreed(header, wave, path), flux, ivar, bad, _unit_of(hdus, table)
-    if _file_kind(hdus) != 'LAMOST': raise ReadError(f"{path}: no image of five rows by LAMOST and no table with FLUX, IVAR and WAVELENGTH, this is {_what(hdus)}; give LAMOST LRS spectra")
+    if _file_kind(hdus) != 'LAMOST':
+        raise ReadError(f"{path}: no image of five rows by LAMOST and no table with FLUX, IVAR and WAVELENGTH, this is {_what(hdus)}; give LAMOST LRS spectra")
     flux, ivar, wave, bad, _ = hdus[0].data.astype(float)
     return _agreed(header, wave, path), flux, ivar, bad, header.get('BUNIT')
 
@@ -227,7 +252,8 @@ def _agreed(header, wave, path):
     "log10 of the wavelengths: of the header where it gives them, else of the row; raise if both do and they are not "
     "the same."
     row = np.log10(np.maximum(wave, 1e-9))
-    if 'COEFF0' not in header: return row
+    if 'COEFF0' not in header:
+        return row
     value = header_values(header, path)
     loglam = value('COEFF0', 0.) + value('COEFF1', LOG_STEP)*np.arange(len(wave))
     if np.all(wave > 1000) and np.all(np.diff(wave) > 0) and (off := np.abs(row - loglam).max()/LOG_STEP) > .1:
@@ -252,7 +278,8 @@ def _lamost_row(hdus, path):
     _refuse_others(hdus, path)
     check_vacuum([hdus[0].header, *(h.header for h in hdus[1:2])], path)
     loglam, flux, ivar, bad, unit = _lamost_vectors(hdus, path)
-    if not str(unit or '').upper().startswith('RELATIVE'): flux, ivar = in_our_units(loglam, flux, ivar, unit, path)
+    if not str(unit or '').upper().startswith('RELATIVE'):
+        flux, ivar = in_our_units(loglam, flux, ivar, unit, path)
     return spectrum_row(path, loglam, flux, ivar, (bad != 0) | (flux == 0), _lamost_meta(hdus[0].header, path))
 
 def read_lamost(
@@ -269,9 +296,11 @@ def _read_one(path, answers=True):
     "A `_Row` of SDSS or LAMOST, or the `Spectra` of a DESI file, with redrock's answers if they are wanted."
     with open_fits(path, KINDS, ONE_SPECTRUM) as hdus:
         kind = _file_kind(hdus)
-        if kind in ('SDSS', 'LAMOST'): return kind, {'SDSS': _sdss_row, 'LAMOST': _lamost_row}[kind](hdus, path)
+        if kind in ('SDSS', 'LAMOST'):
+            return kind, {'SDSS': _sdss_row, 'LAMOST': _lamost_row}[kind](hdus, path)
         _refuse_without_spectra(hdus, path)
-    if kind == 'compact': return 'DESI', read_spectra(path)
+    if kind == 'compact':
+        return 'DESI', read_spectra(path)
     spectra, redrock = read_coadd(path), find_redrock(path) if answers else None
     return 'DESI', join_redrock(spectra, read_redrock(redrock)) if redrock else spectra
 
@@ -298,8 +327,10 @@ def read_any(
     if 'DESI' in kinds and len(kinds) > 1:
         counts = ', '.join(f'{len(p)} of {k}' for k, p in kinds.items())
         raise ReadError(f"files on different wavelength grids ({counts}); read them apart, and resample(...) if you need them together")
-    try: spectra = concatenate(kinds['DESI']) if 'DESI' in kinds else _common_grid(kinds.values())
-    except ValueError as e: raise ReadError(f"the files do not fit together ({e}); read them apart") from e
+    try:
+        spectra = concatenate(kinds['DESI']) if 'DESI' in kinds else _common_grid(kinds.values())
+    except ValueError as e:
+        raise ReadError(f"the files do not fit together ({e}); read them apart") from e
     _report(spectra, refused, len(parts) + len(refused))
     return spectra
 
@@ -310,7 +341,8 @@ def file_kind(
     path, # any file
 ): # 'SDSS', 'LAMOST', 'coadd' (DESI), 'compact' (of this package) or None if it holds no spectra
     "What a FITS file holds, judged by its contents; `ReadError` if it is none."
-    with open_fits(path, KINDS) as hdus: return _file_kind(hdus)
+    with open_fits(path, KINDS) as hdus:
+        return _file_kind(hdus)
 
 def read_singles(
     paths, # files of one survey, SDSS or LAMOST, one spectrum each
@@ -318,11 +350,16 @@ def read_singles(
     "Read many files of one spectrum each; one that cannot be read never stops the others."
     rows, failed = {}, {}
     for path in paths:
-        try: kind, row = _read_one(path)
-        except ReadError as e: failed[str(path)] = str(e)
-        else: rows.setdefault(kind, []).append(row)
-    if not rows: return None, failed
-    if len(rows) > 1 or not set(rows) <= set(SINGLE): raise ReadError(f"files of different kinds ({', '.join(rows)}); read them apart")
+        try:
+            kind, row = _read_one(path)
+        except ReadError as e:
+            failed[str(path)] = str(e)
+        else:
+            rows.setdefault(kind, []).append(row)
+    if not rows:
+        return None, failed
+    if len(rows) > 1 or not set(rows) <= set(SINGLE):
+        raise ReadError(f"files of different kinds ({', '.join(rows)}); read them apart")
     spectra = stack_rows(*rows.values())
     _report(spectra, {}, len(spectra))
     return spectra, failed
@@ -335,11 +372,17 @@ def group_files(
     "Which files to read together: a DESI file alone, spectra of SDSS or of LAMOST by the hundreds."
     run, last = [], None
     for path in paths:
-        try: kind = file_kind(path)
-        except ReadError: yield [path]; continue
-        if run and (kind != last or kind not in SINGLE or len(run) == most): yield run; run = []
+        try:
+            kind = file_kind(path)
+        except ReadError:
+            yield [path]
+            continue
+        if run and (kind != last or kind not in SINGLE or len(run) == most):
+            yield run
+            run = []
         run, last = [*run, path], kind
-    if run: yield run
+    if run:
+        yield run
 
 # %% ../../nbs/data/13_sdss.ipynb #7514a0c5
 def read_targets(
@@ -350,18 +393,22 @@ def read_targets(
     "Spectra whose answers are to be judged."
     with open_fits(paths[0], KINDS) as hdus:
         kind, failed = _file_kind(hdus), {}
-        if len(paths) == 1: _refuse_without_spectra(hdus, paths[0])
+        if len(paths) == 1:
+            _refuse_without_spectra(hdus, paths[0])
     if kind not in SINGLE:
-        if len(paths) > 1: raise ReadError(f"{paths[0]}: is read alone, not with {len(paths) - 1} others; use group_files")
+        if len(paths) > 1:
+            raise ReadError(f"{paths[0]}: is read alone, not with {len(paths) - 1} others; use group_files")
         spectra = read_spectra(paths[0]) if kind == 'compact' else extract(paths[0], redrock, keep_all=keep_sky)
         spectra.meta['FILE'] = Path(paths[0]).name
         return spectra, failed
     spectra, failed = read_singles(paths)
-    if spectra is not None and redrock: spectra = join_redrock(spectra, read_redrock(redrock))
+    if spectra is not None and redrock:
+        spectra = join_redrock(spectra, read_redrock(redrock))
     return spectra if spectra is None or keep_sky else _without_sky(spectra), failed
 
 def _without_sky(spectra):
     "Leave sky fibres out, and say so."
     sky = np.asarray(spectra.meta['OBJTYPE'] == 'SKY')
-    if sky.any(): warnings.warn(f"{sky.sum()} of {len(spectra)} spectra are of sky fibres and left out; keep_sky=True, --keep-sky keeps them", stacklevel=3)
+    if sky.any():
+        warnings.warn(f"{sky.sum()} of {len(spectra)} spectra are of sky fibres and left out; keep_sky=True, --keep-sky keeps them", stacklevel=3)
     return spectra[~sky] if sky.any() else spectra

@@ -29,11 +29,13 @@ class _Row:
 def spectrum_row(path, loglam, flux, ivar, ignore, meta):
     "Put one spectrum on the comb; ignored, negative, non-finite and impossibly large pixels get ivar 0."
     loglam, flux, ivar = (np.asarray(a, float).ravel() for a in (loglam, flux, ivar))
-    if not 0 < len(loglam) == len(flux) == len(ivar): raise ReadError(f"{path}: {len(loglam)} wavelengths, {len(flux)} fluxes and {len(ivar)} ivar; download it again")
+    if not 0 < len(loglam) == len(flux) == len(ivar):
+        raise ReadError(f"{path}: {len(loglam)} wavelengths, {len(flux)} fluxes and {len(ivar)} ivar; download it again")
     k = np.rint(np.nan_to_num(loglam, nan=0., posinf=0., neginf=0.)/LOG_STEP)
     if not (30000 < k.min() and k.max() < 45000 and np.abs(loglam/LOG_STEP - k).max() < .1):
         raise ReadError(f"{path}: wavelengths are not on the survey's grid (steps of {LOG_STEP:g} in log10 λ, within 1000 to 31600 Å); read it with specutils, then from_specutils and resample")
-    if len(np.unique(k)) < len(k): raise ReadError(f"{path}: {len(k) - len(np.unique(k))} pixels have the wavelength of another; download it again")
+    if len(np.unique(k)) < len(k):
+        raise ReadError(f"{path}: {len(k) - len(np.unique(k))} pixels have the wavelength of another; download it again")
     wild = is_wild(flux, ivar)
     bad = np.asarray(ignore, bool) | ~np.isfinite(flux) | ~np.isfinite(ivar) | (ivar < 0) | wild
     return _Row(k.astype(int), np.where(bad, 0, flux), np.where(bad, 0, ivar), meta, int(wild.sum()))
@@ -45,12 +47,15 @@ def stack_rows(
     "Spectra of one survey on a common grid; rows without a TARGETID are numbered -1, -2, …"
     first, last = min(r.pixels.min() for r in rows), max(r.pixels.max() for r in rows)
     flux, ivar = (np.zeros((len(rows), last - first + 1), np.float32) for _ in range(2))
-    for i, r in enumerate(rows): flux[i, r.pixels - first], ivar[i, r.pixels - first] = r.flux, r.ivar
+    for i, r in enumerate(rows):
+        flux[i, r.pixels - first], ivar[i, r.pixels - first] = r.flux, r.ivar
     meta = Table(rows=[r.meta for r in rows])
     unknown = np.asarray(meta['TARGETID']) == -1
     meta['TARGETID'][unknown] = -1 - np.arange(unknown.sum())
-    if unknown.any(): meta.meta['NUMBERED'] = True
-    if wild := sum(r.wild > 0 for r in rows): meta.meta['WILD'] = wild
+    if unknown.any():
+        meta.meta['NUMBERED'] = True
+    if wild := sum(r.wild > 0 for r in rows):
+        meta.meta['WILD'] = wild
     return Spectra(10**(LOG_STEP*np.arange(first, last + 1)), flux, ivar, meta)
 
 # %% ../../nbs/data/12_sdss_grid.ipynb #40b1b376

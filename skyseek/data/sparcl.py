@@ -40,8 +40,10 @@ def _check_address(url):
 class _Redirect(HTTPRedirectHandler):
     "Follow a redirection only to where one may ask."
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        try: _check_address(newurl)
-        except ValueError as e: raise URLError(f'it redirects to {e}') from e
+        try:
+            _check_address(newurl)
+        except ValueError as e:
+            raise URLError(f'it redirects to {e}') from e
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 # %% ../../nbs/data/17_sparcl.ipynb #f05cdc29
@@ -53,13 +55,16 @@ def _read_answer(response, most, seconds):
         if len(data) > most:
             raise ReadError(f"SPARCL sends more than {most >> 20} MB for one question; ask for fewer targets, or "
                             f"report it")
-        if time.monotonic() > end: raise TimeoutError(f'no whole answer in {seconds:.0f} s')
+        if time.monotonic() > end:
+            raise TimeoutError(f'no whole answer in {seconds:.0f} s')
     return bytes(data)
 
 def _parse(data):
     "JSON of an answer; raise if it is none, a pickle for example."
-    if data[:1] == b'\x80': raise ReadError('SPARCL sends a pickle, which is a program and is not read; report it')
-    try: return json.loads(data)
+    if data[:1] == b'\x80':
+        raise ReadError('SPARCL sends a pickle, which is a program and is not read; report it')
+    try:
+        return json.loads(data)
     except (ValueError, RecursionError) as e:
         raise ReadError(f'SPARCL sends no JSON ({type(e).__name__}); try again later') from e
 
@@ -102,8 +107,10 @@ def ask(
 # %% ../../nbs/data/17_sparcl.ipynb #44e10a2f
 def _reason(error):
     "What a server says when it refuses, in a few words."
-    try: said = json.loads(error.read(1 << 16))
-    except (ValueError, OSError): return printable(error.reason)[:100]
+    try:
+        said = json.loads(error.read(1 << 16))
+    except (ValueError, OSError):
+        return printable(error.reason)[:100]
     words = said.get('errorMessage', error.reason) if isinstance(said, dict) else error.reason
     return printable(words).split('\n')[0][:100]
 
@@ -165,7 +172,8 @@ def _vectors(record):
     "Wavelength, flux, ivar and mask of a record; raise if they are not there or do not fit."
     name = f"SPARCL's {record.get('specid')}"
     wave = np.zeros(0) if record.get('wavelength') is None else _wave(record)
-    if record.get('flux') is None: raise ReadError(f"{name}: no flux; leave this target out")
+    if record.get('flux') is None:
+        raise ReadError(f"{name}: no flux; leave this target out")
     if record.get('ivar') is None:
         raise ReadError(f"{name}: no ivar, so nothing is known of its noise; leave this target out")
     flux, ivar = (np.array(record[k], float) for k in ('flux', 'ivar')) # None becomes nan
@@ -189,7 +197,8 @@ def _as_row(record):
     if abs(wave[-1] - wave[0]) < 1:
         raise ReadError(f"{name}: {len(wave)} pixels from {wave[0]:.0f} to {wave[-1]:.0f} Å, neither DESI's merged "
                         f"grid nor that of SDSS; SPARCL's spectra have changed")
-    try: return spectrum_row(name, np.log10(np.maximum(wave, 1e-9)), flux, ivar, sky_dominated(mask, 0*mask), meta)
+    try:
+        return spectrum_row(name, np.log10(np.maximum(wave, 1e-9)), flux, ivar, sky_dominated(mask, 0*mask), meta)
     except ReadError as e:
         raise ReadError(f"{name}: {len(wave)} pixels from {wave[0]:.0f} to {wave[-1]:.0f} Å, neither DESI's merged "
                         f"grid nor that of SDSS ({str(e).split(':')[-1].split(';')[0].strip()}); SPARCL's spectra "
@@ -218,18 +227,23 @@ def fetch_sparcl(
     best = _best_records(client or Sparcl(), ids, release)
     rows, lost = {}, {}
     for t in dict.fromkeys(ids):
-        try: rows[t] = _as_row(best[t]) if t in best else None
-        except ReadError as e: lost[t] = str(e)
+        try:
+            rows[t] = _as_row(best[t]) if t in best else None
+        except ReadError as e:
+            lost[t] = str(e)
     here = [t for t, row in rows.items() if row is not None]
-    if lost and not here: raise ReadError(next(iter(lost.values())))
+    if lost and not here:
+        raise ReadError(next(iter(lost.values())))
     if not here:
         raise ReadError(f"SPARCL has none of these {len(ids)} targets in {release}; check the numbers and the release")
     spectra = _spectra([rows[t] for t in here])
     meta = spectra.meta.copy()
-    for name in ('TARGETID', 'ZWARN', 'HEALPIX'): meta[name] = np.array(meta[name], np.int64)
+    for name in ('TARGETID', 'ZWARN', 'HEALPIX'):
+        meta[name] = np.array(meta[name], np.int64)
     meta['NPIXELS'] = spectra.good.sum(1)
     meta, notes = clean_answers(meta)
-    if lost or notes: warnings.warn('; '.join([*lost.values(), *notes]), stacklevel=2)
+    if lost or notes:
+        warnings.warn('; '.join([*lost.values(), *notes]), stacklevel=2)
     return spectra.replace(meta=meta), [t for t in dict.fromkeys(ids) if t not in here]
 
 # %% ../../nbs/data/17_sparcl.ipynb #e2037e89
@@ -239,7 +253,8 @@ def _best_records(client, ids, release):
         found = client.find(['sparcl_id', 'specid'], constraints={'specid': ids, 'data_release': [release]}, limit=20*len(ids))
         offered = client.get_all_fields(dataset_list=[release])
         include = [f for f in ('wavelength', 'flux', 'ivar', 'mask', 'specprimary', *FIELDS) if f in offered]
-        if not found.ids: return {}
+        if not found.ids:
+            return {}
         query = dict(include=include, dataset_list=[release], limit=len(found.ids), units=False)
         records = [r if isinstance(r, dict) else dict(vars(r)) for r in client.retrieve(found.ids, **query).records]
         records.sort(key=lambda r: bool(r.get('specprimary'))) # the primary one comes last, and stays

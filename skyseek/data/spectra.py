@@ -31,11 +31,13 @@ class Spectra:
         meta = Table({'TARGETID': np.arange(len(flux))}) if self.meta is None else self.meta
         _check(wave, flux, ivar, meta)
         for name, a in (('wave', wave), ('flux', _ignored_to_zero(flux)), ('ivar', ivar)):
-            a = a.view(); a.flags.writeable = False
+            a = a.view()
+            a.flags.writeable = False
             object.__setattr__(self, name, a)
         object.__setattr__(self, 'meta', meta)
 
-    def __len__(self): return len(self.flux)
+    def __len__(self):
+        return len(self.flux)
 
     @property
     def good(self): # (N, L) True where a pixel carries information
@@ -55,15 +57,19 @@ def _check(wave, flux, ivar, meta):
         raise ValueError(f"flux {flux.shape} and ivar {ivar.shape} must both be (N, {len(wave)}), as wave has {len(wave)} pixels; use resample(...) to change the grid")
     if len(meta) != len(flux):
         raise ValueError(f"meta has {len(meta)} rows for {len(flux)} spectra; give one row a spectrum")
-    if not flux.size or (ivar.min() >= 0 and all_finite(ivar) and all_finite(flux)): return
+    if not flux.size or (ivar.min() >= 0 and all_finite(ivar) and all_finite(flux)):
+        return
     bad = ~(ivar >= 0) | ~np.isfinite(ivar)
-    if bad.any(): raise ValueError(f"{bad.sum()} pixels in {bad.any(1).sum()} spectra have a negative or non-finite ivar; set ivar=0 there")
+    if bad.any():
+        raise ValueError(f"{bad.sum()} pixels in {bad.any(1).sum()} spectra have a negative or non-finite ivar; set ivar=0 there")
     bad = ~np.isfinite(flux) & (ivar > 0)
-    if bad.any(): raise ValueError(f"{bad.sum()} pixels in {bad.any(1).sum()} spectra have a non-finite flux with ivar > 0; set ivar=0 there")
+    if bad.any():
+        raise ValueError(f"{bad.sum()} pixels in {bad.any(1).sum()} spectra have a non-finite flux with ivar > 0; set ivar=0 there")
 
 def all_finite(a):
     "True if all are finite (a sum is one pass without a temporary; should it overflow, look closely)."
-    with np.errstate(over='ignore', invalid='ignore'): return bool(np.isfinite(a.sum())) or bool(np.isfinite(a).all())
+    with np.errstate(over='ignore', invalid='ignore'):
+        return bool(np.isfinite(a.sum())) or bool(np.isfinite(a).all())
 
 def _ignored_to_zero(flux):
     "Flux with non-finite values (legal only where ivar is 0) set to zero, so that `ivar*flux` is never nan."
@@ -79,21 +85,26 @@ def snr(self: Spectra):
 @patch
 def __repr__(self: Spectra):
     head = f"Spectra[{len(self)} × {len(self.wave)}] {self.wave[0]:.0f}–{self.wave[-1]:.0f} Å"
-    if not len(self): return head
+    if not len(self):
+        return head
     return f"{head}, S/N {np.median(self.snr):.1f}, {100*(1 - self.good.mean()):.0f} % masked"
 
 # %% ../../nbs/data/01_spectra.ipynb #10bb37cf
 @patch
 def __getitem__(self: Spectra, rows): # int, slice, index array or boolean mask over the N spectra
     "Some of the spectra, as `Spectra`."
-    if np.isscalar(rows): rows = range(len(self))[rows:rows + 1 or None] if -len(self) <= rows < len(self) else _no_row(rows, len(self))
-    if isinstance(rows, range): rows = slice(rows.start, rows.stop)
+    if np.isscalar(rows):
+        rows = range(len(self))[rows:rows + 1 or None] if -len(self) <= rows < len(self) else _no_row(rows, len(self))
+    if isinstance(rows, range):
+        rows = slice(rows.start, rows.stop)
     return Spectra(self.wave, self.flux[rows], self.ivar[rows], self.meta[rows])
 
 @patch
-def __iter__(self: Spectra): return (self[i] for i in range(len(self)))
+def __iter__(self: Spectra):
+    return (self[i] for i in range(len(self)))
 
-def _no_row(row, n): raise IndexError(f"no spectrum {row}: there are {n}")
+def _no_row(row, n):
+    raise IndexError(f"no spectrum {row}: there are {n}")
 
 # %% ../../nbs/data/01_spectra.ipynb #029c86e0
 def concatenate(
@@ -101,7 +112,8 @@ def concatenate(
 ): # one `Spectra`, rows in the order given; table columns that some lack are masked
     "Put several `Spectra` one after the other."
     parts = list(parts)
-    if not parts: raise ValueError("nothing to concatenate: the list is empty")
+    if not parts:
+        raise ValueError("nothing to concatenate: the list is empty")
     for i, p in enumerate(parts):
         if p.wave.shape != parts[0].wave.shape or not np.allclose(p.wave, parts[0].wave, rtol=0, atol=1e-3):
             raise ValueError(f"part {i} is on another wavelength grid than part 0; use resample(part, wave) first")
@@ -142,8 +154,10 @@ def merge_arms(
 ): # `Spectra` on `wave_desi()`; where no arm has information flux and ivar are 0
     "Merge spectrograph arms by inverse-variance weights (as desispec's `coadd_cameras`)."
     arms = list(arms.values() if isinstance(arms, dict) else arms)
-    if not arms: raise ValueError("no arm to merge; a coadd needs at least one of B, R, Z")
-    if len({len(a) for a in arms}) > 1: raise ValueError(f"the arms have {[len(a) for a in arms]} rows; they must be the same targets")
+    if not arms:
+        raise ValueError("no arm to merge; a coadd needs at least one of B, R, Z")
+    if len({len(a) for a in arms}) > 1:
+        raise ValueError(f"the arms have {[len(a) for a in arms]} rows; they must be the same targets")
     flux, ivar = (np.zeros((len(arms[0]), N_WAVE), np.float32) for _ in range(2))
     for arm in arms:
         where = grid_slice(arm.wave)
@@ -185,15 +199,19 @@ def resample(
     var = (share.power(2) @ np.divide(1., spectra.ivar, where=good, out=np.zeros(good.shape)).T).T
     keep = (seen >= min_coverage*width) & (var > 0)
     flux = np.divide(total, seen, where=keep, out=np.zeros(keep.shape))
-    if share_ivar: ivar = np.where(keep, (share @ (spectra.ivar/np.diff(pixel_edges(spectra.wave))).T).T, 0)
-    else: ivar = np.divide(seen**2, var, where=keep, out=np.zeros(keep.shape))
+    if share_ivar:
+        ivar = np.where(keep, (share @ (spectra.ivar/np.diff(pixel_edges(spectra.wave))).T).T, 0)
+    else:
+        ivar = np.divide(seen**2, var, where=keep, out=np.zeros(keep.shape))
     return Spectra(wave, flux, ivar, spectra.meta)
 
 # %% ../../nbs/data/01_spectra.ipynb #5b30b69d
 def _spectrum_class():
     "specutils' spectrum class: `Spectrum` since version 2, `Spectrum1D` before."
-    try: import specutils
-    except ImportError as e: raise ImportError("specutils is not installed; pip install 'skyseek[specutils]'") from e
+    try:
+        import specutils
+    except ImportError as e:
+        raise ImportError("specutils is not installed; pip install 'skyseek[specutils]'") from e
     return getattr(specutils, 'Spectrum', None) or specutils.Spectrum1D
 
 # %% ../../nbs/data/01_spectra.ipynb #79d3a4fd
@@ -223,7 +241,8 @@ def from_specutils(
         own = (inverse.array*(inverse.unit or spectrum.flux.unit**-2)).to_value(spectrum.flux.unit**-2)
         ivar = np.atleast_2d(own)/(np.ones(len(wave))*spectrum.flux.unit).to_value(FLUX_UNIT, u.spectral_density(axis))**2
     bad = ~np.isfinite(flux) | ~np.isfinite(ivar) | (ivar < 0)
-    if spectrum.mask is not None: bad |= np.atleast_2d(spectrum.mask)
+    if spectrum.mask is not None:
+        bad |= np.atleast_2d(spectrum.mask)
     order = np.argsort(wave)
     return Spectra(wave[order], np.where(bad, 0, flux)[:, order], np.where(bad, 0, ivar)[:, order], meta)
 

@@ -33,7 +33,8 @@ def is_redshift(
     z, # (N,) numbers
 ): # (N,) bool
     "Whether these can be redshifts: finite, above -1, at most 20."
-    with np.errstate(invalid='ignore'): return (np.asarray(z, float) > -1) & (np.asarray(z, float) <= _MOST_Z)
+    with np.errstate(invalid='ignore'):
+        return (np.asarray(z, float) > -1) & (np.asarray(z, float) <= _MOST_Z)
 
 # %% ../../nbs/data/08_tables.ipynb #56c794fe
 def clean_answers(
@@ -73,9 +74,11 @@ def read_redrock(
         raise ReadError(f"{path}: {name} has text in the column {words[0]}, beginning with "
                         f"'{printable(table[words[0]][0])}', where numbers belong; give a redrock-*.fits file that "
                         f"redrock wrote")
-    if not len(table): raise ReadError(f"{path}: {name} has no rows; leave this file out")
+    if not len(table):
+        raise ReadError(f"{path}: {name} has no rows; leave this file out")
     table, notes = clean_answers(table)
-    if notes: warnings.warn(f"{path}: {'; '.join(notes)}", stacklevel=2)
+    if notes:
+        warnings.warn(f"{path}: {'; '.join(notes)}", stacklevel=2)
     table.meta.update(REDROCK=Path(path).name, RRVER=str(header.get('RRVER', '')))
     return table
 
@@ -85,12 +88,14 @@ TRUE_COLUMNS = 'TARGETID', 'TRUE_Z', 'TRUE_SPECTYPE'
 
 def _read_csv(path):
     "A csv table, names of columns in capitals, TARGETID as text; packed by gzip or not."
-    if not Path(path).is_file(): raise ReadError(f"{path}: no such file; check the name")
+    if not Path(path).is_file():
+        raise ReadError(f"{path}: no such file; check the name")
     try:
         text = Path(path).read_bytes()
         lines = (gzip.decompress(text) if text[:2] == b'\x1f\x8b' else text).decode('utf-8-sig').splitlines()
         head = next((line for line in lines if line.strip() and not line.startswith('#')), None)
-        if head is None: raise ValueError('it is empty')
+        if head is None:
+            raise ValueError('it is empty')
         names = [name.strip(' "\'') for name in head.split(',') if name.strip(' "\'').upper() == 'TARGETID']
         exact = {name: [convert_numpy(str)] for name in names}
         table = Table.read(lines, format='ascii.csv', comment='#', converters=exact)
@@ -113,7 +118,8 @@ def _numbers(path, column):
     "A column of a csv table as masked float64; raise for words, with the row."
     words = np.ma.asarray(column)
     for row, value in enumerate(words.filled('0') if words.dtype.kind == 'U' else ()):
-        try: float(value)
+        try:
+            float(value)
         except ValueError:
             raise ReadError(f"{path}: {column.name} in row {row + 1} is '{printable(value)}', not a number; correct "
                             f"it, or leave the row out") from None
@@ -131,8 +137,10 @@ def _read_csv_truth(path, min_quality):
     z, spectype = names[1], names[-1]
     known = ~np.any([np.ma.getmaskarray(np.ma.asarray(table[c])) for c in names], axis=0) # empty fields are masked
     table['TARGETID'] = _exact_ids(path, table['TARGETID'])
-    for name in names[1:-1]: table[name] = _numbers(path, table[name])
-    if inspected: known &= _good_marks(path, np.ma.filled(table['VI_QUALITY'], np.nan), min_quality)
+    for name in names[1:-1]:
+        table[name] = _numbers(path, table[name])
+    if inspected:
+        known &= _good_marks(path, np.ma.filled(table['VI_QUALITY'], np.nan), min_quality)
     table = Table(table[known & np.isfinite(np.ma.filled(table[z], np.nan))], masked=False)
     table[spectype] = clean_types(table[spectype])
     table.rename_columns([z, spectype], ['TRUE_Z', 'TRUE_SPECTYPE'])
@@ -140,7 +148,8 @@ def _read_csv_truth(path, min_quality):
 
 def _good_marks(path, quality, min_quality):
     "Which marks of inspectors are good enough; raise if they are none."
-    if np.any((quality < 0) | (quality > 4)): raise ReadError(f"{path}: VI_QUALITY goes from {np.nanmin(quality):g} to {np.nanmax(quality):g}, marks are 0 to 4; give an EDR_VI_*.csv table")
+    if np.any((quality < 0) | (quality > 4)):
+        raise ReadError(f"{path}: VI_QUALITY goes from {np.nanmin(quality):g} to {np.nanmax(quality):g}, marks are 0 to 4; give an EDR_VI_*.csv table")
     return quality >= min_quality
 
 # %% ../../nbs/data/08_tables.ipynb #1e01163c
@@ -151,7 +160,8 @@ def _read_table_truth(path):
         if lacking := [c for c in TRUE_COLUMNS if c not in table.colnames]:
             raise ReadError(f"{path}: lacks the columns {', '.join(lacking)}; give a table with "
                             f"{', '.join(TRUE_COLUMNS)}")
-    else: table = _read_fits_truth(path)
+    else:
+        table = _read_fits_truth(path)
     table['TRUE_SPECTYPE'] = clean_types(table['TRUE_SPECTYPE'])
     if table['TRUE_Z'].dtype.kind not in 'fiu':
         raise ReadError(f"{path}: TRUE_Z is a column of text; write it as numbers")
@@ -165,7 +175,8 @@ def _read_fits_truth(path):
             if not ({'TARGETID', 'TRUE_Z', 'TRUE_SPECTYPE'} <= names or {'TARGETID', 'TRUEZ', 'TRUESPECTYPE'} <= names):
                 continue
             table = read_table(hdu, path, capitals=True)
-            if 'TRUE_Z' not in names: table.rename_columns(['TRUEZ', 'TRUESPECTYPE'], ['TRUE_Z', 'TRUE_SPECTYPE'])
+            if 'TRUE_Z' not in names:
+                table.rename_columns(['TRUEZ', 'TRUESPECTYPE'], ['TRUE_Z', 'TRUE_SPECTYPE'])
             return table
         raise ReadError(f"{path}: no table with TARGETID, TRUE_Z and TRUE_SPECTYPE, this is {what_file(hdus)}; give a "
                         f"truth-*.fits file")
@@ -184,7 +195,8 @@ def _one_each(table):
     best, torn = order[first], []
     for k in best[times > 1]:
         same = (table['TARGETID'] == table['TARGETID'][k]) & (quality == quality[k]) & (table['SELECTED'] == table['SELECTED'][k])
-        if _conflicts(table[same]): torn.append(k)
+        if _conflicts(table[same]):
+            torn.append(k)
     return table[np.setdiff1d(best, torn)], len(torn)
 
 # %% ../../nbs/data/08_tables.ipynb #e926eee5
@@ -199,10 +211,14 @@ def read_truth(
         is_csv = '.csv' in map(str.lower, Path(path).suffixes)
         table = _read_csv_truth(path, min_quality) if is_csv else _read_table_truth(path)
         table['TRUTH_FILE'], table['SELECTED'] = np.full(len(table), Path(path).name), np.full(len(table), 'missed' in Path(path).name)
-        if not selected and table['SELECTED'].any(): notes.append(f"{Path(path).name}: picked because redrock missed them, its {len(table)} targets are left out of rates (selected=True keeps them)")
+        if not selected and table['SELECTED'].any():
+            notes.append(f"{Path(path).name}: picked because redrock missed them, its {len(table)} targets are left out of rates (selected=True keeps them)")
         tables.append(table if selected else table[~table['SELECTED']])
-    if not tables: raise ValueError("no truth table given; give at least one file")
+    if not tables:
+        raise ValueError("no truth table given; give at least one file")
     table, torn = _one_each(vstack(tables, metadata_conflicts='silent'))
-    if torn: notes.append(f"{torn} targets have equally good inspections that disagree and are left out")
-    if notes: warnings.warn('; '.join(notes), stacklevel=2)
+    if torn:
+        notes.append(f"{torn} targets have equally good inspections that disagree and are left out")
+    if notes:
+        warnings.warn('; '.join(notes), stacklevel=2)
     return table

@@ -30,9 +30,11 @@ def label_wrong(
     tolerance=0.001, # largest δ that counts as right: a number, or a dict by true spectral type (`DESI_TOLERANCE`)
 ): # Table with Z_WRONG, S_WRONG (bool), KNOWN (bool: a label exists) and DELTA_Z (δ)
     "Label each pipeline answer: is its redshift wrong, is its type wrong, and is the truth known at all."
-    if len(pipeline) != len(truth): raise ValueError(f"{len(pipeline)} pipeline rows for {len(truth)} truth rows; match them on TARGETID first (match_truth)")
+    if len(pipeline) != len(truth):
+        raise ValueError(f"{len(pipeline)} pipeline rows for {len(truth)} truth rows; match them on TARGETID first (match_truth)")
     limits = list(tolerance.values()) if isinstance(tolerance, dict) else [tolerance]
-    if not all(t > 0 for t in limits): raise ValueError(f"tolerance={tolerance}: must be positive, e.g. 0.001")
+    if not all(t > 0 for t in limits):
+        raise ValueError(f"tolerance={tolerance}: must be positive, e.g. 0.001")
     true_type, spectype = (_text(t[c]) for t, c in ((truth, 'TRUE_SPECTYPE'), (pipeline, 'SPECTYPE')))
     delta = redshift_error(pipeline['Z'], truth['TRUE_Z'])
     known = np.isin(true_type, ['GALAXY', 'QSO', 'STAR']) & np.isfinite(delta)
@@ -50,7 +52,8 @@ def truth_rows(
     about=None, # table of the N rows with SURVEY and PROGRAM: truth from repeats is that of the shallow observation only
 ): # (N,) int, the row of `truth` for each target, -1 where there is none
     "Which row of a truth table belongs to each target: of several the one of the best quality, of equals the first."
-    if not len(truth): raise ValueError("the truth table is empty; give a table with TARGETID, TRUE_Z and TRUE_SPECTYPE")
+    if not len(truth):
+        raise ValueError("the truth table is empty; give a table with TARGETID, TRUE_Z and TRUE_SPECTYPE")
     targetid, true_ids = read_ids(targetid, 'the catalogue'), read_ids(truth['TARGETID'], 'the truth table')
     quality = next((truth[c] for c in ('VI_QUALITY', 'QUALITY') if c in truth.colnames), np.zeros(len(truth)))
     order = np.argsort(-np.ma.filled(np.ma.asarray(quality, float), -np.inf), kind='stable')
@@ -92,7 +95,8 @@ def _uniform(targetid, purpose=0):
     "(N,) numbers between 0 and 1 that look random and belong to their targets for ever; independent for each purpose."
     x = _mixed(np.atleast_1d(np.asarray(targetid)).astype(np.int64).view(np.uint64))
     if purpose:
-        with np.errstate(over='ignore'): x = _mixed(x + np.uint64(purpose))
+        with np.errstate(over='ignore'):
+            x = _mixed(x + np.uint64(purpose))
     return x.astype(np.float64)/2.0**64
 
 # %% ../../nbs/data/09_truth.ipynb #3c7b61ef
@@ -123,7 +127,8 @@ def label_unseen(
 ): # (N,) bool
     "Whether the label of each target took no part in the training of the weights that scored it (LABEL_USED is 0)."
     ours = 'WEIGHTS' in catalogue.meta or {'FLAG_Z_WRONG', 'LATENT'} & set(catalogue.colnames)
-    if 'LABEL_USED' not in catalogue.colnames and not ours: return np.ones(len(catalogue), bool)  # a table from elsewhere
+    if 'LABEL_USED' not in catalogue.colnames and not ours:
+        return np.ones(len(catalogue), bool)  # a table from elsewhere
     used = catalogue['LABEL_USED'] if 'LABEL_USED' in catalogue.colnames else np.full(len(catalogue), -1)
     used = np.ma.filled(np.ma.asarray(used, float), -1)
     if len(used) and not (used >= 0).any():
@@ -139,7 +144,8 @@ def choose_threshold(
     "The threshold with the best F1; never choose it on the targets you report."
     from sklearn.metrics import precision_recall_curve
     wrong, score = np.asarray(wrong, bool), np.asarray(score, float)
-    if not wrong.any(): raise ValueError("no wrong object among the validation targets, so no threshold can be chosen; give more labelled targets")
+    if not wrong.any():
+        raise ValueError("no wrong object among the validation targets, so no threshold can be chosen; give more labelled targets")
     purity, completeness, cuts = precision_recall_curve(wrong, score)
     f1 = 2*purity*completeness/np.maximum(purity + completeness, 1e-12)
     best = int(np.argmax(f1[:-1]))

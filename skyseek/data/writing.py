@@ -27,7 +27,8 @@ def temporary_folder(
     return Path(mkdtemp(prefix=f".tmp-{os.environ.get('SKYSEEK_RUN') or RUN}-", dir=parent))
 
 # %% ../../nbs/data/03_writing.ipynb #fc332726
-def _suffixes(path): return ''.join(path.suffixes[-2:] if path.suffix in ('.gz', '.bz2', '.xz') else path.suffixes[-1:])
+def _suffixes(path):
+    return ''.join(path.suffixes[-2:] if path.suffix in ('.gz', '.bz2', '.xz') else path.suffixes[-1:])
 
 @contextmanager
 def write_atomic(
@@ -35,19 +36,23 @@ def write_atomic(
 ): # yields a temporary `Path` on the same file system, with the same suffixes; nothing exists there
     "Write a file completely or not at all: `with write_atomic(path) as tmp: table.write(tmp)`."
     path, folder = Path(os.path.realpath(path)), None
-    if path.exists() and not path.is_file(): raise OSError(f"{path}: is not a file; choose another name")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: is not a file; choose another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = temporary_folder(path.parent)
         tmp = folder/f'.new{_suffixes(path)}'
         yield tmp
-        with open(tmp, 'rb+') as f: os.fsync(f.fileno())
+        with open(tmp, 'rb+') as f:
+            os.fsync(f.fileno())
         os.replace(tmp, path)
     except OSError as e:
-        if str(path) in str(e) and (folder is None or str(folder) not in str(e)): raise
+        if str(path) in str(e) and (folder is None or str(folder) not in str(e)):
+            raise
         raise OSError(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another place") from e
     finally:
-        if folder is not None: rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/data/03_writing.ipynb #cec899cd
 def is_fresh(
@@ -55,7 +60,8 @@ def is_fresh(
     *sources, # files it is made from; those that do not exist (or are None) are passed over
 ): # bool
     "Whether `dst` exists and is at least as young as its sources."
-    if not Path(dst).is_file(): return False
+    if not Path(dst).is_file():
+        return False
     return all(Path(s).stat().st_mtime <= Path(dst).stat().st_mtime for s in sources if s is not None and Path(s).exists())
 
 # %% ../../nbs/data/03_writing.ipynb #c732e0a3
@@ -67,14 +73,18 @@ def keep_apart(
     outputs = [outputs] if isinstance(outputs, (str, Path)) else outputs
     places = {os.path.realpath(p): p for p in inputs if p is not None and '://' not in str(p)}
     for path in outputs:
-        if path is None or '://' in str(path): continue
+        if path is None or '://' in str(path):
+            continue
         same = places.get(os.path.realpath(path)) or next((p for p in places.values() if _same_file(path, p)), None)
-        if same is not None: raise ValueError(f"{path}: would overwrite the input {same}; give another name")
+        if same is not None:
+            raise ValueError(f"{path}: would overwrite the input {same}; give another name")
 
 def _same_file(a, b):
     "Whether two paths are one file, as hard links are."
-    try: return os.path.samefile(a, b)
-    except OSError: return False
+    try:
+        return os.path.samefile(a, b)
+    except OSError:
+        return False
 
 def check_new(
     path, # file that will be written
@@ -82,9 +92,12 @@ def check_new(
 ): # `Path`
     "Raise `ValueError` unless a file of this name can be written: its name is not too long, it is no folder, and it is not there already."
     path = Path(path)
-    if len(os.fsencode(path.name)) > 255: raise ValueError(f"{path}: a name of over 255 bytes; choose a shorter one")
-    if path.is_dir(): raise ValueError(f"{path}: is a folder; give the name of a file")
-    if path.exists() and not overwrite: raise ValueError(f"{path}: exists already; give another name, or --overwrite (overwrite=True)")
+    if len(os.fsencode(path.name)) > 255:
+        raise ValueError(f"{path}: a name of over 255 bytes; choose a shorter one")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give the name of a file")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path}: exists already; give another name, or --overwrite (overwrite=True)")
     return path
 
 # %% ../../nbs/data/03_writing.ipynb #6e6312d8
@@ -95,7 +108,8 @@ def is_models(
 ): # bool
     "Whether a folder holds nothing but one model, or folders of such; an empty one does."
     inside = list(Path(folder).iterdir())
-    if {p.name for p in inside} <= MODEL_FILES and all(p.is_file() for p in inside): return True
+    if {p.name for p in inside} <= MODEL_FILES and all(p.is_file() for p in inside):
+        return True
     return all(p.is_dir() and not p.is_symlink() and {q.name for q in p.iterdir()} <= MODEL_FILES for p in inside)
 
 def check_folder(
@@ -104,10 +118,14 @@ def check_folder(
 ): # `Path`
     "Raise `ValueError` unless a folder is absent, empty, or holds nothing but models of skyseek that may be replaced."
     folder = Path(folder)
-    if not folder.exists(): return folder
-    if not folder.is_dir(): raise ValueError(f"{folder}: is a file; give the name of a folder")
-    if not is_models(folder): raise ValueError(f"{folder}: holds other files than a skyseek model; give a new or an empty folder")
-    if any(folder.iterdir()) and not overwrite: raise ValueError(f"{folder}: holds a model already; give another name, or --overwrite (overwrite=True)")
+    if not folder.exists():
+        return folder
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; give the name of a folder")
+    if not is_models(folder):
+        raise ValueError(f"{folder}: holds other files than a skyseek model; give a new or an empty folder")
+    if any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"{folder}: holds a model already; give another name, or --overwrite (overwrite=True)")
     return folder
 
 # %% ../../nbs/data/03_writing.ipynb #3e195ba0
@@ -124,19 +142,25 @@ def write_folder(
         new.mkdir()
         yield new
         (aside/'replaces').write_text(folder.name, encoding='utf-8')
-        for path in aside.rglob('*'): _to_disk(path)
-        if folder.exists(): folder.rename(old)
-        try: new.rename(folder)
+        for path in aside.rglob('*'):
+            _to_disk(path)
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
         except BaseException:
-            if old.exists(): old.rename(folder)
+            if old.exists():
+                old.rename(folder)
             raise
     finally:
-        if folder.exists() or not old.exists(): rmtree(aside, ignore_errors=True)
+        if folder.exists() or not old.exists():
+            rmtree(aside, ignore_errors=True)
 
 def _to_disk(path):
     "Have a file written to the disk."
     if path.is_file():
-        with open(path, 'rb+') as f: os.fsync(f.fileno())
+        with open(path, 'rb+') as f:
+            os.fsync(f.fileno())
 
 # %% ../../nbs/data/03_writing.ipynb #d1909eef
 def restore_folder(
@@ -144,12 +168,15 @@ def restore_folder(
 ): # bool: it was put back
     "Put an old folder back that a killed run had set aside."
     folder = Path(folder)
-    if folder.exists() or not folder.parent.is_dir(): return False
+    if folder.exists() or not folder.parent.is_dir():
+        return False
     for note in folder.parent.glob('.tmp-*/replaces'):
         try:
-            if note.read_text(encoding='utf-8') != folder.name or not (note.parent/'old').is_dir(): continue
+            if note.read_text(encoding='utf-8') != folder.name or not (note.parent/'old').is_dir():
+                continue
             (note.parent/'old').rename(folder)
-        except OSError: continue
+        except OSError:
+            continue
         log.warning('%s: was put back; a run that would have replaced it was killed', folder)
         return True
     return False

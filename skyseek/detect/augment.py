@@ -41,8 +41,10 @@ class Augmentation:
 
     def __post_init__(self):
         for name in ('stretch', 'calibration', 'sky', 'lost', 'ends', 'sdss', 'rebin'):
-            if not 0 <= getattr(self, name) <= 1: raise ValueError(f"{name}={getattr(self, name)}: is a share; give a number from 0 to 1")
-        if self.noise < 0 or self.reach < 0: raise ValueError(f"noise={self.noise}, reach={self.reach}: must not be negative")
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: is a share; give a number from 0 to 1")
+        if self.noise < 0 or self.reach < 0:
+            raise ValueError(f"noise={self.noise}, reach={self.reach}: must not be negative")
 
 # %% ../../nbs/detect/07_augment.ipynb #a09c7d4f
 STRETCHED = {'GALAXY': (.005, 1.65), 'QSO': (.1, 5.9)}  # redshifts that stretched spectra may have
@@ -80,7 +82,8 @@ def _recalibrated(spectra, rng, how):
     n, x = len(spectra), np.linspace(-1, 1, len(spectra.wave))
     a, b, *steps = rng.normal(0, how.bend, (4, n, 1))
     factor = 1 + a*x + .7*b*x**2
-    for step, side in zip(steps, (spectra.wave < JUNCTIONS[0], spectra.wave > JUNCTIONS[1])): factor = factor*(1 + step*side)
+    for step, side in zip(steps, (spectra.wave < JUNCTIONS[0], spectra.wave > JUNCTIONS[1])):
+        factor = factor*(1 + step*side)
     factor = np.where(rng.random((n, 1)) < how.calibration, factor.clip(.3), 1)
     return spectra.replace(flux=(spectra.flux*factor).astype(np.float32), ivar=(spectra.ivar/factor**2).astype(np.float32))
 
@@ -90,7 +93,8 @@ def _sky_lines(spectra, rng, how):
     flux, go = spectra.flux.copy(), rng.random(len(spectra)) < how.sky
     for k in range(3):
         rows = np.flatnonzero(go & (rng.random(len(spectra)) < (1, .6, .3)[k]))
-        if len(rows): flux[rows] = inject_sky_residual(spectra[rows].replace(flux=flux[rows]), rng, how.sky_snr)[0].flux
+        if len(rows):
+            flux[rows] = inject_sky_residual(spectra[rows].replace(flux=flux[rows]), rng, how.sky_snr)[0].flux
     return spectra.replace(flux=flux)
 
 # %% ../../nbs/detect/07_augment.ipynb #fb6de51e
@@ -119,7 +123,8 @@ COMB = 1e-4  # dex, pixels of SDSS
 def _rebinned(spectra, rng, how):
     "Some spectra through pixels of equal steps in log wavelength and back."
     rows = np.flatnonzero(rng.random(len(spectra)) < how.rebin)
-    if not len(rows): return spectra
+    if not len(rows):
+        return spectra
     u = np.log10(spectra.wave[[0, -1]])
     comb = 10**(u[0] + COMB*np.arange(int((u[1] - u[0])/COMB) + 1))
     back, flux, ivar = resample(resample(spectra[rows], comb), spectra.wave), spectra.flux.copy(), spectra.ivar.copy()
@@ -134,9 +139,11 @@ def augment(
 ): # `Spectra`, one for each, without the pipeline's columns; TRUE_Z follows the change of redshift
     "Spectra of the same targets that nobody took."
     absent = [c for c in ('TRUE_Z', 'TRUE_SPECTYPE') if c not in spectra.meta.colnames]
-    if absent: raise ValueError(f"the table lacks {' and '.join(absent)}; join the truth first, see read_labelled")
+    if absent:
+        raise ValueError(f"the table lacks {' and '.join(absent)}; join the truth first, see read_labelled")
     spectra = _without(spectra, [*ANSWER, *EVIDENCE, *NEXT])
-    for change in (_moved, _recalibrated, _sky_lines, _noisier, _cut, _rebinned): spectra = change(spectra, rng, settings)
+    for change in (_moved, _recalibrated, _sky_lines, _noisier, _cut, _rebinned):
+        spectra = change(spectra, rng, settings)
     return spectra.replace(flux=np.where(spectra.good, spectra.flux, np.float32(0)))
 
 # %% ../../nbs/detect/07_augment.ipynb #ea846919
@@ -157,12 +164,15 @@ def redrock_like(
     folder=None, # with redrock's rrtemplate-*.fits, and rrarchetype-galaxy-*.fits if there is one; spEigenStar-*.fits there or in a folder beside it
 ): # list of `Basis`
     "Bases that err as redrock does; without a folder, `library_bases()`."
-    if folder is None: return list(library_bases())
+    if folder is None:
+        return list(library_bases())
     folder = Path(folder)
     read = {b.name: b for b in read_bases(folder)}
     galaxies, stars = (sorted(p for d in (folder, *folder.parent.iterdir()) for p in d.glob(name)) for name in ('rrarchetype-galaxy-*.fits', 'spEigenStar-*.fits'))
-    if 'GALAXY' in read and galaxies: read['GALAXY'] = _galaxies(read['GALAXY'], galaxies[0])
-    if not stars: return [*read.values(), *(b for b in library_bases() if b.spectype == 'STAR' and b.name not in read)]
+    if 'GALAXY' in read and galaxies:
+        read['GALAXY'] = _galaxies(read['GALAXY'], galaxies[0])
+    if not stars:
+        return [*read.values(), *(b for b in library_bases() if b.spectype == 'STAR' and b.name not in read)]
     library = read_library(stars[-1])
     library.table['SUBTYPE'] = [s[:1] for s in text(library.table['SUBTYPE'])]
     return [*read.values(), *pca_bases(library[np.isin(library.table['SUBTYPE'], list('BAFGKM'))])]
@@ -189,8 +199,10 @@ def answer(
     fit = scan_redshift(spectra, redrock_like() if bases is None else bases, device)
     spectra, told = _without(spectra, [*ANSWER, *EVIDENCE, *NEXT]), fit.to_table()
     for name in ANSWER:
-        if name in told.colnames: spectra.meta[name] = told[name]
-    for name, column in _runner_up(fit).items(): spectra.meta[name] = column
+        if name in told.colnames:
+            spectra.meta[name] = told[name]
+    for name, column in _runner_up(fit).items():
+        spectra.meta[name] = column
     return spectra
 
 # %% ../../nbs/detect/07_augment.ipynb #beb45a9d
@@ -201,9 +213,12 @@ RANGES = {'GALAXY': (1.7, 3.), 'QSO': (5.5, 7.), 'STAR': (.0025, .01)}  # redshi
 def _wrong_answer(kind, row, rng):
     "The columns to change for one kind of error; `row` of the table."
     z, spectype = float(row['TRUE_Z']), str(row['SPECTYPE']).strip()
-    if kind == 'offset': return dict(Z=z + rng.choice([-1, 1])*rng.uniform(*OFFSETS)*(1 + z))
-    if kind == 'runner-up': return {name.removesuffix('_NEXT'): row[name] for name in NEXT}
-    if kind == 'type': return dict(SPECTYPE='GALAXY' if spectype == 'STAR' else 'STAR', SUBTYPE='')
+    if kind == 'offset':
+        return dict(Z=z + rng.choice([-1, 1])*rng.uniform(*OFFSETS)*(1 + z))
+    if kind == 'runner-up':
+        return {name.removesuffix('_NEXT'): row[name] for name in NEXT}
+    if kind == 'type':
+        return dict(SPECTYPE='GALAXY' if spectype == 'STAR' else 'STAR', SUBTYPE='')
     return dict(Z=rng.uniform(*RANGES[spectype])*(rng.choice([-1, 1]) if spectype == 'STAR' else 1))
 
 # %% ../../nbs/detect/07_augment.ipynb #e738a1a3
@@ -219,8 +234,10 @@ def inject_errors(
     names, go = np.full(len(spectra), '', 'U9'), (rng.random(len(spectra)) < share) & right
     for i in np.flatnonzero(go):
         kind = str(rng.choice(list(kinds)))
-        if kind == 'type' and text(meta['SPECTYPE'][i:i + 1])[0] != 'STAR': kind = 'offset'
-        for name, value in _wrong_answer(kind, meta[i], rng).items(): meta[name][i] = value
+        if kind == 'type' and text(meta['SPECTYPE'][i:i + 1])[0] != 'STAR':
+            kind = 'offset'
+        for name, value in _wrong_answer(kind, meta[i], rng).items():
+            meta[name][i] = value
         names[i] = kind
     meta['INJECTED'] = names
     return spectra.replace(meta=meta)
@@ -237,5 +254,6 @@ def simulate_labelled(
 ): # `Spectra` with the pipeline's columns and TRUE_Z TRUE_SPECTYPE FLAGS TRUE_SUBTYPE CLASS in meta, as from `read_labelled`
     "Simulated spectra with truth, answered by a pipeline."
     spectra, truth = simulate_spectra(n, seed=seed, **(survey or BRIGHT))
-    for name, source in dict(TRUE_Z='TRUE_Z', TRUE_SPECTYPE='TRUE_SPECTYPE', FLAGS='FLAGS', TRUE_SUBTYPE='SUBTYPE', CLASS='CLASS').items(): spectra.meta[name] = truth[source]
+    for name, source in dict(TRUE_Z='TRUE_Z', TRUE_SPECTYPE='TRUE_SPECTYPE', FLAGS='FLAGS', TRUE_SUBTYPE='SUBTYPE', CLASS='CLASS').items():
+        spectra.meta[name] = truth[source]
     return answer(spectra, bases, device)

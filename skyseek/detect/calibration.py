@@ -28,15 +28,19 @@ def check_probabilities(
     "Raise `ValueError` unless these are probabilities, one for each label."
     p = np.asarray(np.ma.filled(np.ma.asarray(p, float), np.nan))
     bad = int((~((p >= 0) & (p <= 1))).sum())
-    if bad or not p.size: raise ValueError(f"{bad} of {p.size} probabilities are nan or outside 0 to 1; give at least one, and leave rows without a probability out: p[np.isfinite(p)]")
-    if wrong is None: return p
+    if bad or not p.size:
+        raise ValueError(f"{bad} of {p.size} probabilities are nan or outside 0 to 1; give at least one, and leave rows without a probability out: p[np.isfinite(p)]")
+    if wrong is None:
+        return p
     wrong = np.asarray(wrong)
-    if wrong.shape != p.shape or not np.isin(wrong, (0, 1)).all(): raise ValueError(f"{wrong.size} labels for {p.size} probabilities; give one for each, True (wrong) or False (right)")
+    if wrong.shape != p.shape or not np.isin(wrong, (0, 1)).all():
+        raise ValueError(f"{wrong.size} labels for {p.size} probabilities; give one for each, True (wrong) or False (right)")
     return wrong.astype(bool), p
 
 def check_fraction(name, value):
     "Raise unless a share lies strictly between 0 and 1."
-    if not 0 < value < 1: raise ValueError(f"{name}={value}: must lie between 0 and 1, both excluded, e.g. 0.02 for 2 %")
+    if not 0 < value < 1:
+        raise ValueError(f"{name}={value}: must lie between 0 and 1, both excluded, e.g. 0.02 for 2 %")
     return float(value)
 
 # %% ../../nbs/detect/03_calibration.ipynb #81c1f04d
@@ -47,9 +51,11 @@ class Calibration:
     better: tuple  # (K,) log odds that come out
     kind: str = 'none'  # how it was fitted
 
-    def __call__(self, p): return expit(np.interp(_log_odds(check_probabilities(p)), self.given, self.better))
+    def __call__(self, p):
+        return expit(np.interp(_log_odds(check_probabilities(p)), self.given, self.better))
 
-def _log_odds(p): return logit(np.clip(p, 1e-7, 1 - 1e-7))
+def _log_odds(p):
+    return logit(np.clip(p, 1e-7, 1 - 1e-7))
 
 KNOTS = np.linspace(-16, 16, 257)  # of curves with a formula, in log odds
 CALIBRATIONS = ('none', 'platt', 'beta', 'isotonic')
@@ -64,9 +70,12 @@ def fit_calibration(
     from sklearn.isotonic import IsotonicRegression
     from sklearn.linear_model import LogisticRegression
     wrong, p = check_probabilities(p, wrong)
-    if kind not in CALIBRATIONS: raise ValueError(f"kind={kind!r}; choose one of {CALIBRATIONS}")
-    if wrong.all() or not wrong.any(): raise ValueError(f"{wrong.sum()} of {len(p)} labels are wrong; calibration needs some of both kinds, give more labelled targets")
-    if kind == 'none': return Calibration(tuple(KNOTS), tuple(KNOTS))
+    if kind not in CALIBRATIONS:
+        raise ValueError(f"kind={kind!r}; choose one of {CALIBRATIONS}")
+    if wrong.all() or not wrong.any():
+        raise ValueError(f"{wrong.sum()} of {len(p)} labels are wrong; calibration needs some of both kinds, give more labelled targets")
+    if kind == 'none':
+        return Calibration(tuple(KNOTS), tuple(KNOTS))
     if kind == 'isotonic':
         steps = IsotonicRegression(out_of_bounds='clip').fit(p, wrong)
         y = np.clip(steps.y_thresholds_, .5/len(p), 1 - .5/len(p))  # a stair at 0 means fewer than one error in n
@@ -88,11 +97,13 @@ def compare_calibrations(
     from sklearn.metrics import log_loss
     wrong, p = check_probabilities(p, wrong)
     few = int(min(wrong.sum(), (~wrong).sum()))
-    if few < folds: raise ValueError(f"{few} labels of the rarer kind for {folds} folds; give more labels, or keep Platt's map")
+    if few < folds:
+        raise ValueError(f"{few} labels of the rarer kind for {folds} folds; give more labels, or keep Platt's map")
     parts, rows = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(p, wrong)), []
     for kind in CALIBRATIONS:
         q = np.zeros(len(p))
-        for fitted, held in parts: q[held] = fit_calibration(wrong[fitted], p[fitted], kind)(p[held])
+        for fitted, held in parts:
+            q[held] = fit_calibration(wrong[fitted], p[fitted], kind)(p[held])
         rows.append((kind, log_loss(wrong, q), calibration_error(wrong, q)))
     return Table(rows=rows, names=['kind', 'log_loss', 'ECE'])
 
@@ -113,7 +124,8 @@ def _climb(ratio, counts, rate):
     for _ in range(2000):
         lifted = rate[:, None]*ratio
         new = np.clip((counts*(lifted/(1 - rate[:, None] + lifted))).sum(1)/n, 1e-9, 1 - 1e-9)
-        if np.abs(new - rate).max() < 1e-7: return new
+        if np.abs(new - rate).max() < 1e-7:
+            return new
         rate = new
     return rate
 
@@ -141,7 +153,8 @@ def check_rates(
 ):
     "Raise `ValueError` unless probabilities can be re-based on these shares; ask before the work, not after it."
     for rate in rates:
-        if rate not in (None, 'auto'): check_fraction('error rate', rate)
+        if rate not in (None, 'auto'):
+            check_fraction('error rate', rate)
     if trained is None and any(rate is not None for rate in rates):
         raise ValueError("the weights do not say on what shares of errors they were calibrated, so probabilities cannot be re-based; train the classifier again with this version, or leave the error rates out")
 
@@ -154,14 +167,17 @@ def restate(
 ): # (Table, thresholds, dict of header cards)
     "Re-base the probabilities of a table, flags stay, thresholds move along. 'auto' leaves unfamiliar spectra out of the estimate."
     check_rates(trained, rates)
-    if all(rate is None for rate in rates): return table, tuple(thresholds), {}
+    if all(rate is None for rate in rates):
+        return table, tuple(thresholds), {}
     out, cuts, cards = table.copy(copy_data=False), list(thresholds), {}
     strange = np.asarray(table['UNFAMILIAR']) if 'UNFAMILIAR' in table.colnames else np.zeros(len(table), bool)
     for k, (head, rate) in enumerate(zip(HEADS, rates)):
-        if rate is None: continue
+        if rate is None:
+            continue
         p = np.asarray(np.ma.filled(np.ma.asarray(table[f'P_{head}_WRONG'], float), np.nan))
         known, cards[f'RATE0_{head}'] = np.isfinite(p), float(trained[k])
-        if rate == 'auto': rate, cards[f'RATELO_{head}'], cards[f'RATEHI_{head}'] = _auto_rate(p, known, strange, trained[k])
+        if rate == 'auto':
+            rate, cards[f'RATELO_{head}'], cards[f'RATEHI_{head}'] = _auto_rate(p, known, strange, trained[k])
         cards[f'RATE_{head}'], cuts[k] = check_fraction('error rate', rate), float(rebase([thresholds[k]], trained[k], rate)[0])
         p[known] = rebase(p[known], trained[k], rate)
         out[f'P_{head}_WRONG'] = p.astype(np.float32)
@@ -170,8 +186,10 @@ def restate(
 # %% ../../nbs/detect/03_calibration.ipynb #ccd90599
 def _auto_rate(p, known, strange, trained):
     "The share of errors estimated from the familiar rows, with its 95 % interval."
-    if (known & ~strange).sum() < 100: raise ValueError(f"{(known & ~strange).sum()} familiar spectra with a probability; an error rate can be estimated from 100 at least, state it instead")
-    if (share := strange[known].mean()) > .05: log.warning('%.0f %% of the spectra are unlike the training spectra, so the estimated error rate is not to be trusted; state it, from targets that were looked at', 100*share)
+    if (known & ~strange).sum() < 100:
+        raise ValueError(f"{(known & ~strange).sum()} familiar spectra with a probability; an error rate can be estimated from 100 at least, state it instead")
+    if (share := strange[known].mean()) > .05:
+        log.warning('%.0f %% of the spectra are unlike the training spectra, so the estimated error rate is not to be trusted; state it, from targets that were looked at', 100*share)
     return estimate_rate(p[known & ~strange], trained)
 
 # %% ../../nbs/detect/03_calibration.ipynb #f1a99ed1
@@ -198,5 +216,6 @@ def rebase_opinion(
             table[f'P_ALT{end}'] = np.where(known, np.minimum(scaled, np.where(elsewhere, new, 1 - new)), table[f'P_ALT{end}'])
         table['P_NONE'], table['P_Z_PIPE'] = table['P_NONE']*more, 1 - new
         total = np.maximum(table['P_ALT'] + table['P_ALT2'] + table['P_NONE'], 1)
-        for name in ('P_ALT', 'P_ALT2', 'P_NONE'): table[name] = table[name]/total
+        for name in ('P_ALT', 'P_ALT2', 'P_NONE'):
+            table[name] = table[name]/total
     return cap_types(table, np.asarray(table['P_S_WRONG'], float), table['SPECTYPE'], ~_flagged(table))  # flags and causes stay

@@ -37,7 +37,8 @@ class MetadataEncoder(nn.Module):
         hidden=64, # width of the perceptron (24 as published)
     ):
         super().__init__()
-        if scaling not in ('physical', 'signlog'): raise ValueError(f"scaling={scaling!r}; choose 'physical' or 'signlog'")
+        if scaling not in ('physical', 'signlog'):
+            raise ValueError(f"scaling={scaling!r}; choose 'physical' or 'signlog'")
         self.extra = [(i, PHYSICAL[n]) for i, n in enumerate(names) if n in PHYSICAL and scaling == 'physical']
         self.register_buffer('sigma', torch.ones(len(names)))
         self.net = nn.Sequential(nn.Linear(len(names) + len(self.extra), hidden), nn.ReLU(), nn.Linear(hidden, n_out))
@@ -46,7 +47,8 @@ class MetadataEncoder(nn.Module):
         "Columns as the network sees them."
         return torch.cat([columns.sign()*torch.log1p(columns.abs()/self.sigma), *(f(columns[:, [i]]) for i, f in self.extra)], dim=1)
 
-    def forward(self, columns): return self.net(self.scale(columns))
+    def forward(self, columns):
+        return self.net(self.scale(columns))
 
 # %% ../../nbs/detect/02_classifier.ipynb #213536e3
 ALPHA, HEAD_WEIGHT, GAMMA = (2/3, 5/6), (1., 2.), 2.  # the published focal loss: Z_WRONG and S_WRONG
@@ -92,13 +94,15 @@ class WrongClassifier(nn.Module):
         labels=None, # number of labels it was trained on, see `record_labels`; None is not known
     ):
         super().__init__()
-        if members < 1 or loss not in ('entropy', 'focal'): raise ValueError(f"members={members}, loss={loss!r}: give at least one network, and 'entropy' or 'focal'")
+        if members < 1 or loss not in ('entropy', 'focal'):
+            raise ValueError(f"members={members}, loss={loss!r}: give at least one network, and 'entropy' or 'focal'")
         self.config = dict(columns=list(columns), latent=latent, hidden=hidden, dropout=dropout, members=members, scaling=scaling, loss=loss, labels=labels)
         self.columns = list(columns)
         self.members = nn.ModuleList(_Member(latent, self.columns, hidden, dropout, scaling) for _ in range(members))
         for name, value in (('latent_mean', torch.zeros(latent)), ('latent_std', torch.ones(latent)), ('slope', torch.ones(2)), ('offset', torch.zeros(2))):
             self.register_buffer(name, value)
-        if labels is not None: self.register_buffer('labels', torch.zeros(labels, dtype=torch.int64))
+        if labels is not None:
+            self.register_buffer('labels', torch.zeros(labels, dtype=torch.int64))
 
 # %% ../../nbs/detect/02_classifier.ipynb #79b75a7d
 @patch
@@ -119,8 +123,10 @@ def loss(self: WrongClassifier, batch): # dict with latent (B, 36), metadata (B,
     "Cross entropy or focal loss, mean over the members. With fold (B,) a member does not see the rows of its own fold; weight (B,) counts rows."
     logits = self.logits(batch['latent'], batch['metadata'])
     target = batch['wrong'].expand_as(logits)
-    if self.config['loss'] == 'focal': return focal_loss(logits, target)
-    if 'fold' not in batch: return F.binary_cross_entropy_with_logits(logits, target)
+    if self.config['loss'] == 'focal':
+        return focal_loss(logits, target)
+    if 'fold' not in batch:
+        return F.binary_cross_entropy_with_logits(logits, target)
     weight = batch['weight']*(self.fold_of_member()[:, None] != batch['fold'])
     return (F.binary_cross_entropy_with_logits(logits, target, reduction='none').mean(-1)*weight).sum()/weight.sum().clamp(min=1e-6)
 
@@ -147,7 +153,8 @@ def has_seen(
     targetid, # (N,) TARGETIDs
 ): # (N,) bool; None if the weights do not say
     "Which labels the weights were made from."
-    if self.config['labels'] is None: return None
+    if self.config['labels'] is None:
+        return None
     return np.isin(read_ids(targetid, 'the spectra'), self.labels.cpu().numpy())
 
 @patch
@@ -161,7 +168,8 @@ def learn_scale(
         self.latent_mean.copy_(torch.as_tensor(latent.mean(axis=0)))
         self.latent_std.copy_(torch.as_tensor(latent.std(axis=0) + 1e-6))
     sigma = np.maximum(np.asarray(metadata, np.float64).std(axis=0), 1e-12)
-    for m in self.members: m.metadata.sigma.copy_(torch.as_tensor(sigma))
+    for m in self.members:
+        m.metadata.sigma.copy_(torch.as_tensor(sigma))
 
 # %% ../../nbs/detect/02_classifier.ipynb #272c58b7
 def pick_columns(
@@ -172,13 +180,16 @@ def pick_columns(
     "Columns of a shard in a model's order."
     names = [str(n) for n in names]
     missing = [c for c in wanted if c not in names]
-    if missing: raise ValueError(f"the features lack the columns {', '.join(missing)} that this model was trained with; {_where_to_get(missing)}")
+    if missing:
+        raise ValueError(f"the features lack the columns {', '.join(missing)} that this model was trained with; {_where_to_get(missing)}")
     return np.asarray(metadata, np.float32)[:, [names.index(c) for c in wanted]]
 
 def _where_to_get(missing):
     "What to do about columns that a model wants and features lack."
-    if any(c in COEFFS for c in missing): return "COEFF comes from redrock alone: join a redrock file, or use weights that do without it (columns portable or second, as those in the package)"
-    if any(c in EVIDENCE for c in missing): return "add the evidence with second_look (skyseek features --second-opinion)"
+    if any(c in COEFFS for c in missing):
+        return "COEFF comes from redrock alone: join a redrock file, or use weights that do without it (columns portable or second, as those in the package)"
+    if any(c in EVIDENCE for c in missing):
+        return "add the evidence with second_look (skyseek features --second-opinion)"
     return "build them again with this version of skyseek"
 
 # %% ../../nbs/detect/02_classifier.ipynb #d34c24cc
@@ -189,7 +200,8 @@ def calibrate(
     wrong, # (N, 2) labels
 ): # the model
     "Platt's calibration of both heads on spectra that were not trained on."
-    model.slope.fill_(1); model.offset.fill_(0)
+    model.slope.fill_(1)
+    model.offset.fill_(0)
     return _platt(model, predict(model, latent, metadata), wrong)
 
 def _platt(model, p, wrong):
@@ -197,7 +209,8 @@ def _platt(model, p, wrong):
     from sklearn.linear_model import LogisticRegression
     logit = torch.logit(torch.as_tensor(p), eps=1e-6).numpy()
     for k in range(2):
-        if len(np.unique(wrong[:, k])) < 2: continue  # nothing to calibrate on: the head keeps its own probabilities
+        if len(np.unique(wrong[:, k])) < 2:
+            continue  # nothing to calibrate on: the head keeps its own probabilities
         fitted = LogisticRegression(C=1e3).fit(logit[:, [k]], wrong[:, k])
         model.slope[k], model.offset[k] = float(max(fitted.coef_[0, 0], 1e-3)), float(fitted.intercept_[0])
     return model
@@ -231,7 +244,8 @@ def train_classifier(
     arrays = dict(latent=np.asarray(latent, np.float32), metadata=np.asarray(metadata, np.float32), wrong=np.asarray(wrong, np.float32))
     part = {name: {k: v[split == name] for k, v in arrays.items()} for name in ('train', 'validation')}
     for name, p in part.items():
-        if not len(p['wrong']): raise ValueError(f"no spectrum with known truth on the {name} side; give more labelled spectra")
+        if not len(p['wrong']):
+            raise ValueError(f"no spectrum with known truth on the {name} side; give more labelled spectra")
     model.learn_scale(part['train']['latent'], part['train']['metadata'])
     history = fit(model, ArrayStream(part['train'], 64, settings.seed), ArrayStream(part['validation'], 4096, shuffle=False), settings, **fit_options)
     calibrate(model, **part['validation'])
@@ -264,11 +278,14 @@ def train_folds(
     **fit_options, # checkpoint, progress: see `fit`
 ): # (N, 2) calibrated probabilities by members that have not seen the target, and the history of `fit`
     "Scale, train and calibrate, each member without one fold of the targets."
-    if len(model.members) % FOLDS: raise ValueError(f"{len(model.members)} members cannot share {FOLDS} folds; give a multiple of {FOLDS}")
+    if len(model.members) % FOLDS:
+        raise ValueError(f"{len(model.members)} members cannot share {FOLDS} folds; give a multiple of {FOLDS}")
     arrays = dict(latent=np.asarray(latent, np.float32), metadata=np.asarray(metadata, np.float32), wrong=np.asarray(wrong, np.float32), fold=np.asarray(fold, np.int64), weight=np.asarray(weight, np.float32))
     model.learn_scale(latent[real], metadata[real])
     history = fit(model, ArrayStream(arrays, 128, settings.seed), None, settings, **fit_options)
-    model.eval(); model.slope.fill_(1); model.offset.fill_(0)
+    model.eval()
+    model.slope.fill_(1)
+    model.offset.fill_(0)
     p = out_of_fold(model, latent, metadata, fold)
     _platt(model, p[real], wrong[real])
     return torch.sigmoid(model.slope*torch.logit(torch.as_tensor(p), eps=1e-6) + model.offset).numpy(), history
@@ -293,7 +310,8 @@ def encode_file(
     "Latents and columns of whole shards, in the order of the files."
     for path in paths:
         names = read_features(path).get('metadata_names')
-        if names is None: raise ValueError(f"{path}: has no redrock columns; join a redrock file before building features")
+        if names is None:
+            raise ValueError(f"{path}: has no redrock columns; join a redrock file before building features")
     return encode(autoencoder, FeatureStream(paths, 64, shuffle=False, wave=autoencoder.wave.numpy())) | {'metadata_names': names}
 
 # %% ../../nbs/detect/02_classifier.ipynb #5ef15abb
@@ -312,7 +330,8 @@ def train_classifier_file(
     "Train a classifier on shards and a truth table, choose thresholds, save it."
     code = encode_file(paths, autoencoder)
     wrong, known = label_features(code, truth, tolerance)
-    if not known.any(): raise ValueError(f"none of the {len(known)} spectra has a row in the truth table; give the truth of the same targets")
+    if not known.any():
+        raise ValueError(f"none of the {len(known)} spectra has a row in the truth table; give the truth of the same targets")
     torch.manual_seed(settings.seed)
     model, split = model or WrongClassifier(), split_of(code['targetid'])
     metadata = pick_columns(code['metadata'], code['metadata_names'], model.columns)

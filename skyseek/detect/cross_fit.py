@@ -41,7 +41,8 @@ def choose_learning(
     learn='auto', # 'all', 'judge', 'none', or 'auto' for the rule
 ): # 'all', 'judge' or 'none'
     "What to learn anew from n labelled targets."
-    if learn not in LEARN: raise ValueError(f"learn={learn!r}; choose one of {', '.join(LEARN)}")
+    if learn not in LEARN:
+        raise ValueError(f"learn={learn!r}; choose one of {', '.join(LEARN)}")
     return ('all' if n >= ENOUGH else 'none') if learn == 'auto' else learn
 
 def shipped(
@@ -82,14 +83,16 @@ class CrossFit:
 def _with_evidence(spectra, evidence):
     "The spectra with columns added to their table."
     meta = spectra.meta.copy(copy_data=False)
-    for name, column in evidence.items(): meta[name] = column
+    for name, column in evidence.items():
+        meta[name] = column
     return spectra.replace(meta=meta)
 
 def _halves(spectra, learn, recipes, real, device):
     "For each half of the targets its rows, and scan and candidates with bases of the other half (or the shipped ones)."
     half, out = half_of(spectra.meta['TARGETID']), []
     for mine in (half, ~half):
-        if not mine.any() or mine.all(): raise ValueError(f"{len(spectra)} spectra do not fill two halves; give more, or learn='none'")
+        if not mine.any() or mine.all():
+            raise ValueError(f"{len(spectra)} spectra do not fill two halves; give more, or learn='none'")
         bases = learn_bases(spectra[np.flatnonzero(~mine & real)], recipes) if learn == 'all' else None
         part = spectra[np.flatnonzero(mine)]
         found = scan_redshift(part, bases, device)
@@ -201,5 +204,6 @@ def cross_boosting(
     "Gradient boosting, cross-validated."
     out = np.zeros(len(columns))
     for f in np.unique(fold):
-        if len(np.unique(wrong[fold != f])) > 1: out[fold == f] = boosting_score(columns[fold != f], wrong[fold != f], columns[fold == f], seed)
+        if len(np.unique(wrong[fold != f])) > 1:
+            out[fold == f] = boosting_score(columns[fold != f], wrong[fold != f], columns[fold == f], seed)
     return out

@@ -51,7 +51,8 @@ class Familiarity(nn.Module):
         parts = [torch.cdist(part, self.bank, compute_mode='donot_use_mm_for_euclid_dist').topk(self.config['neighbours'], largest=False).values.mean(1) for part in x.split(512)]
         return torch.cat(parts) if parts else torch.zeros(0)
 
-def _lost_arm(x): return (np.asarray(x)[:, -3:] < .5).any(1)
+def _lost_arm(x):
+    return (np.asarray(x)[:, -3:] < .5).any(1)
 
 # %% ../../nbs/detect/05_familiarity.ipynb #80a1923a
 UNFAMILIAR = 0.01  # a spectrum whose p-value is below this is unlike the training spectra
@@ -84,12 +85,15 @@ def fit_familiarity(
     from sklearn.covariance import LedoitWolf
     x, rng = np.asarray(x, np.float32), np.random.default_rng(seed)
     held = rng.random(len(x)) < 1/3 if held is None else np.asarray(held, bool)
-    if min(held.sum(), (~held).sum()) < 100: raise ValueError(f"{(~held).sum()} training and {held.sum()} reference spectra; give at least 100 of each, so that 1 in 100 can be told")
+    if min(held.sum(), (~held).sum()) < 100:
+        raise ValueError(f"{(~held).sum()} training and {held.sum()} reference spectra; give at least 100 of each, so that 1 in 100 can be told")
     fitted, refs = (rng.permutation(np.flatnonzero(m))[:most] for m, most in ((~held, bank), (held, reference)))
     mean, std = x[~held].mean(0, dtype=float), x[~held].std(0, dtype=float) + 1e-3
     values, vectors = np.linalg.eigh(LedoitWolf().fit((x[~held] - mean)/std).covariance_)
     model = Familiarity(x.shape[1], len(fitted), len(refs), neighbours)
-    model.mean.copy_(torch.as_tensor(mean)); model.whiten.copy_(torch.as_tensor(vectors/np.sqrt(values)/std[:, None]))
+    model.mean.copy_(torch.as_tensor(mean))
+    model.whiten.copy_(torch.as_tensor(vectors/np.sqrt(values)/std[:, None]))
     model.bank.copy_((torch.as_tensor(x[fitted]) - model.mean) @ model.whiten)
-    model.reference.copy_(model(x[refs])); model.lost.copy_(torch.as_tensor(_lost_arm(x[refs])))
+    model.reference.copy_(model(x[refs]))
+    model.lost.copy_(torch.as_tensor(_lost_arm(x[refs])))
     return model.eval()

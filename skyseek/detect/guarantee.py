@@ -33,7 +33,8 @@ class Guarantee:
     bound: float  # upper bound on the wrong share among the kept, Clopper & Pearson
 
     @property
-    def holds(self): return bool(np.isfinite(self.threshold))
+    def holds(self):
+        return bool(np.isfinite(self.threshold))
 
 # %% ../../nbs/detect/04_guarantee.ipynb #90869154
 def labels_needed(
@@ -44,8 +45,10 @@ def labels_needed(
     "How many labelled targets must be kept, with so many errors among them, to guarantee a share."
     at_most, confidence = check_fraction('at_most', at_most), check_fraction('confidence', confidence)
     n = math.ceil(scipy.stats.beta.ppf(confidence, wrong + 1, 1)/at_most) if wrong else math.ceil(math.log(1 - confidence)/math.log(1 - at_most))
-    while scipy.stats.binom.cdf(wrong, n, at_most) > 1 - confidence: n += max(1, int(.002*n))
-    while n > wrong + 1 and scipy.stats.binom.cdf(wrong, n - 1, at_most) <= 1 - confidence: n -= 1
+    while scipy.stats.binom.cdf(wrong, n, at_most) > 1 - confidence:
+        n += max(1, int(.002*n))
+    while n > wrong + 1 and scipy.stats.binom.cdf(wrong, n - 1, at_most) <= 1 - confidence:
+        n -= 1
     return int(n)
 
 # %% ../../nbs/detect/04_guarantee.ipynb #7a4c2e25
@@ -102,7 +105,8 @@ def errors_left(
 ): # dict: threshold (keep at or below), completeness, wrong_share among the kept with its 68 % interval low high, left: share of all errors that are kept
     "What remains wrong if nearly all right redshifts are kept."
     wrong, p = check_probabilities(p, wrong)
-    if wrong.all(): raise ValueError(f"all {len(p)} labels are wrong, so no right redshift can be kept; give labels of both kinds")
+    if wrong.all():
+        raise ValueError(f"all {len(p)} labels are wrong, so no right redshift can be kept; give labels of both kinds")
     threshold = float(np.quantile(p[~wrong], check_fraction('completeness', completeness), method='inverted_cdf'))
     keep = p <= threshold
     k, n = int((wrong & keep).sum()), int(keep.sum())
@@ -125,13 +129,16 @@ def keep_sample(
     once = np.isin(np.arange(len(catalogue)), np.unique(np.asarray(catalogue['TARGETID']), return_index=True)[1])
     known, unseen = np.array(label['KNOWN']) & usable & once, label_unseen(catalogue)
     used, known = int((known & ~unseen).sum()), known & unseen
-    if test_only: known &= split_of(catalogue['TARGETID']) == 'test'
-    if used: log.warning('%d labels are left out: the weights were trained on them', used)
+    if test_only:
+        known &= split_of(catalogue['TARGETID']) == 'test'
+    if used:
+        log.warning('%d labels are left out: the weights were trained on them', used)
     if not known.any():
         why = f"{' on the test side' if test_only else ''}{f' but the {used} that the weights were trained on' if used else ''}"
         raise ValueError(f"none of the {usable.sum()} targets that can be kept has a label{why}; give the truth of some of these targets")
     found = guarantee_keep(np.array(label[f'{head}_WRONG'])[known], p[known], at_most, confidence, p[usable])
-    if not found.holds: raise ValueError(found.text)
+    if not found.holds:
+        raise ValueError(found.text)
     _warn_of_selection(p[known], p[usable & ~known])
     kept = catalogue[usable & (p <= found.threshold)]
     kept.meta |= dict(KEEPWHAT=head, KEEP_TH=found.threshold, KEEPMOST=at_most, KEEPCONF=confidence, KEEPLABS=found.n_labels, KEEPKEPT=found.n_kept, KEEPBAD=found.n_wrong, KEEPBND=found.bound, KEEPFROM=len(catalogue),
@@ -141,7 +148,8 @@ def keep_sample(
 # %% ../../nbs/detect/04_guarantee.ipynb #a7c0de01
 def _warn_of_selection(labelled, rest):
     "Log a warning if the labelled targets differ in their probabilities from the rest (Kolmogorov-Smirnov, p < 0.001)."
-    if min(len(labelled), len(rest)) < 20 or scipy.stats.ks_2samp(labelled, rest).pvalue >= 1e-3: return
+    if min(len(labelled), len(rest)) < 20 or scipy.stats.ks_2samp(labelled, rest).pvalue >= 1e-3:
+        return
     log.warning('the labelled targets are no random draw: their probabilities differ from those of the other %d targets '
                 '(medians %.2g and %.2g), so the guarantee holds for targets like the labelled ones only',
                 len(rest), np.median(labelled), np.median(rest))
@@ -149,10 +157,13 @@ def _warn_of_selection(labelled, rest):
 # %% ../../nbs/detect/04_guarantee.ipynb #07698c52
 def _usable(catalogue, head):
     "Probabilities of a column, and which rows may be kept: those with one, and familiar."
-    if head not in HEADS: raise ValueError(f"head={head!r}; choose 'Z' (redshift) or 'S' (spectral type)")
-    if f'P_{head}_WRONG' not in catalogue.colnames: raise ValueError(f"the catalogue has no column P_{head}_WRONG; score coadds that have redrock files")
+    if head not in HEADS:
+        raise ValueError(f"head={head!r}; choose 'Z' (redshift) or 'S' (spectral type)")
+    if f'P_{head}_WRONG' not in catalogue.colnames:
+        raise ValueError(f"the catalogue has no column P_{head}_WRONG; score coadds that have redrock files")
     p = np.asarray(np.ma.filled(np.ma.asarray(catalogue[f'P_{head}_WRONG'], float), np.nan))
     strange = np.asarray(catalogue['UNFAMILIAR'], bool) if 'UNFAMILIAR' in catalogue.colnames else np.zeros(len(p), bool)
     usable = np.isfinite(p) & ~strange
-    if not usable.any(): raise ValueError(f"none of the {len(p)} rows has a probability and a familiar spectrum, so nothing can be kept; look at P_{head}_WRONG and UNFAMILIAR")
+    if not usable.any():
+        raise ValueError(f"none of the {len(p)} rows has a probability and a familiar spectrum, so nothing can be kept; look at P_{head}_WRONG and UNFAMILIAR")
     return p, usable

@@ -84,7 +84,8 @@ def inject_blend(
     ratio=(.3, 1.), # median flux of the second object over that of the first, lowest and highest
 ): # (Spectra, (N,) row of the second object)
     "Add another spectrum of the same set to each."
-    if len(spectra) < 2: raise ValueError(f"a blend needs two spectra, there are {len(spectra)}; give more")
+    if len(spectra) < 2:
+        raise ValueError(f"a blend needs two spectra, there are {len(spectra)}; give more")
     rows = np.roll(np.arange(len(spectra)), rng.integers(1, len(spectra)))
     other, ok = spectra[rows], (spectra.ivar > 0) & (spectra.ivar[rows] > 0)
     level = [np.maximum(np.median(s.flux, 1), 1e-3) for s in (spectra, other)]
@@ -134,7 +135,8 @@ def rename_line(
     "A wrong answer that puts another rest line at the wavelength of a true one."
     for other in rng.permutation([b for a, b in CONFUSED if a == name]):
         z, kind = wave/EMISSION[other] - 1, 'QSO' if other in ('Lyα', 'C IV', 'C III]', 'Mg II') else spectype
-        if .05 < z < (1.7 if kind == 'GALAXY' else 6): return float(z), kind
+        if .05 < z < (1.7 if kind == 'GALAXY' else 6):
+            return float(z), kind
     return None
 
 # %% ../../nbs/detect/06_injected_failures.ipynb #1a3acefa
@@ -156,7 +158,8 @@ def scan_wrong(
 def _label(spectra, truth, answers, cause, wave):
     "The answers, the truth and the accident in the table of the spectra."
     meta = answers.copy()
-    for name in ('TRUE_Z', 'TRUE_SPECTYPE'): meta[name] = truth[name]
+    for name in ('TRUE_Z', 'TRUE_SPECTYPE'):
+        meta[name] = truth[name]
     meta['INJECTED'], meta['INJECTED_WAVE'] = np.full(len(meta), cause, 'U20'), np.full(len(meta), np.nan) if wave is None else np.asarray(wave, float)
     return spectra.replace(meta=meta)
 
@@ -182,7 +185,10 @@ def _renamed(spectra, truth, rng, limit):
     for i in rng.permutation(len(spectra)):
         line = _strongest(spectra, i, float(truth['TRUE_Z'][i]), str(truth['TRUE_SPECTYPE'][i]))
         answer = rename_line(*line, str(truth['TRUE_SPECTYPE'][i]), rng) if line else None
-        if answer and len(rows) < limit: rows.append(i); answers.append(answer); waves.append(line[1])
+        if answer and len(rows) < limit:
+            rows.append(i)
+            answers.append(answer)
+            waves.append(line[1])
     z, kind = ([a[k] for a in answers] for k in (0, 1))
     table = Table(dict(TARGETID=truth['TARGETID'][rows], Z=np.array(z, float), SPECTYPE=np.array(kind, 'U6')))
     return _label(spectra[rows], truth[rows], table, 'LINE_CONFUSION', waves)
@@ -190,15 +196,18 @@ def _renamed(spectra, truth, rng, limit):
 # %% ../../nbs/detect/06_injected_failures.ipynb #10bad991
 def _strongest(spectra, i, z, spectype):
     "Name and wavelength (Å) of the strongest emission line of spectrum i above 7σ, or None."
-    if spectype == 'STAR': return None
+    if spectype == 'STAR':
+        return None
     best, width = (7., None), 40. if spectype == 'QSO' else 3.
     for name, rest in EMISSION.items():
         x = rest*(1 + z)
         side = (np.abs(spectra.wave - x) > 2*width) & (np.abs(spectra.wave - x) < 5*width) & spectra.good[i]
         line = (np.abs(spectra.wave - x) < width) & spectra.good[i]
-        if not 3700 < x < 9750 or line.sum() < 3 or side.sum() < 10: continue
+        if not 3700 < x < 9750 or line.sum() < 3 or side.sum() < 10:
+            continue
         excess = (spectra.flux[i, line] - np.median(spectra.flux[i, side])).sum()/np.sqrt((1/spectra.ivar[i, line]).sum())
-        if excess > best[0]: best = (excess, (name, x))
+        if excess > best[0]:
+            best = (excess, (name, x))
     return best[1]
 
 # %% ../../nbs/detect/06_injected_failures.ipynb #cd92c4eb
@@ -216,7 +225,8 @@ def simulate_failures(
                                 ('BLEND', limit, inject_blend), ('LOW_SNR', limit, inject_noise)):
         broken, wave = inject(s, rng)
         parts.append(scan_wrong(broken, t, bases, cause, None if cause == 'BLEND' else wave, limit=size))
-    for a, b in SWAPS: parts.append(scan_wrong(s[kind == a], t[kind == a], of(b), f'{a}_AS_{b}', keep=lambda r: r['Z'] < 1.55 if b == 'GALAXY' else True, limit=limit//2))
+    for a, b in SWAPS:
+        parts.append(scan_wrong(s[kind == a], t[kind == a], of(b), f'{a}_AS_{b}', keep=lambda r: r['Z'] < 1.55 if b == 'GALAXY' else True, limit=limit//2))
     parts.append(scan_wrong(s[kind != 'GALAXY'], t[kind != 'GALAXY'], of('GALAXY'), 'TEMPLATE_LIMIT', keep=lambda r: r['Z'] > 1.58, limit=limit))
     qso, tq = right_spectra(2*n, seed + 1, bases, shares=dict(QSO=1.), blend=0.)
     far = (tq['TRUE_SPECTYPE'] == 'QSO') & (tq['TRUE_Z'] > 1.5) & (qso.snr > 1)  # fainter troughs cannot be seen

@@ -31,26 +31,33 @@ def find_coadds(
     out = []
     for p in [paths] if isinstance(paths, (str, Path)) else paths:
         p = Path(p)
-        if not p.exists(): raise ValueError(f"{p}: no such file or folder; check the name")
+        if not p.exists():
+            raise ValueError(f"{p}: no such file or folder; check the name")
         found = sorted(q for q in p.rglob('coadd-*') if q.name.removesuffix('.gz').endswith('.fits')) if p.is_dir() else [p]
-        if not found: raise ValueError(f"{p}: no coadd-*.fits in this folder; give the folder that holds the coadds")
+        if not found:
+            raise ValueError(f"{p}: no coadd-*.fits in this folder; give the folder that holds the coadds")
         out += found
-    if not out: raise ValueError("no coadd given; give at least one file or folder")
+    if not out:
+        raise ValueError("no coadd given; give at least one file or folder")
     return unique_paths(out)
 
 def _truth_of(coadd, truth):
     "The truth for a coadd: the table that was given, or the file beside it."
-    if truth is not None: return truth
+    if truth is not None:
+        return truth
     name = coadd.name.removeprefix('coadd-').removesuffix('.gz')
-    if not (beside := coadd.with_name(f'truth-{name}')).is_file(): raise ReadError(f"{coadd}: no {beside.name} beside it; give a truth table (--truth)")
+    if not (beside := coadd.with_name(f'truth-{name}')).is_file():
+        raise ReadError(f"{coadd}: no {beside.name} beside it; give a truth table (--truth)")
     return read_truth(beside)
 
 # %% ../../nbs/detect/08_labelled_data.ipynb #fb3f042b
 def _join_truth(spectra, truth):
     "Spectra with the truth's columns in meta."
     meta, ids = spectra.meta.copy(), np.asarray(spectra.meta['TARGETID'])
-    for name, column in match_truth(ids, truth, meta).items(): meta[name] = column
-    if 'OBJTYPE' in meta.colnames: meta['TRUE_SPECTYPE'] = np.where(np.asarray(meta['OBJTYPE']) == 'SKY', 'SKY', np.asarray(meta['TRUE_SPECTYPE']).astype('U6'))
+    for name, column in match_truth(ids, truth, meta).items():
+        meta[name] = column
+    if 'OBJTYPE' in meta.colnames:
+        meta['TRUE_SPECTYPE'] = np.where(np.asarray(meta['OBJTYPE']) == 'SKY', 'SKY', np.asarray(meta['TRUE_SPECTYPE']).astype('U6'))
     rows = truth_rows(ids, truth, meta)
     for name, new in (('FLAGS', 'FLAGS'), ('SUBTYPE', 'TRUE_SUBTYPE'), ('CLASS', 'CLASS')):
         words = text(np.ma.filled(np.ma.asarray(truth[name]).astype(str), '')) if name in truth.colnames else np.array([''])
@@ -63,11 +70,14 @@ def _join_truth(spectra, truth):
 def _read_one(path, truth, keep_sky):
     "One labelled coadd."
     redrock = find_redrock(path)
-    if redrock is None: raise ReadError(f"{path}: no redrock file beside it, so there is no answer to check; copy it there, or make one with `skyseek redshift`")
+    if redrock is None:
+        raise ReadError(f"{path}: no redrock file beside it, so there is no answer to check; copy it there, or make one with `skyseek redshift`")
     truth, spectra = _truth_of(path, truth), join_redrock(read_coadd(path), read_redrock(redrock))
     spectra = select_targets(spectra, keep_sky)
-    if keep_sky and 'OBJTYPE' in spectra.meta.colnames: spectra = spectra[is_target(spectra) | np.asarray(spectra.meta['OBJTYPE'] == 'SKY')]
-    if not len(spectra): raise ReadError(f"{path}: no science target on a good fibre; leave this file out")
+    if keep_sky and 'OBJTYPE' in spectra.meta.colnames:
+        spectra = spectra[is_target(spectra) | np.asarray(spectra.meta['OBJTYPE'] == 'SKY')]
+    if not len(spectra):
+        raise ReadError(f"{path}: no science target on a good fibre; leave this file out")
     return _join_truth(spectra, truth)
 
 # %% ../../nbs/detect/08_labelled_data.ipynb #377e6a71
@@ -81,14 +91,20 @@ def read_labelled(
     truth = truth if truth is None or isinstance(truth, Table) else read_truth(truth)
     parts, failed = [], []
     for path in paths:
-        try: parts.append(_read_one(path, truth, keep_sky))
-        except (ValueError, OSError) as e: failed.append(failure_text(e))
-    if not parts: raise ValueError(f"none of {len(paths)} files can be used; the first: {failed[0]}")
-    if failed: log.warning('%d of %d files are left out: %s', len(failed), len(paths), '; '.join(failed))
+        try:
+            parts.append(_read_one(path, truth, keep_sky))
+        except (ValueError, OSError) as e:
+            failed.append(failure_text(e))
+    if not parts:
+        raise ValueError(f"none of {len(paths)} files can be used; the first: {failed[0]}")
+    if failed:
+        log.warning('%d of %d files are left out: %s', len(failed), len(paths), '; '.join(failed))
     spectra = concatenate(parts)
     for name in spectra.meta.colnames:
-        if isinstance(c := spectra.meta[name], MaskedColumn): spectra.meta[name] = c.filled({'f': np.nan, 'U': '', 'b': False}.get(c.dtype.kind, 0))
-    if not is_labelled(spectra).any(): raise ValueError(f"none of the {len(spectra)} targets has a row in the truth table; give the truth of the same targets")
+        if isinstance(c := spectra.meta[name], MaskedColumn):
+            spectra.meta[name] = c.filled({'f': np.nan, 'U': '', 'b': False}.get(c.dtype.kind, 0))
+    if not is_labelled(spectra).any():
+        raise ValueError(f"none of the {len(spectra)} targets has a row in the truth table; give the truth of the same targets")
     return spectra
 
 def is_labelled(

@@ -66,7 +66,8 @@ def count_flagged(
 ): # (C,) wrong and (C,) right objects flagged at each distinct score, the most suspicious first; both begin with 0
     "How many are flagged when the cut moves down the list of scores."
     wrong, score = np.asarray(wrong, bool), np.asarray(score, float)
-    if lost := int(np.sum(~np.isfinite(score))): raise ValueError(f"{lost} of {len(score)} scores are not finite; leave these targets out, or give them a score")
+    if lost := int(np.sum(~np.isfinite(score))):
+        raise ValueError(f"{lost} of {len(score)} scores are not finite; leave these targets out, or give them a score")
     order = np.argsort(-score, kind='stable')
     last = np.append(np.diff(score[order]) != 0, True)[:len(score)]
     hits = np.cumsum(wrong[order])[last]
@@ -118,7 +119,8 @@ def measure(
 def _fixed_points(hits, false):
     "PURITY90, KEPT99 and LEFT99 from running numbers of flagged wrong and right objects."
     n, m = hits[-1], false[-1]
-    if not n or not m: return dict.fromkeys(KEPT_METRICS, np.nan)
+    if not n or not m:
+        return dict.fromkeys(KEPT_METRICS, np.nan)
     purity = (hits/np.maximum(hits + false, 1))[hits >= .9*n]
     kept, bad = m - false, n - hits
     share = bad/np.maximum(kept + bad, 1)
@@ -145,7 +147,8 @@ def evaluate(
     q = [50*(1 - level), 50*(1 + level)]
     low_high = lambda k: np.nanpercentile([s[k] for s in samples], q) if np.isfinite(value[k]) else (np.nan, np.nan)
     out = {k: (float(v), *map(float, low_high(k))) for k, v in value.items()}
-    if not probability: return out
+    if not probability:
+        return out
     chance = calibration_floor(score, seed=seed)
     return out | {'ECE': (calibration_error(wrong, score), np.nan, np.nan), 'ECE_PERFECT': (chance[0], np.nan, chance[1])}
 
@@ -162,7 +165,8 @@ def compare(
     "Paired difference of two detectors with its bootstrap interval."
     wrong, score, other, rng = np.asarray(wrong, bool), np.asarray(score), np.asarray(other), np.random.default_rng(seed)
     draws = [i for i in (rng.integers(0, len(wrong), len(wrong)) for _ in range(resamples)) if wrong[i].any()]
-    if not draws: raise ValueError("no wrong object among the targets; nothing can be compared")
+    if not draws:
+        raise ValueError("no wrong object among the targets; nothing can be compared")
     delta = [metric(wrong[i], score[i]) - metric(wrong[i], other[i]) for i in draws]
     low, high = np.percentile(delta, [50*(1 - level), 50*(1 + level)])
     return float(metric(wrong, score) - metric(wrong, other)), float(low), float(high)
@@ -194,9 +198,11 @@ def tracer_of(
     "The class a target was selected as."
     names = [c for c in meta.colnames if c.endswith('DESI_TARGET')]
     bits = np.zeros(len(meta), np.int64)
-    for c in names: bits |= np.ma.filled(np.ma.asarray(meta[c]), 0).astype(np.int64)
+    for c in names:
+        bits |= np.ma.filled(np.ma.asarray(meta[c]), 0).astype(np.int64)
     tracer = np.full(len(meta), 'OTHER')
-    for name in ('MWS', 'BGS', 'ELG', 'LRG', 'QSO'): tracer[(bits & TARGET_BITS[name]) > 0] = name
+    for name in ('MWS', 'BGS', 'ELG', 'LRG', 'QSO'):
+        tracer[(bits & TARGET_BITS[name]) > 0] = name
     return tracer
 
 def tracer_cuts(
@@ -238,7 +244,8 @@ def compare_detectors(
         flag = np.asarray(test).dtype == bool
         threshold = 0.5 if flag else thresholds[name] if name in thresholds else choose_threshold(wrong_validation, validation)
         result = evaluate(wrong, np.asarray(test, float), threshold, name in probabilities, **options)
-        if flag: result |= {k: (np.nan,)*3 for k in ('AP', 'AUC', *KEPT_METRICS)}
+        if flag:
+            result |= {k: (np.nan,)*3 for k in ('AP', 'AUC', *KEPT_METRICS)}
         cells = {f'{k}{end}': result.get(k, (np.nan,)*3)[i] for k in (*METRICS, *KEPT_METRICS, 'ECE_PERFECT') for i, end in enumerate(('', '_low', '_high'))}
         rows.append(dict(detector=name, threshold=threshold) | cells)
     return Table(rows, meta=dict(n=len(wrong), wrong=int(np.sum(wrong))))
@@ -252,13 +259,16 @@ def format_table(
     width, meta = max(map(len, table['detector'])) + 1, table.meta
     lines = [f"{meta['n']} targets, {meta['wrong']} wrong" + (f" ({meta['how']})" if 'how' in meta else '')] if 'n' in meta else []
     lines.append(' '*width + ''.join(f"{'ECE (perfect)' if m == 'ECE' else m:>16}" for m in metrics))
-    for row in table: lines.append(f"{row['detector']:{width}}" + ''.join(f'{_cell(row, m):>16}' for m in metrics))
+    for row in table:
+        lines.append(f"{row['detector']:{width}}" + ''.join(f'{_cell(row, m):>16}' for m in metrics))
     return '\n'.join(lines)
 
 def _cell(row, metric):
     "One number of a table in words."
-    if not np.isfinite(row[metric]): return '–'
-    if metric == 'ECE': return f"{row[metric]:.3f} ({row['ECE_PERFECT']:.3f})"
+    if not np.isfinite(row[metric]):
+        return '–'
+    if metric == 'ECE':
+        return f"{row[metric]:.3f} ({row['ECE_PERFECT']:.3f})"
     return f"{row[metric]:.3f} ± {(row[metric + '_high'] - row[metric + '_low'])/2:.3f}"
 
 # %% ../../nbs/detect/01_metrics.ipynb #f4b00583
@@ -274,7 +284,8 @@ def evaluate_groups(
     rows = []
     for name in np.unique(group):
         part = np.asarray(group) == name
-        if np.asarray(wrong)[part].sum() < at_least: continue
+        if np.asarray(wrong)[part].sum() < at_least:
+            continue
         result = evaluate(np.asarray(wrong)[part], np.asarray(score)[part], threshold, **options)
         cells = {f'{k}{end}': v[i] for k, v in result.items() for i, end in enumerate(('', '_low', '_high'))}
         n, bad = int(part.sum()), int(np.asarray(wrong)[part].sum())
@@ -293,7 +304,8 @@ def _labelled(catalogue, truth, tolerance):
     "Rows with a known truth and a redrock solution, their labels (N, 2), their side of the split, whether unseen."
     label = label_wrong(catalogue, match_truth(catalogue['TARGETID'], truth, catalogue), tolerance)
     use = np.asarray(label['KNOWN']) & np.isfinite(np.asarray(catalogue['P_Z_WRONG'], float))
-    if not use.any(): raise ValueError("no row of the catalogue has both a probability and a truth; give the truth table of these targets")
+    if not use.any():
+        raise ValueError("no row of the catalogue has both a probability and a truth; give the truth table of these targets")
     rows, wrong = catalogue[use], np.stack([label[c][use] for c in ('Z_WRONG', 'S_WRONG')], axis=1)
     return rows, wrong, split_of(rows['TARGETID']), label_unseen(catalogue)[use]
 
@@ -314,7 +326,8 @@ def evaluate_catalogue(
     teach, choose = (side == 'train') & apart, (side == 'validation') & apart
     fit, held, shown = known[teach], known[choose], rows[test]
     for name, part in (('training', fit), ('validation', held), ('test', shown)):
-        if len(part) >= 10: continue
+        if len(part) >= 10:
+            continue
         seen = f' that the weights were not trained on (they were on {used})' if used and part is shown else ''
         raise ValueError(f"only {len(part)} targets with known truth on the {name} side{seen}, at least 10 are needed; give more labelled targets")
     how = _how(len(rows), len(fit), len(held), used, reference is not None)

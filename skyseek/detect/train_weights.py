@@ -40,9 +40,12 @@ class LabelledSettings:
     device: str = 'cpu'  # of scans, encoder and its training
 
     def __post_init__(self):
-        if self.learn not in ('auto', 'judge', 'none'): raise ValueError(f"learn={self.learn!r}; choose auto, judge or none (weights are scored with the bases of the package)")
-        if self.columns not in METADATA: raise ValueError(f"columns={self.columns!r}; choose one of {', '.join(METADATA)}")
-        if not self.tolerance > 0: raise ValueError(f"tolerance={self.tolerance}: must be positive, e.g. 0.001")
+        if self.learn not in ('auto', 'judge', 'none'):
+            raise ValueError(f"learn={self.learn!r}; choose auto, judge or none (weights are scored with the bases of the package)")
+        if self.columns not in METADATA:
+            raise ValueError(f"columns={self.columns!r}; choose one of {', '.join(METADATA)}")
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance={self.tolerance}: must be positive, e.g. 0.001")
 
 # %% ../../nbs/detect/10_train_weights.ipynb #da5026da
 def _or_shipped(model, p, inputs, wrong):
@@ -50,7 +53,8 @@ def _or_shipped(model, p, inputs, wrong):
     own = load_model(shipped('classifier'), WrongClassifier)
     q, new = probabilities(own, inputs), ~own.has_seen(inputs['targetid'])  # on its own labels the shipped one would look too good
     worth = lambda x: sum(average_precision(wrong[new, k], x[new, k]) for k in range(2) if wrong[new, k].any())
-    if worth(p) >= worth(q): return model, p, 'classifier'
+    if worth(p) >= worth(q):
+        return model, p, 'classifier'
     calibrate(own, inputs['latent'], pick_columns(inputs['metadata'], inputs['metadata_names'], own.columns), wrong)
     return own, probabilities(own, inputs), 'calibration of the shipped classifier'
 
@@ -59,7 +63,9 @@ def _figures(p, wrong, inputs, meta):
     "Text for the card: ours beside DELTACHI2 and trees, all out of fold."
     x, parts = pick_columns(inputs['metadata'], inputs['metadata_names'], METADATA['full']), []
     for k, name in enumerate(('Z_WRONG', 'S_WRONG')):
-        if wrong[:, k].sum() < 5: parts.append(f'{name}: too few wrong ones for figures'); continue
+        if wrong[:, k].sum() < 5:
+            parts.append(f'{name}: too few wrong ones for figures')
+            continue
         trees = cross_boosting(x, wrong[:, k], fold_of(inputs['targetid']))
         scores = {'DELTACHI2': -np.nan_to_num(np.asarray(meta['DELTACHI2'], float)), 'trees on redrock columns': trees, 'skyseek': p[:, k]}
         table = compare_detectors({n: (s, s) for n, s in scores.items()}, wrong[:, k], wrong[:, k], ('skyseek', 'trees on redrock columns'))
@@ -90,13 +96,15 @@ def _save(folder, parts, learned, settings, extra, **about):
     columns, version = ', '.join(model.columns), __version__
     card = lambda title: CARD.format(title=title, version=version, tolerance=settings.tolerance, columns=columns, learned=learned, **about)
     belongs = dict(autoencoder=fingerprint(autoencoder), judge=fingerprint(judge))
-    if familiarity is not None: belongs['familiarity'] = fingerprint(familiarity)
+    if familiarity is not None:
+        belongs['familiarity'] = fingerprint(familiarity)
     titles = dict(autoencoder='Autoencoder', judge='Judge of the second opinion', familiarity='Familiarity', classifier='Classifier')
     facts = dict(familiarity=dict(autoencoder=belongs['autoencoder']),
                  classifier=dict(about=about['about'], side=about['side'], tolerance=str(settings.tolerance), **belongs, **extra))
     with write_folder(folder) as new:
         for (name, title), part in zip(titles.items(), (autoencoder, judge, familiarity, model)):
-            if part is None: continue
+            if part is None:
+                continue
             (new/name).mkdir()
             kept = name in ('autoencoder', 'judge') and name not in learned
             write_model(part, new/name, (shipped(name)/'card.md').read_text(encoding='utf-8') if kept else card(title), **facts.get(name, {}))
@@ -105,15 +113,18 @@ def _save(folder, parts, learned, settings, extra, **about):
 def _learn(spectra, rows, wrong, settings, extra, say):
     "Autoencoder, judge, familiarity and classifier; out-of-fold probabilities; what was learned here, in words; what the classifier saw."
     autoencoder = load_model(shipped('autoencoder'), Autoencoder)
-    if settings.epochs: autoencoder = learn_autoencoder(spectra, TrainSettings(epochs=settings.epochs, seed=settings.seed, device=settings.device))
+    if settings.epochs:
+        autoencoder = learn_autoencoder(spectra, TrainSettings(epochs=settings.epochs, seed=settings.seed, device=settings.device))
     learn = 'none' if choose_learning(len(rows), settings.learn) == 'none' else 'judge'
     crossed = cross_fit(spectra, learn, extra=extra, seed=settings.seed, device=settings.device)
     say('evidence is ready, ' + dict(judge='judge learned anew', none='shipped judge')[learn])
     inputs = classifier_inputs(crossed.spectra[rows], autoencoder, settings.device)
     (model, p), kept = fit_classifier(inputs, wrong, METADATA[settings.columns], seed=settings.seed), 'classifier'
-    if not settings.epochs: _say_strange(inputs, spectra[rows], say)
+    if not settings.epochs:
+        _say_strange(inputs, spectra[rows], say)
     if settings.columns == 'second':
-        if learn == 'none' and not settings.epochs: model, p, kept = _or_shipped(model, p, inputs, wrong)
+        if learn == 'none' and not settings.epochs:
+            model, p, kept = _or_shipped(model, p, inputs, wrong)
         p = reconcile(p, crossed.opinion[rows], settings.tolerance)[0]  # as in the catalogue
     before = [] if model.config['labels'] is None else model.labels.tolist()  # of the shipped classifier, if that is kept
     model.record_labels([*inputs['targetid'].tolist(), *before])
@@ -154,12 +165,14 @@ def _say_strange(inputs, spectra, say):
 def _teaching(spectra, settings):
     "The spectra that may teach: those without a label, and all labelled ones but those of the test side; in words."
     held = is_labelled(spectra) & (split_of(spectra.meta['TARGETID']) == 'test')
-    if settings.all_labels or not held.any(): return spectra, 'all labels were used'
+    if settings.all_labels or not held.any():
+        return spectra, 'all labels were used'
     return spectra[np.flatnonzero(~held)], f'{held.sum()} labelled targets of the test side were left out'
 
 def _check_labels(wrong):
     "Raise unless there are enough labels of both kinds."
     n, bad = len(wrong), int(wrong[:, 0].sum())
-    if bad >= 10 and n - bad >= 10: return
+    if bad >= 10 and n - bad >= 10:
+        return
     raise ValueError(f"{n} labelled targets, {bad} of them with a wrong redshift; at least 10 wrong and 10 right ones are needed "
                      "beside the test side, give more labelled targets (or --all, all_labels=True)")

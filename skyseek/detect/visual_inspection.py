@@ -41,32 +41,42 @@ def count_petals(
 EDR = 'https://data.desi.lbl.gov/public/edr'
 PATIENCE = 3.0  # s before a second try; three times that before the third
 
-def _is_url(root): return re.match(r'https?://', str(root)) is not None
-def _url(root, name): return f"{str(root).rstrip('/')}/{name}"
+def _is_url(root):
+    return re.match(r'https?://', str(root)) is not None
+def _url(root, name):
+    return f"{str(root).rstrip('/')}/{name}"
 
 def _open_url(url, patience=PATIENCE, tries=3):
     "Open a URL; tries again after trouble that may pass, raises `ReadError` in words after trouble that will not."
     for k in range(tries):
-        try: return open_url(url, TIMEOUT)
-        except HTTPError as e: why, lasting = f'{e.code} {e.reason}', e.code < 500 and e.code != 429
-        except (URLError, HTTPException, OSError) as e: why, lasting = str(getattr(e, 'reason', e)) or type(e).__name__, False
-        if lasting or k == tries - 1: break
+        try:
+            return open_url(url, TIMEOUT)
+        except HTTPError as e:
+            why, lasting = f'{e.code} {e.reason}', e.code < 500 and e.code != 429
+        except (URLError, HTTPException, OSError) as e:
+            why, lasting = str(getattr(e, 'reason', e)) or type(e).__name__, False
+        if lasting or k == tries - 1:
+            break
         time.sleep(patience*3**k)
     raise ReadError(f"{url}: {why}; check the root of the release, and try in a browser")
 
 # %% ../../nbs/detect/11_visual_inspection.ipynb #7c4c1755
 def _chunks(source, most=MOST['coadd'], what=''):
     "What a server sends, as it comes; whatever breaks on the way, or is too slow, is an `HTTPException`."
-    try: yield from iter_chunks(source, most, TIMEOUT, what)
-    except OSError as e: raise HTTPException(str(e) or type(e).__name__) from e
+    try:
+        yield from iter_chunks(source, most, TIMEOUT, what)
+    except OSError as e:
+        raise HTTPException(str(e) or type(e).__name__) from e
 
 def _read_small(root, name, **options):
     "A list or a page of the archive as text, held to the size of its kind."
     most = MOST['page' if name.endswith('/') else kind_of(name)]
     if _is_url(root):
-        with _open_url(_url(root, name), **options) as source: data = b''.join(_chunks(source, most, _url(root, name)))
+        with _open_url(_url(root, name), **options) as source:
+            data = b''.join(_chunks(source, most, _url(root, name)))
     else:
-        with open(Path(root, name), 'rb') as source: data = source.read(most + 1)
+        with open(Path(root, name), 'rb') as source:
+            data = source.read(most + 1)
         check_size(len(data), most, Path(root, name))
     return data.decode(errors='replace')
 
@@ -78,10 +88,13 @@ def list_folder(
 ): # sorted list of the names in it
     "The names in a folder of the archive; raise `ReadError` if it cannot be listed."
     if not _is_url(root):
-        if not Path(root, folder).is_dir(): raise ReadError(f"{Path(root, folder)}: no such folder; check the root of the release")
+        if not Path(root, folder).is_dir():
+            raise ReadError(f"{Path(root, folder)}: no such folder; check the root of the release")
         return sorted(name for name in os.listdir(Path(root, folder)) if is_plain(name))
-    try: return links_below(_read_small(root, f'{folder}/', **options), _url(root, folder) + '/')
-    except HTTPException as e: raise ReadError(f"{_url(root, folder)}/: {e}; try again later") from e
+    try:
+        return links_below(_read_small(root, f'{folder}/', **options), _url(root, folder) + '/')
+    except HTTPException as e:
+        raise ReadError(f"{_url(root, folder)}/: {e}; try again later") from e
 
 # %% ../../nbs/detect/11_visual_inspection.ipynb #16fe259d
 def read_checksums(
@@ -92,8 +105,10 @@ def read_checksums(
     "The checksums of a folder of the archive."
     sums = {}
     for name in (n for n in names if n.endswith('.sha256sum')):
-        try: sums |= read_sums(_read_small(root, f'{folder}/{name}'))
-        except HTTPException as e: raise ReadError(f"{_url(root, folder)}/{name}: {e}; try again later") from e
+        try:
+            sums |= read_sums(_read_small(root, f'{folder}/{name}'))
+        except HTTPException as e:
+            raise ReadError(f"{_url(root, folder)}/{name}: {e}; try again later") from e
     return sums
 
 # %% ../../nbs/detect/11_visual_inspection.ipynb #c2fc89fa
@@ -120,16 +135,22 @@ def list_coadds(
     tiles=None, # only these tiles
 ): # Table: TILEID PETAL GROUP TARGETS COADD REDROCK (paths below root) COADD_SHA256 REDROCK_SHA256
     "The coadds of inspected targets at one depth, with their redrock files; one warning for tiles without any."
-    if depth not in DEPTHS: raise ValueError(f"depth {depth!r} is not one of {', '.join(DEPTHS)}")
+    if depth not in DEPTHS:
+        raise ValueError(f"depth {depth!r} is not one of {', '.join(DEPTHS)}")
     petals, rows, without = count_petals(truth), [], {}
     for tile in sorted(set(petals['TILEID'].tolist()) & set(tiles or petals['TILEID'].tolist())):
         here = [tuple(r) for r in petals[petals['TILEID'] == tile]['PETAL', 'TARGETS']]
-        try: found = [r for group in list_folder(root, f'{TILES}/{depth}/{tile}') for r in _pairs_in(root, f'{TILES}/{depth}/{tile}/{group}', tile, here)]
-        except ReadError as e: found, without[tile] = [], str(e)
-        if not found: without.setdefault(tile, 'no petal with coadd and redrock file')
+        try:
+            found = [r for group in list_folder(root, f'{TILES}/{depth}/{tile}') for r in _pairs_in(root, f'{TILES}/{depth}/{tile}/{group}', tile, here)]
+        except ReadError as e:
+            found, without[tile] = [], str(e)
+        if not found:
+            without.setdefault(tile, 'no petal with coadd and redrock file')
         rows += found
-    if not rows: raise ReadError(f"{root}: no {depth} coadds of tiles {', '.join(map(str, without)) or 'in the truth table'} ({next(iter(without.values()), 'no tile asked for')}); choose another depth, or check the root")
-    for tile, why in without.items(): logging.getLogger('skyseek').warning('tile %s has no %s coadds: %s', tile, depth, why)
+    if not rows:
+        raise ReadError(f"{root}: no {depth} coadds of tiles {', '.join(map(str, without)) or 'in the truth table'} ({next(iter(without.values()), 'no tile asked for')}); choose another depth, or check the root")
+    for tile, why in without.items():
+        logging.getLogger('skyseek').warning('tile %s has no %s coadds: %s', tile, depth, why)
     return Table(rows=rows, names=['TILEID', 'PETAL', 'GROUP', 'TARGETS', 'COADD', 'REDROCK', 'COADD_SHA256', 'REDROCK_SHA256'])
 
 # %% ../../nbs/detect/11_visual_inspection.ipynb #2dc08368
@@ -142,7 +163,8 @@ def _copy(url, tmp, sha256, patience):
             digest.update(chunk)
         if not (sha256 or source.headers.get('Content-Length') or source.headers.get('Transfer-Encoding')):
             raise HTTPException('the server does not say how long the file is, so it may be cut')
-    if sha256 and digest.hexdigest() != sha256: raise HTTPException('the checksum is not the one the archive gives')
+    if sha256 and digest.hexdigest() != sha256:
+        raise HTTPException('the checksum is not the one the archive gives')
 
 # %% ../../nbs/detect/11_visual_inspection.ipynb #dbc2e677
 def fetch_file(
@@ -155,22 +177,28 @@ def fetch_file(
 ): # Path of the file
     "Fetch one file of the archive, whole or not at all; one that is there already is left alone."
     path, url = path_below(dst, name), _url(root, name)
-    if path.exists(): return path
-    if not _is_url(root): return _link(Path(root, name), path, sha256)
+    if path.exists():
+        return path
+    if not _is_url(root):
+        return _link(Path(root, name), path, sha256)
     for k in range(tries):
         try:
-            with write_atomic(path) as tmp: _copy(url, tmp, sha256, patience)
+            with write_atomic(path) as tmp:
+                _copy(url, tmp, sha256, patience)
             return path
         except HTTPException as e:
-            if k == tries - 1: raise ReadError(f"{url}: {e}, {tries} times; try again later, whole files are kept") from e
+            if k == tries - 1:
+                raise ReadError(f"{url}: {e}, {tries} times; try again later, whole files are kept") from e
         time.sleep(patience*3**k)
 
 # %% ../../nbs/detect/11_visual_inspection.ipynb #9c451cf8
 def _link(source, path, sha256=''):
     "Link a file of a release on disk, if it has the checksum that the release gives."
-    if not source.is_file(): raise ReadError(f"{source}: no such file; check the root of the release")
+    if not source.is_file():
+        raise ReadError(f"{source}: no such file; check the root of the release")
     if sha256:
-        with open(source, 'rb') as f: found = hashlib.file_digest(f, 'sha256').hexdigest()
+        with open(source, 'rb') as f:
+            found = hashlib.file_digest(f, 'sha256').hexdigest()
         if found != sha256:
             raise ReadError(f"{source}: is damaged, its checksum is not the one that the release gives; copy it again")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +216,8 @@ def fetch_tables(
     samples=VI_SAMPLES, # of BGS, LRG, ELG, QSO, missed_QSO
 ): # list of Paths
     "Fetch the tables of visual inspection; the first that fails raises `ReadError`."
-    if unknown := sorted(set(samples) - {*VI_SAMPLES, 'missed_QSO'}): raise ValueError(f"no table of {', '.join(unknown)}; choose from {', '.join(VI_SAMPLES)}, missed_QSO")
+    if unknown := sorted(set(samples) - {*VI_SAMPLES, 'missed_QSO'}):
+        raise ValueError(f"no table of {', '.join(unknown)}; choose from {', '.join(VI_SAMPLES)}, missed_QSO")
     return [fetch_file(root, VI_TABLE.format(name), dst) for name in samples]
 
 # %% ../../nbs/detect/11_visual_inspection.ipynb #156e6a93
@@ -205,5 +234,6 @@ def fetch_coadds(
         try:
             fetch_file(root, row['REDROCK'], dst, row['REDROCK_SHA256'], **options)
             coadds.append(fetch_file(root, row['COADD'], dst, row['COADD_SHA256'], **options))
-        except (ReadError, OSError) as e: failed[row['COADD']] = str(e)
+        except (ReadError, OSError) as e:
+            failed[row['COADD']] = str(e)
     return coadds, failed

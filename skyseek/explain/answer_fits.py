@@ -59,7 +59,8 @@ class AnswerFits:
     def columns(self, k, z, flux, ivar): # (L, C) templates of basis k at redshift z, (C,) precision of their coefficients
         "The templates of one basis at a redshift, and what their mixtures cost for a spectrum of this brightness."
         x = self._shifted(k, float(z))
-        if self.bases[k].variance is None: return x, np.zeros(x.shape[1])
+        if self.bases[k].variance is None:
+            return x, np.zeros(x.shape[1])
         n = (ivar > 0).sum()
         power = (max((ivar*np.asarray(flux, float)**2).sum() - n, 0) + 2*np.sqrt(n))/max(ivar.sum(), 1e-300)  # as typical_power
         return x, np.pad(1/np.asarray(self.bases[k].variance)/max(power, 1e-300), (0, x.shape[1] - len(self.bases[k].flux)))
@@ -82,7 +83,8 @@ def fit(self: AnswerFits,
             used = np.where(x.any(1), w, 0)
             cost, model = least_squares(x, used, f, prior)
             cost *= (w > 0).sum()/max((used > 0).sum(), 1)
-            if cost < best[0]: best = cost, model
+            if cost < best[0]:
+                best = cost, model
     return best
 
 # %% ../../nbs/explain/01_answer_fits.ipynb #29f25abb
@@ -100,7 +102,8 @@ def advantage(
 ): # Δχ²; infinite if there is no other answer
     "χ² of the best other answer minus that of this one."
     other = minima[~same_answer(minima['Z'], minima['SPECTYPE'], z, spectype)]
-    if not len(other): return np.inf
+    if not len(other):
+        return np.inf
     best = other[np.argmin(cost_of(other))]
     return fits.fit(*spectrum, best['Z'], best['SPECTYPE'], 0)[0] - fits.fit(*spectrum, z, spectype)[0]
 

@@ -33,7 +33,8 @@ def suspect_pixels(
             near, wave = slice(max(p - 6, 0), p + 7), spectra.wave[p]
             sharp = _sharper_than_optics(spectra.wave[near], excess[i, near], ivar[near]) > 9 + .02*snr[i, p]**2
             sky = np.abs(STRONG_SKY - wave).min() < 2.4
-            if not (sharp or sky): continue
+            if not (sharp or sky):
+                continue
             bad[i, max(p - 7, 0):p + 8] = True
             found[-1].append((wave, snr[i, p], 'sky line' if sky else 'hot pixel or cosmic ray'))
     return bad, found
@@ -71,7 +72,8 @@ def join_arms(
     flux, ivar = np.array(spectra.flux, float), np.array(spectra.ivar, float)
     ratio = (2 + np.clip(steps, -1.5, 1.5))/(2 - np.clip(steps, -1.5, 1.5))
     for part, k in ((spectra.wave < JUNCTIONS[0], ratio[:, :1]), (spectra.wave > JUNCTIONS[1], 1/ratio[:, 1:])):
-        flux[:, part] *= k; ivar[:, part] /= k**2
+        flux[:, part] *= k
+        ivar[:, part] /= k**2
     return spectra.replace(flux=flux, ivar=ivar)
 
 # %% ../../nbs/explain/02_artefacts.ipynb #693027e4
@@ -99,5 +101,6 @@ def lost_arms(
     out = np.full(len(spectra), '', 'U3')
     for arm, (low, high) in ARM_EDGES.items():
         inside = (spectra.wave > low) & (spectra.wave < high)
-        if inside.any(): out = np.char.add(out, np.where((spectra.ivar[:, inside] == 0).mean(1) > .8, arm, ''))
+        if inside.any():
+            out = np.char.add(out, np.where((spectra.ivar[:, inside] == 0).mean(1) > .8, arm, ''))
     return out

@@ -56,7 +56,8 @@ def open_cases(
     fit, # `RedshiftFit` of the same spectra: the second opinion
 ): # list of `Case`
     "Collect what the tests need, for all objects at once."
-    if len(fit) != len(spectra): raise ValueError(f"{len(fit)} fits for {len(spectra)} spectra; give the scan of the same spectra")
+    if len(fit) != len(spectra):
+        raise ValueError(f"{len(fit)} fits for {len(spectra)} spectra; give the scan of the same spectra")
     rows = lambda f, i: f.minima[np.asarray(f.minima['ROW']) == i]
     snr, scan = np.stack([line_snr(spectra), line_snr(spectra, 50, 1001)], 1), lambda s: scan_redshift(s, fit.bases, settings=fit.settings)
     bad, found = suspect_pixels(spectra, snr[:, 0])
@@ -77,11 +78,13 @@ class Clue:
     text: str = ''  # one readable line
     cause: str = ''  # its name, where the test finds it out
 
-def _best(minima): return float(cost_of(minima).min()) if len(minima) else np.inf
+def _best(minima):
+    return float(cost_of(minima).min()) if len(minima) else np.inf
 
 def clue_sky_line(case): # `Case` → `Clue`
     "The pipeline's advantage that is lost without the suspect features."
-    if not case.suspects: return Clue()
+    if not case.suspects:
+        return Clue()
     flux, ivar, minima = case.cleaned
     lost = case.advantage - advantage((flux, ivar), case.z, case.spectype, minima, case.fits)
     strongest = sorted(case.suspects, key=lambda s: -abs(s[1]))[:3]
@@ -94,12 +97,14 @@ def clue_arm(case): # `Case` → `Clue`
     "An arm without data, or a step whose removal improves the best fit and weakens the pipeline's answer or leads to another."
     for arm, (low, high) in ARM_EDGES.items():
         inside = (case.wave > low) & (case.wave < high)
-        if inside.any() and (case.ivar[inside] == 0).mean() > .8: return Clue(1e4, (max(low, case.wave[0]), high), f"arm {arm} is lost: no data from {low:.0f} to {high:.0f} Å")
+        if inside.any() and (case.ivar[inside] == 0).mean() > .8:
+            return Clue(1e4, (max(low, case.wave[0]), high), f"arm {arm} is lost: no data from {low:.0f} to {high:.0f} Å")
     flux, ivar, minima = case.joined
     drop = case.advantage - advantage((flux, ivar), case.z, case.spectype, minima, case.fits)
     j = int(np.argmax(case.steps[1]))
     best = minima[np.argmin(cost_of(minima))] if len(minima) else case.ours
-    if case.steps[1, j] < 2 or not (drop > 0 or not same_answer(case.z, case.spectype, best['Z'], best['SPECTYPE'])): return Clue()
+    if case.steps[1, j] < 2 or not (drop > 0 or not same_answer(case.z, case.spectype, best['Z'], best['SPECTYPE'])):
+        return Clue()
     text = f"step of {100*case.steps[0, j]:+.0f} % between arms {'B and R' if j == 0 else 'R and Z'} at {JUNCTIONS[j]:.0f} Å: joined, the best χ² is lower by {_best(case.minima) - _best(minima):.0f}"
     return Clue(max(_best(case.minima) - _best(minima), 0), (JUNCTIONS[j],), text)
 
@@ -107,22 +112,26 @@ def clue_arm(case): # `Case` → `Clue`
 def clue_swap(case): # `Case` → `Clue`
     "Our type is another one than the pipeline's: Δχ² between them."
     ours = str(case.ours['SPECTYPE'])
-    if ours == case.spectype: return Clue()
+    if ours == case.spectype:
+        return Clue()
     density = case.ivar*((case.flux - case.model)**2 - (case.flux - case.model_ours)**2)
     where, gain = telling_wavelengths(case.wave, density), case.chi2 - case.chi2_ours
     text = f"{ours} z = {case.ours['Z']:.4f} fits better than {case.spectype} z = {case.z:.4f} by Δχ² = {gain:.0f}{_places(where)}"
     return Clue(max(gain, 0), where, text, f'{ours}_AS_{case.spectype}')
 
-def _places(where): return f", most of it at {', '.join(f'{x:.0f}' for x in where)} Å" if where else ''
+def _places(where):
+    return f", most of it at {', '.join(f'{x:.0f}' for x in where)} Å" if where else ''
 
 def clue_template_limit(case): # `Case` → `Clue`
     "A redshift in the pile-up below the upper limit of its templates, without the line that should be there."
     ends = [b.zmax for b in case.fits.bases if b.spectype == case.spectype]
-    if case.spectype == 'STAR' or not ends or case.z < max(ends) - (.12 if case.spectype == 'GALAXY' else .03): return Clue()
+    if case.spectype == 'STAR' or not ends or case.z < max(ends) - (.12 if case.spectype == 'GALAXY' else .03):
+        return Clue()
     wave, line = EMISSION['[O II]' if case.spectype == 'GALAXY' else 'Lyα']*(1 + case.z), '[O II]' if case.spectype == 'GALAXY' else 'Lyα'
     near = np.abs(case.wave - wave) < 5
     seen = case.snr[0, near].max() if near.any() else 0
-    if seen > 5: return Clue()
+    if seen > 5:
+        return Clue()
     return Clue(max(case.chi2 - case.chi2_ours, 25.), (wave,), f"z = {case.z:.4f} in the pile-up below the {case.spectype} templates' limit {max(ends):.2f}; no {line} at {wave:.0f} Å ({seen:.1f}σ)")
 
 # %% ../../nbs/explain/03_causes.ipynb #936d1d52
@@ -143,14 +152,18 @@ def line_name(
 def clue_line_confusion(case): # `Case` → `Clue`
     "The strongest emission line that the pipeline and we take for different lines: its S/N squared."
     z, ours, types = case.ours['Z'], str(case.ours['SPECTYPE']), (case.spectype, str(case.ours['SPECTYPE']))
-    if case.agree or 'STAR' in types or case.chi2 < case.chi2_ours: return Clue()
+    if case.agree or 'STAR' in types or case.chi2 < case.chi2_ours:
+        return Clue()
     found = []
     for broad, snr in zip((False, True), case.snr):
-        if broad and 'QSO' not in types: continue
+        if broad and 'QSO' not in types:
+            continue
         for p in find_peaks(np.maximum(snr, 0), 5., 60 if broad else 8)[:4]:
             names = [line_name(case.wave[p], zi, broad and kind == 'QSO') for zi, kind in ((case.z, case.spectype), (z, ours))]
-            if None not in names and names[0] != names[1]: found.append((float(snr[p]), float(case.wave[p]), *names))
-    if not found: return Clue()
+            if None not in names and names[0] != names[1]:
+                found.append((float(snr[p]), float(case.wave[p]), *names))
+    if not found:
+        return Clue()
     found.sort(reverse=True)
     snr, wave, theirs, mine = found[0]
     return Clue(snr**2, tuple(f[1] for f in found[:3]), f"line at {wave:.0f} Å: {theirs} at z = {case.z:.4f} (pipeline), {mine} at z = {z:.4f} (ours)")
@@ -164,14 +177,16 @@ def find_troughs(
     "Broad absorption bluewards of a quasar's lines."
     wave, w, mask = case.wave, case.ivar, np.zeros(len(case.wave), bool)
     zone = np.any([(wave > rest*(1 + z)*.915) & (wave < rest*(1 + z)*1.001) for rest in TROUGHS.values()], axis=0) & (w > 0)
-    if zone.sum() < 50: return mask, None
+    if zone.sum() < 50:
+        return mask, None
     level = smooth(case.flux, w, 15)
     error = 1/np.sqrt(np.maximum(uniform_filter1d(w, 15)*15, 1e-30))
     for _ in range(rounds):
         model = case.fits.fit(case.flux, np.where(mask, 0, w), z, 'QSO', 0)[1]
         low = zone & (level < .82*uniform_filter1d(model, 15) - 2*error)
         mask = binary_dilation(low & (uniform_filter1d(low.astype(float), 45) > .75), iterations=25) & zone
-        if not mask.any(): break
+        if not mask.any():
+            break
     return mask, model
 
 # %% ../../nbs/explain/03_causes.ipynb #ba52d01b
@@ -179,17 +194,21 @@ def clue_broad_absorption(case): # `Case` → `Clue`
     "Absorbed flux in troughs: its S/N squared, if the quasar with troughs is no worse a fit than the pipeline's answer."
     best, zs = Clue(), [row['Z'] for row in case.minima if row['SPECTYPE'] == 'QSO'] + [case.z]*(case.spectype == 'QSO')
     for k, z in enumerate(zs):
-        if any(abs(z - other) < .01*(1 + z) for other in zs[:k]): continue
+        if any(abs(z - other) < .01*(1 + z) for other in zs[:k]):
+            continue
         mask, model = find_troughs(case, z)
         spans = np.flatnonzero(np.diff(np.r_[0, mask.astype(int), 0])).reshape(-1, 2)
         spans = [(a, b) for a, b in spans if b - a > 50]
-        if not spans: continue
+        if not spans:
+            continue
         outside, wm = np.where(mask, 0, case.ivar), (case.ivar*model)[mask]
         gain = max((wm*(model - case.flux)[mask]).sum(), 0)**2/max((wm*model[mask]).sum(), 1e-30)
         rivals = [(case.z, case.spectype), (case.ours['Z'], str(case.ours['SPECTYPE']))]
-        if case.fits.fit(case.flux, outside, z, 'QSO', 0)[0] > min(case.fits.fit(case.flux, outside, *r, 0)[0] for r in rivals) + 15: continue
+        if case.fits.fit(case.flux, outside, z, 'QSO', 0)[0] > min(case.fits.fit(case.flux, outside, *r, 0)[0] for r in rivals) + 15:
+            continue
         where = tuple(float(case.wave[(a + b)//2]) for a, b in sorted(spans, key=lambda s: s[0] - s[1])[:3])
-        if gain > best.gain: best = Clue(gain, where, f"broad absorption at {', '.join(f'{x:.0f}' for x in where)} Å bluewards of the lines of a quasar at z = {z:.3f}")
+        if gain > best.gain:
+            best = Clue(gain, where, f"broad absorption at {', '.join(f'{x:.0f}' for x in where)} Å bluewards of the lines of a quasar at z = {z:.3f}")
     return best
 
 # %% ../../nbs/explain/03_causes.ipynb #33fea90e
@@ -206,12 +225,15 @@ def _second_object(case, rows):
     alone, nulls = least_squares(first, w, f, prior)[1], {}
     for row in rows:
         for k in case.fits.candidates(row['SPECTYPE'], row['Z']):
-            if case.fits.bases[k].subtype != row['SUBTYPE']: continue
+            if case.fits.bases[k].subtype != row['SUBTYPE']:
+                continue
             second, prior2 = case.fits.columns(k, row['Z'], f, w)
             n = second.shape[1]
-            if n not in nulls: nulls[n] = least_squares(np.hstack([first, alone[:, None]*legendre(u, n + 1)[1:].T]), w, f, np.r_[prior, np.zeros(n)])
+            if n not in nulls:
+                nulls[n] = least_squares(np.hstack([first, alone[:, None]*legendre(u, n + 1)[1:].T]), w, f, np.r_[prior, np.zeros(n)])
             chi2, model = least_squares(np.hstack([first, second]), w, f, np.r_[prior, prior2])
-            if (gain := nulls[n][0] - chi2) <= best[0]: continue
+            if (gain := nulls[n][0] - chi2) <= best[0]:
+                continue
             excess = max(nulls[n][0] - (w > 0).sum()*_noise_variance(case), gain)
             best = gain, gain/excess, row, telling_wavelengths(case.wave, w*((f - nulls[n][1])**2 - (f - model)**2))
     return best
@@ -221,17 +243,20 @@ def clue_blend(case): # `Case` → `Clue`
     "Δχ² of a second object at another redshift over a smooth correction with as many coefficients."
     far = [m[np.abs(np.log((1 + m['Z'])/(1 + case.ours['Z'])))*C_KMS > 3000] for m in (case.rest, case.minima)]
     gain, share, row, where = _second_object(case, Table(np.concatenate([m[np.argsort(cost_of(m))[:n]].as_array() for m, n in zip(far, (4, 2))])))
-    if row is None: return Clue()
+    if row is None:
+        return Clue()
     text = f"{row['SPECTYPE']} at z = {row['Z']:.4f} besides the {case.ours['SPECTYPE']} at z = {case.ours['Z']:.4f}: together Δχ² = {gain:.0f}"
     return Clue(gain*min(share/.3, 1), where, text + _places(where))  # much misfit that it leaves: the templates, not a second object
 
 def clue_composite(case): # `Case` → `Clue`
     "Δχ² of another type at the same redshift, where ours is the pipeline's: a quasar in its galaxy, or narrow lines called a quasar's."
     kinds = [k for k in ('GALAXY', 'QSO') if k != case.spectype]
-    if not case.agree or case.spectype == 'STAR' or case.z < .05: return Clue()
+    if not case.agree or case.spectype == 'STAR' or case.z < .05:
+        return Clue()
     rows = Table([dict(SPECTYPE=b.spectype, SUBTYPE=b.subtype, Z=case.ours['Z']) for b in case.fits.bases if b.spectype in kinds])
     gain, share, row, where = _second_object(case, rows)
-    if row is None: return Clue()
+    if row is None:
+        return Clue()
     return Clue(gain, where, f"{row['SPECTYPE']} light beside the {case.spectype}'s at the same z = {case.z:.4f} wins Δχ² = {gain:.0f}{_places(where)}", f"{row['SPECTYPE']}_AS_{case.spectype}")
 
 # %% ../../nbs/explain/03_causes.ipynb #fcdce9d7
@@ -265,7 +290,8 @@ def find_clues(case): # `Case` → dict of cause → `Clue`
     "All clues of one object, in the order in which they are read."
     clues = {name: clue(case) for name, clue in SPECIFIC.items()} | {'BLEND': clue_blend(case)}
     for clue in (clue_swap(case), clue_composite(case)):
-        if clue.cause in CAUSES: clues[clue.cause] = clue
+        if clue.cause in CAUSES:
+            clues[clue.cause] = clue
     return clues | {'LOW_SNR': clue_low_snr(case)}
 
 # %% ../../nbs/explain/03_causes.ipynb #3dd900c3
@@ -281,7 +307,8 @@ def weigh_clues(
     limit = lambda cause: max(limits['swap' if cause == swap else cause.lower()], least.get(cause, 0)*clues[swap].gain if swap else 0, enough.get(cause, 0))
     ratio = {cause: c.gain/limit(cause) for cause, c in clues.items() if cause != 'LOW_SNR'} | {'LOW_SNR': settings.low_snr/clues['LOW_SNR'].gain}
     for cause in clues:
-        if ratio[cause] > 1: return cause, ratio[cause]**2/(1 + ratio[cause]**2), clues[cause]
+        if ratio[cause] > 1:
+            return cause, ratio[cause]**2/(1 + ratio[cause]**2), clues[cause]
     return 'UNKNOWN', 1 - max(ratio.values())**2/(1 + max(ratio.values())**2), Clue()
 
 # %% ../../nbs/explain/03_causes.ipynb #bf115915
@@ -295,7 +322,8 @@ def name_causes(
     out = Table(names=('CAUSE', 'CAUSE_SCORE', 'CAUSE_WAVE', 'CAUSE_TEXT'), dtype=('U16', 'f4', ('f8', 3), 'U240'))
     for i, case in enumerate(open_cases(spectra, fit)):
         cause, p, clue = weigh_clues(find_clues(case), settings) if case.ivar.any() else ('LOW_SNR', 1., Clue(text='no valid pixel'))
-        if cause == 'UNKNOWN' and attribution is not None: clue = _looked_at(case.wave, attribution[i])
+        if cause == 'UNKNOWN' and attribution is not None:
+            clue = _looked_at(case.wave, attribution[i])
         out.add_row((cause, p, (list(clue.wave) + [np.nan]*3)[:3], clue.text or 'no test found a cause'))
     out.add_column(np.asarray(spectra.meta['TARGETID']) if 'TARGETID' in spectra.meta.colnames else np.arange(len(spectra)), name='TARGETID', index=0)
     return out
@@ -331,7 +359,9 @@ def plot_confusion(
     counts = np.array([[row[c] for c in columns] for row in table])
     ax = ax or plt.subplots(figsize=(7.5, .26*len(table) + 1.6), layout='constrained')[1]
     ax.imshow(counts/counts.sum(1, keepdims=True), cmap='Blues', vmin=0, vmax=1, aspect='auto')
-    for i, j in np.argwhere(counts): ax.text(j, i, counts[i, j], ha='center', va='center', fontsize=8, color='w' if counts[i, j] > .6*counts[i].sum() else 'k')
-    ax.set_xticks(range(len(columns)), columns, rotation=40, ha='right', fontsize=7); ax.set_yticks(range(len(table)), table['INJECTED'], fontsize=7)
+    for i, j in np.argwhere(counts):
+        ax.text(j, i, counts[i, j], ha='center', va='center', fontsize=8, color='w' if counts[i, j] > .6*counts[i].sum() else 'k')
+    ax.set_xticks(range(len(columns)), columns, rotation=40, ha='right', fontsize=7)
+    ax.set_yticks(range(len(table)), table['INJECTED'], fontsize=7)
     ax.set(xlabel='named', ylabel='injected')
     return ax

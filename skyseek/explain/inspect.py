@@ -45,10 +45,12 @@ def mark_answer(
     last = -np.inf
     for name, rest in sorted(lines.items(), key=lambda item: item[1]):
         x = rest*(1 + z)
-        if not lo < x < hi: continue
+        if not lo < x < hi:
+            continue
         ax.axvline(x, color=colour, lw=.6, ls=(0, (4, 3)) if row else ':', zorder=0)
         close = x - last < .028*(hi - lo)
-        if not close: last = x
+        if not close:
+            last = x
         ax.annotate(name, (x, 1), (0, 2 + 9*row), xycoords=ax.get_xaxis_transform(), textcoords='offset points', color=colour, fontsize=6.5, ha='left' if close else 'center', va='bottom')
 
 # %% ../../nbs/explain/05_inspect.ipynb #7a201c93
@@ -61,14 +63,17 @@ class Evidence:
     scores: Row = None  # row of the catalogue's scores: P_Z_WRONG, P_S_WRONG and, if there are any, Z_ALT SPECTYPE_ALT P_ALT
 
     def __post_init__(self):
-        if len(self.spectrum) != 1 or len(self.fit) != 1: raise ValueError(f"{len(self.spectrum)} spectra and {len(self.fit)} fits; evidence is on one object, give one row of each")
+        if len(self.spectrum) != 1 or len(self.fit) != 1:
+            raise ValueError(f"{len(self.spectrum)} spectra and {len(self.fit)} fits; evidence is on one object, give one row of each")
         self.wave, self.flux, self.ivar = self.spectrum.wave, self.spectrum.flux[0], self.spectrum.ivar[0]
         row, names = self.spectrum.meta[0], self.spectrum.meta.colnames
         answered = {'Z', 'SPECTYPE'} <= set(names) and np.isfinite(float(row['Z'])) and str(row['SPECTYPE']).strip() != ''
         self.theirs = (float(row['Z']), str(row['SPECTYPE']).strip()) if answered else None
         self.answers = {}  # colour → (z, type, model)
-        if not self.ivar.any(): return
-        if (second := _second_opinion(self.scores)) is not None: self.fit = with_solutions(self.fit, self.spectrum, second)
+        if not self.ivar.any():
+            return
+        if (second := _second_opinion(self.scores)) is not None:
+            self.fit = with_solutions(self.fit, self.spectrum, second)
         best, fits = self.fit.table[0], AnswerFits(self.fit.bases, self.wave, self.fit.settings)
         self.chi2, models = {}, {OURS: (float(best['Z']), str(best['SPECTYPE']))} | ({THEIRS: self.theirs} if self.theirs else {})
         for colour, (z, spectype) in models.items():
@@ -86,14 +91,17 @@ class Evidence:
 def _second_opinion(scores):
     "A Table of the catalogue's second opinion, None where there is none."
     names = ('Z_ALT', 'ZERR_ALT', 'SPECTYPE_ALT')
-    if scores is None or not set(names) <= set(scores.colnames) or not np.isfinite(scores['Z_ALT']): return None
+    if scores is None or not set(names) <= set(scores.colnames) or not np.isfinite(scores['Z_ALT']):
+        return None
     return Table({name: [scores[name]] for name in names})
 
 # %% ../../nbs/explain/05_inspect.ipynb #5f1cf757
 def shade_sky(ax): # matplotlib axes with observed wavelengths in Å
     "Grey stripes at strong sky lines and orange ones where arms meet."
-    for x in STRONG_SKY: ax.axvspan(x - 2.5, x + 2.5, color='0.5', alpha=.13, lw=0, zorder=0)
-    for x in JUNCTIONS: ax.axvspan(x - 25, x + 25, color='C1', alpha=.12, lw=0, zorder=0)
+    for x in STRONG_SKY:
+        ax.axvspan(x - 2.5, x + 2.5, color='0.5', alpha=.13, lw=0, zorder=0)
+    for x in JUNCTIONS:
+        ax.axvspan(x - 25, x + 25, color='C1', alpha=.12, lw=0, zorder=0)
 
 def _models(self, ax, width):
     "Both models, smoothed as the data are; what is beyond the templates is left out."
@@ -111,8 +119,10 @@ def draw_spectrum(self: Evidence,
     width = width or (5 if self.spectrum.snr[0] > 3 else 11)
     plot_spectrum(self.wave, self.flux, self.ivar, width=width, ax=ax)
     ax.lines[0].set_color('0.6')
-    _models(self, ax, width); shade_sky(ax)
-    for row, (colour, (z, spectype, _)) in enumerate(self.answers.items()): mark_answer(ax, z, spectype, colour, row)
+    _models(self, ax, width)
+    shade_sky(ax)
+    for row, (colour, (z, spectype, _)) in enumerate(self.answers.items()):
+        mark_answer(ax, z, spectype, colour, row)
     where = np.asarray(self.cause['CAUSE_WAVE'])[np.isfinite(self.cause['CAUSE_WAVE'])] if self.cause is not None else np.zeros(0)
     ax.plot(where, np.full(len(where), .045), '^', color='C2', ms=8, transform=ax.get_xaxis_transform(), zorder=5, label='cause' if len(where) else None)
     ax.legend(loc='upper right', fontsize=7, frameon=False)
@@ -126,7 +136,8 @@ def draw_residuals(self: Evidence, ax, width=25): # matplotlib axes; pixels to a
         top, bottom = (uniform_filter1d(a, width)*width for a in (w*(self.flux - model), w))
         ax.plot(self.wave, np.where(bottom > 0, top/np.sqrt(np.where(bottom > 0, bottom, 1)), np.nan), color=colour, lw=.7 if colour == OURS else 1.2, alpha=1 if colour == OURS else .6)
     shade_sky(ax)
-    for y in (-3, 3): ax.axhline(y, color='k', lw=.4, ls=':')
+    for y in (-3, 3):
+        ax.axhline(y, color='k', lw=.4, ls=':')
     ax.set(ylim=(-9, 9), xlabel='vacuum wavelength [Å]', ylabel=f'residual [σ]\n{width} pixels')
 
 # %% ../../nbs/explain/05_inspect.ipynb #38ca9225
@@ -151,13 +162,21 @@ def draw_chi2(self: Evidence, ax, star): # matplotlib axes for galaxies and quas
     curves, marks = _curves(self), _marked(self)
     away = [np.nanpercentile(y, 50) for k, _, y in curves if k != 'STAR'] + [self.chi2.get(THEIRS, 0) - self.chi2.get(OURS, 0) if self.answers else 0, 25]
     top = 1.15*max(min(max(away), 1e9), 25)
-    for kind, z, y in curves: (star if kind == 'STAR' else ax).plot(z*C_KMS if kind == 'STAR' else z, y, color=CLASS_COLOURS.get(kind, 'k'), lw=.6)
-    for z, kind, colour, style, label in marks: (star if kind == 'STAR' else ax).axvline(z*C_KMS if kind == 'STAR' else z, color=colour, ls=style, lw=1.2, label=label, zorder=0)
-    for kind in {k for k, _, _ in curves if k != 'STAR'}: ax.plot([], [], color=CLASS_COLOURS.get(kind, 'k'), lw=2, label=kind)
+    for kind, z, y in curves:
+        (star if kind == 'STAR' else ax).plot(z*C_KMS if kind == 'STAR' else z, y, color=CLASS_COLOURS.get(kind, 'k'), lw=.6)
+    for z, kind, colour, style, label in marks:
+        (star if kind == 'STAR' else ax).axvline(z*C_KMS if kind == 'STAR' else z, color=colour, ls=style, lw=1.2, label=label, zorder=0)
+    for kind in {k for k, _, _ in curves if k != 'STAR'}:
+        ax.plot([], [], color=CLASS_COLOURS.get(kind, 'k'), lw=2, label=kind)
     star.plot([], [], color=CLASS_COLOURS['STAR'], lw=2, label='STAR')
-    for a in (ax, star): a.set_ylim(-.04*top, top); a.legend(fontsize=7, frameon=False, loc='upper right')
+    for a in (ax, star):
+        a.set_ylim(-.04*top, top)
+        a.legend(fontsize=7, frameon=False, loc='upper right')
     ax.set_xscale('function', functions=(lambda x: np.log1p(np.maximum(x, -.9)), np.expm1))
-    ax.set(xlabel='redshift', ylabel='χ² − best χ²', xlim=(-.02, None)); ax.set_xticks([0, .2, .5, 1, 1.5, 2, 3, 4, 5, 6]); star.set(xlabel='velocity [km/s]'); star.set_yticklabels([])
+    ax.set(xlabel='redshift', ylabel='χ² − best χ²', xlim=(-.02, None))
+    ax.set_xticks([0, .2, .5, 1, 1.5, 2, 3, 4, 5, 6])
+    star.set(xlabel='velocity [km/s]')
+    star.set_yticklabels([])
 
 # %% ../../nbs/explain/05_inspect.ipynb #e168e2e4
 @patch
@@ -165,11 +184,14 @@ def telling(self: Evidence, n=3): # how many
     "Wavelengths (Å) to look at: those of the cause, then those that decide between the answers, then our strongest features."
     where = [w for w in np.asarray(self.cause['CAUSE_WAVE']) if np.isfinite(w)] if self.cause is not None else []
     models = [a[2] for a in self.answers.values()]
-    if len(models) == 2: where += telling_wavelengths(self.wave, self.ivar*np.abs((self.flux - models[0])**2 - (self.flux - models[1])**2))
-    if models: where += telling_wavelengths(self.wave, self.ivar*(models[0] - uniform_filter1d(models[0], 301))**2)
+    if len(models) == 2:
+        where += telling_wavelengths(self.wave, self.ivar*np.abs((self.flux - models[0])**2 - (self.flux - models[1])**2))
+    if models:
+        where += telling_wavelengths(self.wave, self.ivar*(models[0] - uniform_filter1d(models[0], 301))**2)
     chosen = []
     for w in where:
-        if all(abs(w - x) > 80 for x in chosen): chosen.append(float(w))
+        if all(abs(w - x) > 80 for x in chosen):
+            chosen.append(float(w))
     return chosen[:n]
 
 @patch
@@ -181,11 +203,15 @@ def draw_cutout(self: Evidence, ax, centre, half=None): # matplotlib axes; Å, a
     ax.fill_between(self.wave[k], (self.flux - error)[k], (self.flux + error)[k], step='mid', color='0.85', lw=0)
     ax.step(self.wave[k], np.where(self.ivar > 0, self.flux, np.nan)[k], where='mid', color='0.3', lw=.7)
     ax.set_xlim(centre - half, centre + half)
-    for colour, (_, _, model) in reversed(self.answers.items()): ax.plot(self.wave[k], np.where(model != 0, model, np.nan)[k], color=colour, lw=1 if colour == OURS else 2.2, alpha=1 if colour == OURS else .55)
-    shade_sky(ax); ax.set_xlabel('vacuum wavelength [Å]')
+    for colour, (_, _, model) in reversed(self.answers.items()):
+        ax.plot(self.wave[k], np.where(model != 0, model, np.nan)[k], color=colour, lw=1 if colour == OURS else 2.2, alpha=1 if colour == OURS else .55)
+    shade_sky(ax)
+    ax.set_xlabel('vacuum wavelength [Å]')
     good = self.flux[k & (self.ivar > 0)]
-    if len(good): ax.set_ylim(*(np.percentile(good, [.5, 99.8]) + np.array([-.15, .3])*max(np.ptp(good), 1e-3)*.6))
-    for row, (colour, (z, spectype, _)) in enumerate(self.answers.items()): mark_answer(ax, z, spectype, colour, row)
+    if len(good):
+        ax.set_ylim(*(np.percentile(good, [.5, 99.8]) + np.array([-.15, .3])*max(np.ptp(good), 1e-3)*.6))
+    for row, (colour, (z, spectype, _)) in enumerate(self.answers.items()):
+        mark_answer(ax, z, spectype, colour, row)
 
 # %% ../../nbs/explain/05_inspect.ipynb #7b468d2a
 def _known(row, name, form): # → str
@@ -206,9 +232,11 @@ def _answer_line(who, row):
 # %% ../../nbs/explain/05_inspect.ipynb #42779569
 def _score_words(scores): # row or None → str
     "Probabilities and the proposed answer of the catalogue."
-    if scores is None or not np.isfinite(scores['P_Z_WRONG']): return ''
+    if scores is None or not np.isfinite(scores['P_Z_WRONG']):
+        return ''
     words = f"     P(redshift wrong) {scores['P_Z_WRONG']:.2f}   P(type wrong) {scores['P_S_WRONG']:.2f}"
-    if 'P_ALT' not in scores.colnames or not np.isfinite(scores['Z_ALT']): return words
+    if 'P_ALT' not in scores.colnames or not np.isfinite(scores['Z_ALT']):
+        return words
     guess = f"{_word(scores, 'SPECTYPE_ALT')} z = {format_z(scores['Z_ALT'])}"
     return f"{words}     best guess {guess}, P = {scores['P_ALT']:.2f}"
 
@@ -217,11 +245,14 @@ def text(self: Evidence): # → str, a few lines
     "Answers, probabilities and cause in words."
     row = self.spectrum.meta[0]
     lines = [f"TARGETID {row['TARGETID'] if 'TARGETID' in row.colnames else 'unknown'}     S/N {self.spectrum.snr[0]:.2f} per pixel{_score_words(self.scores)}"]
-    if not self.answers: return '\n'.join(lines + ['no valid pixel: nothing can be said'])
+    if not self.answers:
+        return '\n'.join(lines + ['no valid pixel: nothing can be said'])
     lines.append(_answer_line('pipeline', row) + f"   χ² − ours {self.chi2[THEIRS] - self.chi2[OURS]:.1f}" if self.theirs else 'pipeline  no answer')
     lines.append(_answer_line('ours', self.fit.table[0]))
-    if self.runner_up is not None: lines.append(_answer_line('runner-up', self.runner_up).split('   ZWARN')[0] + f"   χ² − ours {self.fit.table['DELTACHI2'][0]:.1f}")
-    if self.cause is not None: lines += textwrap.wrap(f"if the pipeline is wrong, likely cause: {self.cause['CAUSE']} (score {self.cause['CAUSE_SCORE']:.2f}): {self.cause['CAUSE_TEXT']}", 140, subsequent_indent='    ')
+    if self.runner_up is not None:
+        lines.append(_answer_line('runner-up', self.runner_up).split('   ZWARN')[0] + f"   χ² − ours {self.fit.table['DELTACHI2'][0]:.1f}")
+    if self.cause is not None:
+        lines += textwrap.wrap(f"if the pipeline is wrong, likely cause: {self.cause['CAUSE']} (score {self.cause['CAUSE_SCORE']:.2f}): {self.cause['CAUSE_TEXT']}", 140, subsequent_indent='    ')
     return '\n'.join(lines)
 
 # %% ../../nbs/explain/05_inspect.ipynb #5a8e9a77
@@ -235,11 +266,15 @@ def plot_evidence(
     words = [title]*bool(title) + evidence.text().split('\n')
     text.text(.012, .93, '\n'.join(map(mpl_text, words)), fontsize=8.5, family='monospace', va='top', linespacing=1.4)
     upper, lower = spectrum.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
-    evidence.draw_spectrum(upper); evidence.draw_residuals(lower); upper.set_xlabel('')
-    if not evidence.answers: return fig
+    evidence.draw_spectrum(upper)
+    evidence.draw_residuals(lower)
+    upper.set_xlabel('')
+    if not evidence.answers:
+        return fig
     evidence.draw_chi2(*chi2.subplots(1, 2, width_ratios=(5, 1)))
     where = evidence.telling()
-    for ax, centre in zip(np.atleast_1d(cutouts.subplots(1, max(len(where), 1))), where): evidence.draw_cutout(ax, centre)
+    for ax, centre in zip(np.atleast_1d(cutouts.subplots(1, max(len(where), 1))), where):
+        evidence.draw_cutout(ax, centre)
     cutouts.supylabel('flux [$10^{-17}$ erg/s/cm²/Å]', fontsize=8)
     return fig
 
@@ -253,7 +288,8 @@ def pick_target(
     spectra = extract(path, redrock, keep_all=True) if redrock else read_any(path, strict=True)
     ids = np.asarray(spectra.meta['TARGETID'])
     rows = np.flatnonzero(ids == int(targetid))
-    if not len(rows): raise ValueError(f"{path}: no TARGETID {targetid} among its {len(ids)} targets; there are for example {', '.join(map(str, ids[:3]))}")
+    if not len(rows):
+        raise ValueError(f"{path}: no TARGETID {targetid} among its {len(ids)} targets; there are for example {', '.join(map(str, ids[:3]))}")
     return spectra[rows[:1]]
 
 def inspect_target(
@@ -267,7 +303,8 @@ def inspect_target(
     spectrum = pick_target(path, targetid, redrock)
     fit = scan_redshift(spectrum, bases, keep_chi2=True)
     evidence = Evidence(spectrum, fit, scores=score(spectrum)[0] if score else None)
-    if evidence.theirs and _is_suspicious(evidence.scores): evidence.cause = name_causes(spectrum, evidence.fit)[0]
+    if evidence.theirs and _is_suspicious(evidence.scores):
+        evidence.cause = name_causes(spectrum, evidence.fit)[0]
     return evidence
 
 def _is_suspicious(scores):

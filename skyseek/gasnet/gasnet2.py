@@ -37,7 +37,9 @@ class GaSNet2Classifier(nn.Module):
     ):
         super().__init__()
         s = self.settings = GaSNet2Settings(**(dict(pool=2, features=16) | settings))
-        if s.form == 'published': self.net = published_start(residual_network(s, len(SUBCLASSES))); return
+        if s.form == 'published':
+            self.net = published_start(residual_network(s, len(SUBCLASSES)))
+            return
         self.rest = RestFilters(len(SUBCLASSES), (-.0065, 5.), s)
         self.shape = residual_network(s, len(SUBCLASSES), s.width, -(-N_PIXEL//s.stride))
         z = 10**((self.rest.first + np.arange(self.rest.shifts))*self.rest.step) - 1
@@ -46,14 +48,16 @@ class GaSNet2Classifier(nn.Module):
         self.register_buffer('prior', torch.tensor(prior, dtype=torch.float32), persistent=False)
 
     @property
-    def config(self): return asdict(self.settings)
+    def config(self):
+        return asdict(self.settings)
 
     def joint(self, batch): # (B, 13, shifts): scores of subclass and shift together
         x = self.rest.trunk(batch['flux'], batch['ivar'])
         return self.rest.scores(x) + self.shape(x)[:, :, None] + self.prior
 
     def forward(self, batch): # (B, 13)
-        if self.settings.form == 'published': return self.net(unit_rms(batch['flux']))
+        if self.settings.form == 'published':
+            return self.net(unit_rms(batch['flux']))
         return self.joint(batch).logsumexp(-1)
 
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #8992952b
@@ -63,7 +67,8 @@ def loss(
     batch, # dict of flux, ivar (B, 3600), label, z (B,)
 ): # scalar
     "Cross-entropy of the subclass, and 0.3 of that of subclass and redshift (published: the former alone)."
-    if self.settings.form == 'published': return F.cross_entropy(self(batch), batch['label'])
+    if self.settings.form == 'published':
+        return F.cross_entropy(self(batch), batch['label'])
     joint = self.joint(batch)
     both = joint.flatten(1).log_softmax(1).view(joint.shape)[torch.arange(len(joint)), batch['label']]
     return F.cross_entropy(joint.logsumexp(-1), batch['label']) - .3*interpolated(both, self.rest.position(batch['z'])).mean()
@@ -80,8 +85,10 @@ def plot_confusion(
     np.add.at(table, (np.asarray(label), np.asarray(predicted)), 1)
     table = 100*table/np.maximum(table.sum(1, keepdims=True), 1)
     ax.imshow(table, cmap='Blues', vmin=0, vmax=100)
-    for i, j in zip(*np.nonzero(table >= .5)): ax.text(j, i, f'{table[i, j]:.0f}', ha='center', va='center', fontsize=7, color='w' if table[i, j] > 55 else 'k')
-    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7); ax.set_yticks(range(len(names)), names, fontsize=7)
+    for i, j in zip(*np.nonzero(table >= .5)):
+        ax.text(j, i, f'{table[i, j]:.0f}', ha='center', va='center', fontsize=7, color='w' if table[i, j] > 55 else 'k')
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    ax.set_yticks(range(len(names)), names, fontsize=7)
     ax.set(xlabel='answer', ylabel='truth')
     return ax
 
@@ -95,7 +102,8 @@ class GaSNet2Redshift(nn.Module):
     ):
         super().__init__()
         self.spectype, kind = spectype, spectype.split()[0]
-        if kind not in Z_RANGES: raise ValueError(f"spectype={spectype!r}; it must begin with one of {', '.join(Z_RANGES)}")
+        if kind not in Z_RANGES:
+            raise ValueError(f"spectype={spectype!r}; it must begin with one of {', '.join(Z_RANGES)}")
         s = self.settings = GaSNet2Settings(**(dict(stride=4 if kind == 'QSO' else 2) | settings))
         self.register_buffer('calibration', torch.ones(2))
         if s.form == 'published':
@@ -105,7 +113,8 @@ class GaSNet2Redshift(nn.Module):
         self.size = nn.Sequential(nn.Linear(10, 24), nn.Tanh(), nn.Linear(24, 1))
 
     @property
-    def config(self): return dict(spectype=self.spectype) | asdict(self.settings)
+    def config(self):
+        return dict(spectype=self.spectype) | asdict(self.settings)
 
     def members(self, batch): # published: (B, members) redshifts times ten
         return torch.cat([net(unit_rms(batch['flux'])) for net in self.nets], dim=1)
@@ -187,7 +196,8 @@ def conformal_quantile(
     "Factor that gives the wanted coverage on the next spectrum of the same population."
     ratio = np.sort(np.asarray(ratio, float))
     rank = math.ceil((len(ratio) + 1)*share)
-    if rank > len(ratio): raise ValueError(f"{len(ratio)} validation spectra are too few for {100*share:.2f} % coverage; give at least {math.ceil(share/(1 - share))}")
+    if rank > len(ratio):
+        raise ValueError(f"{len(ratio)} validation spectra are too few for {100*share:.2f} % coverage; give at least {math.ceil(share/(1 - share))}")
     return float(ratio[rank - 1])
 
 def calibrate_redshift(
@@ -212,9 +222,11 @@ def to_compact(
     spectra, # `Spectra` on any grid
 ): # `Spectra` on wave_compact()
     "Bring spectra to the networks' grid; pixels they do not cover get ivar 0. Finite but outlandish values are ignored too."
-    if spectra.wave.shape != (N_PIXEL,) or not np.allclose(spectra.wave, wave_compact(), rtol=1e-7, atol=0): spectra = resample(spectra, wave_compact())
+    if spectra.wave.shape != (N_PIXEL,) or not np.allclose(spectra.wave, wave_compact(), rtol=1e-7, atol=0):
+        spectra = resample(spectra, wave_compact())
     wild = (np.abs(spectra.flux) > 1e15) | (spectra.ivar > 1e15) | ((spectra.ivar > 0) & (spectra.ivar < 1e-15))
-    if not wild.any(): return spectra
+    if not wild.any():
+        return spectra
     return spectra.replace(flux=np.where(wild, 0, spectra.flux), ivar=np.where(wild, 0, spectra.ivar))
 
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #b1143d79
@@ -227,7 +239,8 @@ class GaSNet2:
     def save(self, folder, card='', **extra): # folder to write; card and extra as in `save_model`
         "Write a folder with one model folder for each network."
         parts = {'classifier': self.classifier} | {f'redshift-{k.replace(" ", "-")}': m for k, m in self.redshifts.items()}
-        for name, model in parts.items(): save_model(model, Path(folder)/name, card, **extra)
+        for name, model in parts.items():
+            save_model(model, Path(folder)/name, card, **extra)
         return Path(folder)
 
 def load_gasnet2(
@@ -277,7 +290,8 @@ def predict(
     key = np.array([s if s in self.redshifts else k if k in self.redshifts else '' for s, k in zip(names, kinds)], 'U20')
     for name in self.redshifts:
         rows = np.flatnonzero((key == name) & ~nodata)
-        if len(rows): out[rows] = measure_spectra(self.redshifts[name], compact[rows], batch_size, device)
+        if len(rows):
+            out[rows] = measure_spectra(self.redshifts[name], compact[rows], batch_size, device)
     zwarn = _zwarn(compact, out, key != '')
     p, names, kinds = np.where(nodata[:, None], np.nan, p), np.where(nodata, '', names), np.where(nodata, '', kinds)
     return Table(dict(TARGETID=np.asarray(spectra.meta['TARGETID']), SPECTYPE=kinds, SUBCLASS=np.array([' '.join(n.split()[1:]) for n in names], 'U12'),
@@ -311,12 +325,17 @@ def fit_published(
     "The authors' schedule: Adam, learning rate halved every five epochs until the fiftieth, best epoch kept."
     optimizer, errors, best = torch.optim.Adam(model.parameters(), lr), [], None
     for epoch in range(epochs):
-        for group in optimizer.param_groups: group['lr'] = lr*.5**min(epoch//5, 10)
+        for group in optimizer.param_groups:
+            group['lr'] = lr*.5**min(epoch//5, 10)
         model.train()
         for batch in train.epoch(epoch):
-            optimizer.zero_grad(); model.loss(batch).backward(); optimizer.step()
+            optimizer.zero_grad()
+            model.loss(batch).backward()
+            optimizer.step()
         model.eval()
-        with torch.no_grad(): errors.append(float(np.mean([model.error(b) for b in validation.epoch(0)])))
-        if errors[-1] <= min(errors): best = {k: v.clone() for k, v in model.state_dict().items()}
+        with torch.no_grad():
+            errors.append(float(np.mean([model.error(b) for b in validation.epoch(0)])))
+        if errors[-1] <= min(errors):
+            best = {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(best)
     return errors

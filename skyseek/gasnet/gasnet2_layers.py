@@ -36,7 +36,8 @@ class GaSNet2Settings:
 
     def __post_init__(self):
         object.__setattr__(self, 'blocks', tuple(self.blocks))
-        if self.form not in ('rest', 'published'): raise ValueError(f"form={self.form!r}; choose rest or published")
+        if self.form not in ('rest', 'published'):
+            raise ValueError(f"form={self.form!r}; choose rest or published")
 
 def as_published(**changes): # settings to change, e.g. members=2 to save time
     "The networks of arXiv 2311.04146: 3.90 M parameters for the classifier, 3.89 M for each of ten members of a redshift regressor."
@@ -64,7 +65,8 @@ def residual_network(
 ): # module (B, channels, length) → (B, outputs)
     "Residual blocks and two dense layers."
     sizes = [channels, *settings.blocks]
-    for _ in settings.blocks: length = (length - 5)//3 + 1
+    for _ in settings.blocks:
+        length = (length - 5)//3 + 1
     return nn.Sequential(*[ResidualBlock(a, b) for a, b in zip(sizes, sizes[1:])], nn.Flatten(), nn.Dropout(settings.dropout),
                          nn.Linear(length*sizes[-1], settings.dense), nn.ReLU(), nn.Linear(settings.dense, outputs))
 
@@ -80,7 +82,9 @@ def published_start(
 ): # the same module
     "The published start, in place: kernels from N(0, 0.001²), biases zero."
     for m in model.modules():
-        if isinstance(m, (nn.Conv1d, nn.Linear)): nn.init.normal_(m.weight, std=1e-3); nn.init.zeros_(m.bias)
+        if isinstance(m, (nn.Conv1d, nn.Linear)):
+            nn.init.normal_(m.weight, std=1e-3)
+            nn.init.zeros_(m.bias)
     return model
 
 # %% ../../nbs/gasnet/02_gasnet2_layers.ipynb #3ce47832
@@ -98,7 +102,8 @@ def noise_input(
     flux, ivar = flux/unit, ivar*unit**2
     weight = ivar/ivar.sum(1, keepdim=True).clamp(min=1e-30)
     scale = flux.abs().amax(1, keepdim=True)
-    for _ in range(5): scale = (weight*torch.minimum(flux.abs(), 5*scale)).sum(1, keepdim=True)  # a spike must not set the scale
+    for _ in range(5):
+        scale = (weight*torch.minimum(flux.abs(), 5*scale)).sum(1, keepdim=True)  # a spike must not set the scale
     scale = torch.where(scale > 0, scale, 1)
     f, w = flux/scale, ivar*scale**2
     noise = torch.where(good, -.5*torch.log(w.clamp(min=1e-12)), 4.).clamp(-4, 4)
@@ -137,7 +142,8 @@ def trunk(
 ): # (B, width, 3600/stride)
     "What the filters, and the classifier's residual blocks, look at."
     x = F.relu(self.norm(self.stem(noise_input(flux, ivar))))
-    for conv, norm in zip(self.convs, self.norms): x = x + F.relu(norm(conv(x)))
+    for conv, norm in zip(self.convs, self.norms):
+        x = x + F.relu(norm(conv(x)))
     return x
 
 @patch

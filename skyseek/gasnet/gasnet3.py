@@ -37,7 +37,8 @@ def profile_curves(
     orthonormal = torch.linalg.solve_triangular(gram(weight, v), unit, upper=False).to(flux) @ v
     norm = _correlate(weight, two, s.nz, n_fft)
     floor = (1e-5*norm).clamp(min=1e-20)
-    for p in orthonormal.unbind(1): norm = norm - _correlate(weight*p, one, s.nz, n_fft)**2
+    for p in orthonormal.unbind(1):
+        norm = norm - _correlate(weight*p, one, s.nz, n_fft)**2
     match = _correlate(weight*flux, one, s.nz, n_fft).clamp(min=0)
     return ((weight*flux*flux).sum(-1, keepdim=True) - match**2/torch.maximum(norm, floor)).flip(-1)
 
@@ -62,7 +63,8 @@ def scan_curves(
     settings, # `GasnetSettings`
 ): # (B, …) χ², and log10(1 + z) of its first column in pixels
     "χ² curves by the scan of the settings."
-    if settings.scan == 'profile': return profile_curves(rest, batch, settings), settings.high - settings.nz + 1
+    if settings.scan == 'profile':
+        return profile_curves(rest, batch, settings), settings.high - settings.nz + 1
     return published_curves(rest, batch, settings), settings.high - settings.n_rest + settings.n_wave//2
 
 # %% ../../nbs/gasnet/05_gasnet3.ipynb #025a9cd0
@@ -88,7 +90,8 @@ def scan_class(
     at, chi2, curvature = find_minima(curves, nminima, velocity_limit(s.spectype)/C_KMS/np.log(10)/PIXEL).unbind(0)
     excess = (chi2/(batch['weight'] > 0).sum(-1, keepdim=True).clamp(min=1)).clamp(min=1)
     sigma = torch.where((curvature > 0) & chi2.isfinite(), torch.hypot(model.error[0]*PIXEL*(excess/curvature).sqrt(), model.error[1]), 0.)
-    if s.scan == 'published': at, sigma = torch.where(at.isfinite(), at.round(), at), torch.zeros_like(sigma)
+    if s.scan == 'published':
+        at, sigma = torch.where(at.isfinite(), at.round(), at), torch.zeros_like(sigma)
     return dict(u=(at + low + offset)*PIXEL, chi2=chi2, sigma=sigma, R=robustness(curves), COEFF=F.pad(coeff, (0, max(0, 10 - coeff.shape[1])))[:, :10])
 
 # %% ../../nbs/gasnet/05_gasnet3.ipynb #d9817293
@@ -121,7 +124,8 @@ def _answer(parts, models, n, mean):
     names, which, rows = np.array([x.settings.spectype for x in models]), m['which'][:, 0], np.arange(len(u))
     out = dict(Z=10**u - 1, ZERR=10**u*np.log(10)*sigma, ZWARN=_bits(u, sigma, delta, n, mean, which, models), CHI2=chi2, NPIXELS=n,
                SPECTYPE=names[which].astype('U6'), DELTACHI2=delta)
-    for name in ('R', 'COEFF'): out[name] = np.stack([p[name] for p in parts])[which, rows]
+    for name in ('R', 'COEFF'):
+        out[name] = np.stack([p[name] for p in parts])[which, rows]
     for name, p in zip(names, parts):
         lost = none | ~np.isfinite(p['chi2'][:, 0])
         u, chi2, sigma = (np.where(lost, 0, p[k][:, 0]) for k in ('u', 'chi2', 'sigma'))
@@ -137,14 +141,17 @@ def gasnet_redshifts(
     batch_size=64, # spectra at a time; memory grows with it, not with the survey
 ): # Table: TARGETID Z ZERR ZWARN CHI2 NPIXELS SPECTYPE DELTACHI2 R COEFF(10), and Z_ ZERR_ CHI2_ R_ of each class
     "Redshift and class of each spectrum; hopeless ones are flagged in ZWARN (redrock's bits), with Z 0 if there is nothing at all."
-    if len({(m.settings.first, m.settings.n_wave) for m in models}) != 1: raise ValueError(f"{len(models)} models for different pixels; give at least one, trained with the same first and n_wave")
-    if not len(spectra): raise ValueError("there are no spectra; give at least one")
+    if len({(m.settings.first, m.settings.n_wave) for m in models}) != 1:
+        raise ValueError(f"{len(models)} models for different pixels; give at least one, trained with the same first and n_wave")
+    if not len(spectra):
+        raise ValueError("there are no spectra; give at least one")
     models, tables = [m.to(device).eval() for m in models], []
     for i in range(0, len(spectra), batch_size):
         flux, ivar, offset = log_grid(spectra[i:i + batch_size], models[0].settings, device)
         ready = {}
         for s in (m.settings for m in models):
-            if (s.degree, s.weighted) not in ready: ready[s.degree, s.weighted] = prepare(flux, ivar, s)
+            if (s.degree, s.weighted) not in ready:
+                ready[s.degree, s.weighted] = prepare(flux, ivar, s)
         parts = [scan_class(m, ready[m.settings.degree, m.settings.weighted], offset=offset) for m in models]
         n, mean = (ivar > 0).sum(-1), (ivar*flux).sum(-1)/ivar.sum(-1).clamp(min=1e-30).sqrt()
         tables.append(_answer([{k: x.cpu().numpy() for k, x in p.items()} for p in parts], models, n.cpu().numpy(), mean.cpu().numpy()))
@@ -161,7 +168,8 @@ def calibrate_errors(
     model.error.copy_(torch.tensor([1., 0.]))
     table = gasnet_redshifts(spectra, [model])
     ok = np.asarray(table['ZERR']) > 0
-    if ok.sum() < 20: raise ValueError(f"{ok.sum()} of {len(table)} spectra have a redshift with an error; give at least 20 to calibrate errors")
+    if ok.sum() < 20:
+        raise ValueError(f"{ok.sum()} of {len(table)} spectra have a redshift with an error; give at least 20 to calibrate errors")
     u = np.log10((1 + np.asarray(table['Z']))/(1 + np.asarray(z)))[ok]
     sigma = (np.asarray(table['ZERR'])/(1 + np.asarray(table['Z']))/np.log(10))[ok]
     factor, floor = np.meshgrid(np.geomspace(.3, 30, 60), np.r_[0, np.geomspace(1e-7, 1e-2, 60)], indexing='ij')

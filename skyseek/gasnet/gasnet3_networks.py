@@ -40,12 +40,16 @@ class GasnetSettings:
     scan: str = 'profile'  # 'profile' (ours) or 'published'
 
     def __post_init__(self):
-        if self.spectype not in RANGES: raise ValueError(f"spectype={self.spectype!r}; choose one of {', '.join(RANGES)}")
+        if self.spectype not in RANGES:
+            raise ValueError(f"spectype={self.spectype!r}; choose one of {', '.join(RANGES)}")
         for name, value in zip(('zmin', 'zmax'), RANGES[self.spectype]):
-            if getattr(self, name) is None: object.__setattr__(self, name, value)
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         for name, known in dict(inputs=('noise', 'flux'), loss=('profile', 'chi2', 'smooth_l1'), scan=('profile', 'published')).items():
-            if getattr(self, name) not in known: raise ValueError(f"{name}={getattr(self, name)!r}; choose one of {', '.join(known)}")
-        if not -1 < self.zmin < self.zmax or not 1 <= self.k: raise ValueError(f"zmin={self.zmin}, zmax={self.zmax}, k={self.k}: the range must be ascending and k at least 1")
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}; choose one of {', '.join(known)}")
+        if not -1 < self.zmin < self.zmax or not 1 <= self.k:
+            raise ValueError(f"zmin={self.zmin}, zmax={self.zmax}, k={self.k}: the range must be ascending and k at least 1")
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #c0684105
 @patch(as_prop=True)
@@ -87,7 +91,8 @@ def log_grid(
         start, offset, ivar = sums.first, 0., sums.sums[0].float()
         flux = torch.where(ivar > 0, sums.sums[1].float()/ivar, 0.)
     left, right = start - settings.first, settings.first + m - start - flux.shape[1]
-    if -left >= flux.shape[1] or -right >= flux.shape[1]: raise ValueError(f"the spectra cover {spectra.wave[0]:.0f}–{spectra.wave[-1]:.0f} Å, the network's grid begins at {10**(settings.first*PIXEL):.0f} Å; they do not meet")
+    if -left >= flux.shape[1] or -right >= flux.shape[1]:
+        raise ValueError(f"the spectra cover {spectra.wave[0]:.0f}–{spectra.wave[-1]:.0f} Å, the network's grid begins at {10**(settings.first*PIXEL):.0f} Å; they do not meet")
     return F.pad(flux, (left, right)), F.pad(ivar, (left, right)), offset
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #0dac5fbc
@@ -161,7 +166,8 @@ class PublishedEncoder(nn.Module):
             n = ((n + 2 - 9)//5 + 1)//2
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32*n, settings.k + 1))
 
-    def forward(self, batch): return self.layers(batch['flux'][:, None])
+    def forward(self, batch):
+        return self.layers(batch['flux'][:, None])
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #7c193549
 class NoiseEncoder(nn.Module):
@@ -187,7 +193,8 @@ class Reconstruction(nn.Module):
         self.register_buffer('error', torch.tensor([1., 0.]))  # factor and floor of σ(log10(1 + z)), see `calibrate_errors` in `gasnet3`
 
     @property
-    def config(self): return asdict(self.settings)
+    def config(self):
+        return asdict(self.settings)
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #be94d93b
 class Eigenspectra(Reconstruction):
@@ -213,7 +220,8 @@ class Eigenspectra(Reconstruction):
         "Reconstruction at rest."
         return self.mix(*self.mixture(batch))
 
-    def mix(self, coeff, amplitude): return amplitude*(coeff @ self.vectors)
+    def mix(self, coeff, amplitude):
+        return amplitude*(coeff @ self.vectors)
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #13f714fa
 def shift_of(
@@ -256,8 +264,10 @@ def loss(self: Reconstruction,
     s, flux, weight = self.settings, batch['flux'], batch['weight']
     shift = batch['shift'] if s.loss == 'profile' else batch['shift'].round()
     model = aligned(self(batch), shift, s.n_wave)
-    if s.loss == 'smooth_l1': return F.smooth_l1_loss(model, flux)
-    if s.loss == 'chi2': return (weight*(flux - model)**2).mean()
+    if s.loss == 'smooth_l1':
+        return F.smooth_l1_loss(model, flux)
+    if s.loss == 'chi2':
+        return (weight*(flux - model)**2).mean()
     return torch.log1p(profile_chi2(batch, model, s.degree)/(weight > 0).sum(-1).clamp(min=1)).mean()
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #f80bf03b
@@ -308,7 +318,8 @@ class _Block(nn.Module):
         self.body = nn.Sequential(conv(before), conv(after))
         self.short = nn.Conv1d(before, after, 1) if before != after else nn.Identity()
 
-    def forward(self, x): return self.short(x) + self.body(x)
+    def forward(self, x):
+        return self.short(x) + self.body(x)
 
 class _Attention(nn.Module):
     "Every pixel of the deepest level sees every other."
@@ -341,7 +352,8 @@ class UNetSpectra(Reconstruction):
         self.head = nn.Sequential(nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv1d(widths[0], channels, 3, padding=1))
 
     @property
-    def config(self): return asdict(self.settings) | {'widths': self.widths}
+    def config(self):
+        return asdict(self.settings) | {'widths': self.widths}
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #32558318
 @patch
@@ -356,5 +368,6 @@ def forward(self: UNetSpectra, batch): # (B, n_rest)
             skips.append(x)
             x = self.shrink[i](x)
     x = self.deep(x)
-    for level, skip in zip(self.up, reversed(skips)): x = level(torch.cat([F.interpolate(x, scale_factor=2), skip], 1))
+    for level, skip in zip(self.up, reversed(skips)):
+        x = level(torch.cat([F.interpolate(x, scale_factor=2), skip], 1))
     return self.head(x).flatten(1)[:, :self.settings.n_rest]

@@ -68,7 +68,8 @@ def draw_galaxy(
     wave, (stars, ebv) = wave_rest(), _stars(rng.choice(populations), rng)
     agn = rng.uniform(.3, 1) if kind == 'ACTIVE' else .3*rng.random()*(rng.random() < .3)
     families = line_families(rng.normal(*n2), rng.normal(0, (.15, .1)), agn)
-    if kind == 'ACTIVE': families['OIII'] *= 10**rng.uniform(-.7, .1)  # from LINERs to Seyferts
+    if kind == 'ACTIVE':
+        families['OIII'] *= 10**rng.uniform(-.7, .1)  # from LINERs to Seyferts
     ebv_gas, ew, sigma = ebv/.44*rng.uniform(.7, 1.2), np.exp(rng.uniform(*np.log(ew_range))), np.exp(rng.normal(np.log(width), .35))
     dust = calzetti(DIAGNOSTIC, ebv_gas)
     hbeta = ew*np.interp(6564.61, wave, stars)/2.86/dust[2]
@@ -112,9 +113,13 @@ _KINDS = (*GALAXIES, 'QSO', *TEMPERATURES)
 def _rest_row(kind, rng):
     "One rest-frame spectrum on the comb, and its table row."
     row = dict(KIND=kind, Z=0., EW_HA=0., SIGMA_GAS=0., N2=0., O3=0., LINES=np.zeros(4))
-    if kind in GALAXIES: flux, values = draw_galaxy(kind, rng)
-    elif kind == 'QSO': flux, z = draw_quasar(rng); values = dict(Z=z)
-    else: flux, values = draw_star(kind, rng), {}
+    if kind in GALAXIES:
+        flux, values = draw_galaxy(kind, rng)
+    elif kind == 'QSO':
+        flux, z = draw_quasar(rng)
+        values = dict(Z=z)
+    else:
+        flux, values = draw_star(kind, rng), {}
     row |= values
     flux = bin_average(wave_rest(), broaden(flux, rng.uniform(40, 75)), 10**(np.append(_REST, _REST[-1] + LOG_STEP) - LOG_STEP/2))
     low, high = np.log10(np.array([4000., 7000.])/(1 + row['Z']))
@@ -240,8 +245,10 @@ def subclass_labels(
     detected = narrow_significance(library, rows, z, sigma) > DETECTED
     kindly = np.where(is_active(t['N2'], t['O3']), 3, np.where(t['EW_HA'] > BURST, 2, 1))
     label, quasar = np.where(detected, kindly, 0), kind == 'QSO'
-    if quasar.any(): label[quasar] = 4 + (broad_significance(clean[quasar], np.asarray(z)[quasar], sigma[quasar]) > BROAD_DETECTED)
-    for i, name in enumerate(TEMPERATURES): label[kind == name] = 6 + i
+    if quasar.any():
+        label[quasar] = 4 + (broad_significance(clean[quasar], np.asarray(z)[quasar], sigma[quasar]) > BROAD_DETECTED)
+    for i, name in enumerate(TEMPERATURES):
+        label[kind == name] = 6 + i
     return label
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #c8b5a315
@@ -261,7 +268,8 @@ def _draw_arrays(library, n, rng, spectypes):
     "Flux, ivar, label, z and snr of a random sample, as a dict of arrays."
     table = library.table
     kinds = [k for k in SHARES if np.any((table['KIND'] == k) & np.isin(table['SPECTYPE'], spectypes))]
-    if not kinds: raise ValueError(f"the library has no {' or '.join(spectypes)}; make one with rest_templates")
+    if not kinds:
+        raise ValueError(f"the library has no {' or '.join(spectypes)}; make one with rest_templates")
     share = np.array([SHARES[k] for k in kinds])
     kind = rng.choice(kinds, n, p=share/share.sum())
     rows = np.array([rng.choice(np.flatnonzero(table['KIND'] == k)) for k in kind])
@@ -290,7 +298,8 @@ def draw_spectra(
         keep = rank < n if even else np.ones(n, bool)
         count += np.bincount(d['label'][keep], minlength=len(count))
         parts.append({k: v[keep] for k, v in d.items()})
-        if len(parts) > 1000: raise ValueError(f"after 1000 batches the subclasses have {count[wanted].tolist()} of {n} spectra; give a larger library")
+        if len(parts) > 1000:
+            raise ValueError(f"after 1000 batches the subclasses have {count[wanted].tolist()} of {n} spectra; give a larger library")
     d = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     ids = np.arange(len(d['z'])) + (seed << 32)
     truth = Table(dict(TARGETID=ids, TRUE_SPECTYPE=SPECTYPES[d['label']], TRUE_Z=d['z'], SUBCLASS=np.array(SUBCLASSES)[d['label']], LABEL=d['label'], SNR=d['snr']))
@@ -306,7 +315,8 @@ class SubclassStream:
     seed: int = 0  # of everything drawn
     spectypes: tuple = ALL  # which of GALAXY, QSO, STAR
 
-    def __len__(self): return self.batches
+    def __len__(self):
+        return self.batches
 
 @patch
 def epoch(

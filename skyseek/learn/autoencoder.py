@@ -38,8 +38,10 @@ class EncoderSettings:
 
     def __post_init__(self):
         object.__setattr__(self, 'strides', tuple(self.strides))
-        if self.channels not in CHANNELS: raise ValueError(f"channels={self.channels!r}; choose one of {CHANNELS}")
-        if self.decoder not in ('dense', 'mirror') or self.loss not in CHANNELS: raise ValueError(f"decoder={self.decoder!r}, loss={self.loss!r}; choose dense or mirror, noise or published")
+        if self.channels not in CHANNELS:
+            raise ValueError(f"channels={self.channels!r}; choose one of {CHANNELS}")
+        if self.decoder not in ('dense', 'mirror') or self.loss not in CHANNELS:
+            raise ValueError(f"decoder={self.decoder!r}, loss={self.loss!r}; choose dense or mirror, noise or published")
 
 def as_published(**changes): # settings to change
     "The first Skyseek's autoencoder: 3880 tokens, log flux, no weights, no mask."
@@ -155,18 +157,21 @@ class Autoencoder(nn.Module):
         self.register_buffer('wave', torch.as_tensor(wave))
 
     @property
-    def config(self): return asdict(self.settings)
+    def config(self):
+        return asdict(self.settings)
 
     def forward(self, batch): # (B, L) normalised flux
         "Reconstruction in the units of `batch['flux']`."
         out = self.decoder(self.encoder(batch))
-        if self.settings.loss == 'noise': return out
+        if self.settings.loss == 'noise':
+            return out
         return out.sign()*(torch.expm1(out.abs()) - 1e-4).clamp(min=0)/batch['scale'][:, None]
 
     def loss(self, batch): # scalar
         "Mean of ln(1 + χ²/n), or the published mean square of the log flux (every pixel the same, masked ones too)."
         out = self.decoder(self.encoder(batch))
-        if self.settings.loss == 'published': return F.mse_loss(out, _log_flux(batch['flux'], batch['scale']))
+        if self.settings.loss == 'published':
+            return F.mse_loss(out, _log_flux(batch['flux'], batch['scale']))
         return torch.log1p(chi2_pixel(out, batch['flux'], batch['weight'])).mean()
 
 # %% ../../nbs/learn/05_autoencoder.ipynb #e0d3ecef
@@ -185,7 +190,8 @@ def encode(
         out = model.decoder(latent) if model.settings.loss == 'noise' else model(b)
         part = {'latent': latent, 'chi2': chi2_pixel(out, b['flux'], b['weight'])} | dict(zip(('misfit', 'misfit_bins'), binned_chi2(out, b['flux'], b['weight'])))
         parts.append({k: (v.float() if v.is_floating_point() else v).cpu().numpy() for k, v in part.items()} | {k: batch[k].numpy() for k in ('targetid', 'metadata') if k in batch})
-    if not parts: raise ValueError("no spectrum to encode: the stream is empty")
+    if not parts:
+        raise ValueError("no spectrum to encode: the stream is empty")
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 # %% ../../nbs/learn/05_autoencoder.ipynb #899eae35
@@ -203,7 +209,8 @@ def train_autoencoder_file(
     model = model or Autoencoder(wave)
     side = lambda name: FeatureStream(paths, batch_size, settings.seed, name == 'train', keep=lambda t: split_of(t) == name, wave=wave)
     train, validation = side('train'), side('validation')
-    if not len(train) or not len(validation): raise ValueError(f"{len(paths)} shards hold {len(train)} training and {len(validation)} validation batches; give more spectra")
+    if not len(train) or not len(validation):
+        raise ValueError(f"{len(paths)} shards hold {len(train)} training and {len(validation)} validation batches; give more spectra")
     checkpoint = Path(dst).with_name(f'{Path(dst).name}-checkpoint.safetensors')
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     history = fit(model, train, validation, settings, checkpoint, progress)

@@ -54,8 +54,10 @@ def input_channels(
     kind='noise', # 'noise' (ours) or 'published'
 ): # (B, 3, L) tensor
     "The three input channels of the encoder."
-    if kind == 'published': return _published_channels(flux*scale[:, None], weight/scale[:, None]**2, exptime)
-    if kind != 'noise': raise ValueError(f"no input {kind!r}; choose one of {CHANNELS}")
+    if kind == 'published':
+        return _published_channels(flux*scale[:, None], weight/scale[:, None]**2, exptime)
+    if kind != 'noise':
+        raise ValueError(f"no input {kind!r}; choose one of {CHANNELS}")
     good = weight > 0
     noise = torch.where(good, -.5*torch.log(weight.clamp(min=1e-12)), torch.full_like(weight, NOISE_LIMIT))
     seen = fill_masked(torch.stack([flux*weight.sqrt(), flux], dim=1), good[:, None].expand(-1, 2, -1))
@@ -86,7 +88,8 @@ def arm_quality(
     out, root = Table(), np.sqrt(np.median(np.diff(spectra.wave)))
     for arm, (lo, hi) in SNR_WINDOWS.items():
         inside = (spectra.wave >= lo) & (spectra.wave < hi)
-        if not inside.any(): raise ValueError(f"no pixel between {lo} and {hi} Å; resample(...) the spectra to wave_desi() first")
+        if not inside.any():
+            raise ValueError(f"no pixel between {lo} and {hi} Å; resample(...) the spectra to wave_desi() first")
         part = Spectra(spectra.wave[inside], spectra.flux[:, inside], spectra.ivar[:, inside])
         out[f'SN_{arm}'], out[f'GOOD_{arm}'] = part.snr/root, part.good.mean(axis=1)
     return out
@@ -98,15 +101,19 @@ def metadata_table(
     "The numbers a classifier may see beside the spectrum. COEFF may be of any width; beyond ten its values are dropped."
     t, out = spectra.meta, Table()
     missing = [c for c in ('Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'DELTACHI2') if c not in t.colnames]
-    if missing: raise ValueError(f"the table lacks redrock's columns {missing}; join them first with join_redrock(spectra, read_redrock(path))")
-    if 'COEFF' in t.colnames: out = _coeff_table(t['COEFF'])
+    if missing:
+        raise ValueError(f"the table lacks redrock's columns {missing}; join them first with join_redrock(spectra, read_redrock(path))")
+    if 'COEFF' in t.colnames:
+        out = _coeff_table(t['COEFF'])
     spectype = np.char.strip(np.asarray(t['SPECTYPE']).astype(str))
     out['Z'], out['ZERR'], out['ZWARN'] = t['Z'], t['ZERR'], np.asarray(t['ZWARN']) != 0
-    for name in TYPES: out[name] = spectype == name[3:]
+    for name in TYPES:
+        out[name] = spectype == name[3:]
     out['DELTACHI2'] = t['DELTACHI2']
     out['CHI2_PIXEL'] = np.asarray(t['CHI2'], float)/np.maximum(np.asarray(t['NPIXELS'], float), 1)
     quality = arm_quality(spectra)
-    for name in quality.colnames: out[name] = quality[name]
+    for name in quality.colnames:
+        out[name] = quality[name]
     names = [c for c in METADATA['full'] if c in out.colnames] + (EVIDENCE if set(EVIDENCE) <= set(t.colnames) else [])
     return Table({c: np.nan_to_num(np.asarray((t if c in EVIDENCE else out)[c], np.float32), nan=0, posinf=3e38, neginf=-3e38) for c in names})
 

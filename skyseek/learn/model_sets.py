@@ -57,5 +57,7 @@ def checkpoint_path(
 def _is_checkpoint(path):
     "Whether a file is a checkpoint of a training."
     try:
-        with safe_open(path, 'pt') as f: return 'progress' in (f.metadata() or {})
-    except (OSError, SafetensorError): return False
+        with safe_open(path, 'pt') as f:
+            return 'progress' in (f.metadata() or {})
+    except (OSError, SafetensorError):
+        return False

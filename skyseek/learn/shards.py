@@ -26,7 +26,8 @@ def write_features(
     path, # destination, .npz
 ): # the path
     "Write a shard, whole or not at all."
-    with write_atomic(path) as tmp, open(tmp, 'wb') as f: np.savez(f, **features)
+    with write_atomic(path) as tmp, open(tmp, 'wb') as f:
+        np.savez(f, **features)
     return Path(path)
 
 # %% ../../nbs/learn/02_shards.ipynb #a194232c
@@ -34,20 +35,26 @@ def write_features(
 def _opened(path):
     "A shard, open for reading; an https:// or s3:// address is read through fsspec, by the ranges that are asked for."
     if '://' not in str(path):
-        if not Path(path).exists(): raise ValueError(f"{path}: no such file; check the name")
-        with open(path, 'rb') as f: yield f
+        if not Path(path).exists():
+            raise ValueError(f"{path}: no such file; check the name")
+        with open(path, 'rb') as f:
+            yield f
         return
     try:
-        with find_fsspec().open(str(path), 'rb') as f: yield f
-    except FileNotFoundError as e: raise ValueError(f"{path}: no such file, or no access; check the address") from e
+        with find_fsspec().open(str(path), 'rb') as f:
+            yield f
+    except FileNotFoundError as e:
+        raise ValueError(f"{path}: no such file, or no access; check the address") from e
 
 def _load(path, names=None):
     "Arrays of an .npz file (all, or those named); `ValueError` if it is not a whole one."
     with _opened(path) as f:
         try:
             check_memory(_claimed(f, names), path)
-            with np.load(f, allow_pickle=False) as z: return {k: z[k] for k in names or z.files}
-        except ReadError: raise
+            with np.load(f, allow_pickle=False) as z:
+                return {k: z[k] for k in names or z.files}
+        except ReadError:
+            raise
         except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, MemoryError, BadZipFile) as e:
             raise ValueError(f"{path}: not a whole feature shard ({type(e).__name__}); build it again with `skyseek features`") from e
 
@@ -62,7 +69,8 @@ def _claimed(file, names=None):
                 read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
                 shape, _, dtype = read(member)
             size = int(np.prod(shape, dtype=object))*dtype.itemsize
-            if size > info.file_size: raise ValueError(f'{info.filename} is not whole')
+            if size > info.file_size:
+                raise ValueError(f'{info.filename} is not whole')
             total += size
     file.seek(0)
     return total
@@ -75,14 +83,16 @@ def read_features(
     "Read a shard; raise `ValueError` if it is damaged or on another grid than the model's."
     features = _load(path)
     lacking = [k for k in ('targetid', 'flux', 'weight', 'scale', 'exptime', 'wave') if k not in features]
-    if lacking: raise ValueError(f"{path}: not a feature shard, it lacks {', '.join(lacking)}; build it again with `skyseek features`")
+    if lacking:
+        raise ValueError(f"{path}: not a feature shard, it lacks {', '.join(lacking)}; build it again with `skyseek features`")
     flat = {k: 1 + (k in ('flux', 'weight', 'metadata')) for k in PER_SPECTRUM if k in features}
     if bad := [k for k, ndim in flat.items() if features[k].ndim != ndim]:
         raise ValueError(f"{path}: {bad[0]} has {features[bad[0]].ndim} dimensions; build it again with `skyseek "
                          f"features`")
     features['targetid'] = read_ids(features['targetid'], path)
     rows = {k: len(features[k]) for k in PER_SPECTRUM if k in features}
-    if len(set(rows.values())) > 1: raise ValueError(f"{path}: its arrays have different numbers of rows, {rows}; build it again with `skyseek features`")
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"{path}: its arrays have different numbers of rows, {rows}; build it again with `skyseek features`")
     have = features['wave']
     if wave is not None and (have.shape != wave.shape or not np.allclose(have, wave, rtol=0, atol=1e-3)):
         raise ValueError(f"{path}: its {len(have)} pixels, {have[0]:.0f}–{have[-1]:.0f} Å, are not the {len(wave)} pixels, {wave[0]:.0f}–{wave[-1]:.0f} Å, "
@@ -96,10 +106,13 @@ def find_shards(
     "Feature shards, with `s3://bucket/folder/*.npz` spelt out; a shell does that for files."
     found = []
     for path in map(str, paths):
-        if '://' not in path or '*' not in path: found.append(path); continue
+        if '://' not in path or '*' not in path:
+            found.append(path)
+            continue
         fs, name = find_fsspec().core.url_to_fs(path)
         some = [fs.unstrip_protocol(p) for p in fs.glob(name)]
-        if not some: raise ValueError(f"{path}: names no shard; check the address")
+        if not some:
+            raise ValueError(f"{path}: names no shard; check the address")
         found += some
     return sorted(found)
 
@@ -120,12 +133,15 @@ class FeatureStream:
     ):
         self.paths, self.batch_size, self.seed, self.shuffle = list(paths), batch_size, seed, shuffle
         self.held, self.keep, self.wave, self._n = held, keep, wave, None
-        if batch_size < 1: raise ValueError(f"batch_size={batch_size}: must be at least 1")
-        if not self.paths: raise ValueError("no feature shard given; build some with `skyseek features`")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        if not self.paths:
+            raise ValueError("no feature shard given; build some with `skyseek features`")
 
     def __len__(self):
         "Batches in an epoch (to within one per group of shards held); only the TARGETIDs are read."
-        if self._n is None: self._n = sum(self._count(p) for p in self.paths)
+        if self._n is None:
+            self._n = sum(self._count(p) for p in self.paths)
         return -(-self._n//self.batch_size)
 
     def _count(self, path):
@@ -147,8 +163,11 @@ def epoch(
     for pool in _ahead(lambda paths: _pooled(self, paths), groups):
         for batch in _batches(self, pool, rng):
             waiting.append(batch)
-            if len(waiting) == world: yield as_tensors(waiting[rank]); waiting = []
-    if waiting and world == 1: yield as_tensors(waiting[0])
+            if len(waiting) == world:
+                yield as_tensors(waiting[rank])
+                waiting = []
+    if waiting and world == 1:
+        yield as_tensors(waiting[0])
 
 # %% ../../nbs/learn/02_shards.ipynb #7591cf8e
 def _ahead(work, items):
@@ -164,19 +183,22 @@ def _pooled(stream, paths):
     "The rows of a few shards."
     parts = [_kept(read_features(p, stream.wave), stream.keep) for p in paths]
     shared = [k for k in PER_SPECTRUM if all(k in p for p in parts)]
-    if len({p['metadata'].shape[1] for p in parts if 'metadata' in p}) > 1: raise ValueError(f"{paths[0]} … {paths[-1]}: their metadata have different columns; build all features with the same version")
+    if len({p['metadata'].shape[1] for p in parts if 'metadata' in p}) > 1:
+        raise ValueError(f"{paths[0]} … {paths[-1]}: their metadata have different columns; build all features with the same version")
     return {k: np.concatenate([p[k] for p in parts]) for k in shared}
 
 def _batches(stream, pool, rng):
     "Batches of pooled rows, shuffled."
     n = len(pool['targetid'])
     rows = rng.permutation(n) if stream.shuffle else np.arange(n)
-    for i in range(0, n, stream.batch_size): yield {k: v[rows[i:i + stream.batch_size]] for k, v in pool.items()}
+    for i in range(0, n, stream.batch_size):
+        yield {k: v[rows[i:i + stream.batch_size]] for k, v in pool.items()}
 
 # %% ../../nbs/learn/02_shards.ipynb #09476f4f
 def _kept(features, keep):
     "The rows of a shard that `keep` wants."
-    if keep is None: return features
+    if keep is None:
+        return features
     rows = np.flatnonzero(keep(features['targetid']))
     return {k: v[rows] for k, v in features.items() if k in PER_SPECTRUM}
 
@@ -193,7 +215,10 @@ def build_features_file(
 ): # the path of the shard
     "Features of one file of spectra."
     if not overwrite and Path(dst).exists():
-        try: read_features(dst)
-        except ValueError as e: raise ValueError(f"{dst}: is there already and is no feature shard; give another folder, or --overwrite (overwrite=True)") from e
-        if is_fresh(dst, src): return Path(dst)
+        try:
+            read_features(dst)
+        except ValueError as e:
+            raise ValueError(f"{dst}: is there already and is no feature shard; give another folder, or --overwrite (overwrite=True)") from e
+        if is_fresh(dst, src):
+            return Path(dst)
     return write_features(build_features(read(src)), dst)

@@ -42,9 +42,11 @@ class ArrayStream:
     ):
         self.arrays, self.batch_size, self.seed, self.shuffle = arrays, batch_size, seed, shuffle
         sizes = {k: len(v) for k, v in arrays.items()}
-        if len(set(sizes.values())) != 1 or 0 in sizes.values(): raise ValueError(f"the arrays must have the same number of rows, at least one; they have {sizes}")
+        if len(set(sizes.values())) != 1 or 0 in sizes.values():
+            raise ValueError(f"the arrays must have the same number of rows, at least one; they have {sizes}")
 
-    def __len__(self): return -(-len(next(iter(self.arrays.values())))//self.batch_size)
+    def __len__(self):
+        return -(-len(next(iter(self.arrays.values())))//self.batch_size)
 
     def epoch(
         self,
@@ -56,7 +58,8 @@ class ArrayStream:
         n = len(next(iter(self.arrays.values())))
         rows = np.random.default_rng((self.seed, epoch)).permutation(n) if self.shuffle else np.arange(n)
         usable = len(self) if world == 1 else len(self)//world*world
-        for b in range(rank, usable, world): yield as_tensors({k: v[rows[b*self.batch_size:(b + 1)*self.batch_size]] for k, v in self.arrays.items()})
+        for b in range(rank, usable, world):
+            yield as_tensors({k: v[rows[b*self.batch_size:(b + 1)*self.batch_size]] for k, v in self.arrays.items()})
 
 # %% ../../nbs/learn/03_training.ipynb #5ae85239
 @dataclass(frozen=True)
@@ -75,16 +78,20 @@ class TrainSettings:
     device: str = 'auto'  # 'cpu', 'cuda' or 'auto': CUDA if there is one
 
     def __post_init__(self):
-        if self.epochs < 1 or not self.lr > 0: raise ValueError(f"epochs={self.epochs}, lr={self.lr}: give at least one epoch and a positive learning rate")
-        if self.schedule not in ('cosine', 'constant'): raise ValueError(f"schedule={self.schedule!r}; choose cosine or constant")
+        if self.epochs < 1 or not self.lr > 0:
+            raise ValueError(f"epochs={self.epochs}, lr={self.lr}: give at least one epoch and a positive learning rate")
+        if self.schedule not in ('cosine', 'constant'):
+            raise ValueError(f"schedule={self.schedule!r}; choose cosine or constant")
 
 def learning_rate(
     progress, # share of the run that is done, 0 to 1
     settings, # `TrainSettings`
 ): # learning rate
     "Linear warm-up, then half a cosine down to zero. A function of progress alone, so there is no scheduler state to lose."
-    if settings.schedule == 'constant': return settings.lr
-    if progress < settings.warmup: return settings.lr*(progress + 1e-3)/(settings.warmup + 1e-3)
+    if settings.schedule == 'constant':
+        return settings.lr
+    if progress < settings.warmup:
+        return settings.lr*(progress + 1e-3)/(settings.warmup + 1e-3)
     return settings.lr*.5*(1 + math.cos(math.pi*min(1, (progress - settings.warmup)/(1 - settings.warmup))))
 
 # %% ../../nbs/learn/03_training.ipynb #74af9857
@@ -99,24 +106,29 @@ def _save_checkpoint(path, model, best, optimizer, progress):
     state = optimizer.state_dict()['state']
     tensors = {f'model.{k}': v for k, v in model.state_dict().items()} | {f'best.{k}': v for k, v in best.items()}
     tensors |= {f'optimizer.{i}.{k}': torch.as_tensor(v) for i, s in state.items() for k, v in s.items()}
-    with write_atomic(path) as tmp: tmp.write_bytes(pack_weights(tensors, {'progress': json.dumps(progress)}))
+    with write_atomic(path) as tmp:
+        tmp.write_bytes(pack_weights(tensors, {'progress': json.dumps(progress)}))
 
 # %% ../../nbs/learn/03_training.ipynb #610894fb
 def _load_checkpoint(path, model, optimizer, settings, task):
     "Put a checkpoint into model and optimiser; returns best weights and progress."
     try:
-        with safe_open(path, 'pt') as f: progress = json.loads(f.metadata()['progress'])
+        with safe_open(path, 'pt') as f:
+            progress = json.loads(f.metadata()['progress'])
         tensors = load_file(path)
     except (OSError, SafetensorError, KeyError, TypeError) as e:
         raise ValueError(f"{path}: not a whole checkpoint ({e}); remove it to start again") from e
-    if progress.get('format') != FORMAT: raise ValueError(f"{path}: a checkpoint of format {progress.get('format')}, this skyseek writes {FORMAT}; remove it to start again")
+    if progress.get('format') != FORMAT:
+        raise ValueError(f"{path}: a checkpoint of format {progress.get('format')}, this skyseek writes {FORMAT}; remove it to start again")
     changed = {k: (v, asdict(settings)[k]) for k, v in progress['settings'].items() if asdict(settings).get(k) != v and k != 'device'}
     changed |= {k: (progress['task'].get(k), task[k]) for k in task if progress['task'].get(k) != task[k]}
-    if changed: raise ValueError(f"{path}: was trained with other settings or data, {changed} (then, now); use the same ones or remove the checkpoint")
+    if changed:
+        raise ValueError(f"{path}: was trained with other settings or data, {changed} (then, now); use the same ones or remove the checkpoint")
     part = lambda name: {k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(name + '.')}
     model.load_state_dict(part('model'))
     state = {}
-    for k, v in part('optimizer').items(): state.setdefault(int(k.split('.')[0]), {})[k.split('.')[1]] = v
+    for k, v in part('optimizer').items():
+        state.setdefault(int(k.split('.')[0]), {})[k.split('.')[1]] = v
     optimizer.load_state_dict({'state': state, 'param_groups': optimizer.state_dict()['param_groups']})
     return part('best'), progress
 
@@ -135,13 +147,18 @@ def fit(
     model, optimizer, best, state = _start(fabric, model, settings, checkpoint, task)
     history = state['history']
     for epoch in range(state['epoch'], settings.epochs):
-        if _finished(history, settings): break
+        if _finished(history, settings):
+            break
         loss = _train_epoch(fabric, model, optimizer, train, epoch, settings, progress)
         score = _mean_loss(fabric, model, validation) if validation is not None else loss
-        history['train'].append(loss); history['validation'].append(score); history['lr'].append(optimizer.param_groups[0]['lr'])
-        if _better(history, settings): best, history['best'] = _weights(model), epoch
+        history['train'].append(loss)
+        history['validation'].append(score)
+        history['lr'].append(optimizer.param_groups[0]['lr'])
+        if _better(history, settings):
+            best, history['best'] = _weights(model), epoch
         state['epoch'] = epoch + 1
-        if checkpoint and fabric.is_global_zero: _save_checkpoint(checkpoint, model.module, best, optimizer, state)
+        if checkpoint and fabric.is_global_zero:
+            _save_checkpoint(checkpoint, model.module, best, optimizer, state)
     model.module.load_state_dict(best)
     model.module.eval()
     return history
@@ -152,7 +169,8 @@ def _start(fabric, model, settings, checkpoint, task):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], settings.lr, weight_decay=settings.weight_decay)
     model, optimizer = fabric.setup(model, optimizer)
     model.mark_forward_method('loss')
-    if checkpoint and Path(checkpoint).exists(): return model, optimizer, *_load_checkpoint(checkpoint, model.module, optimizer, settings, task)
+    if checkpoint and Path(checkpoint).exists():
+        return model, optimizer, *_load_checkpoint(checkpoint, model.module, optimizer, settings, task)
     history = {'train': [], 'validation': [], 'lr': [], 'best': 0}
     return model, optimizer, _weights(model), dict(format=FORMAT, settings=asdict(settings), task=task, epoch=0, history=history)
 
@@ -165,7 +183,8 @@ def _fabric(settings):
     fabric.launch()
     return fabric
 
-def _weights(model): return {k: v.detach().cpu().clone() for k, v in model.module.state_dict().items()}
+def _weights(model):
+    return {k: v.detach().cpu().clone() for k, v in model.module.state_dict().items()}
 
 def _better(history, settings):
     "Whether the last epoch is the one to keep: always without patience, else if it beats the kept one."
@@ -194,15 +213,18 @@ def _train_epoch(fabric, model, optimizer, train, epoch, settings, progress):
     batches = train.epoch(epoch, fabric.global_rank, fabric.world_size)
     bar = progress_bar(batches, progress if fabric.is_global_zero else False, total=n, desc=f'epoch {epoch}', leave=False)
     for i, batch in enumerate(bar):
-        for group in optimizer.param_groups: group['lr'] = learning_rate((epoch + i/n)/settings.epochs, settings)
+        for group in optimizer.param_groups:
+            group['lr'] = learning_rate((epoch + i/n)/settings.epochs, settings)
         loss = model.loss(fabric.to_device(batch))
-        if not math.isfinite(loss.item()): raise ValueError(f"the loss is {loss.item()} in epoch {epoch}; lower the learning rate ({settings.lr}) or look for bad input")
+        if not math.isfinite(loss.item()):
+            raise ValueError(f"the loss is {loss.item()} in epoch {epoch}; lower the learning rate ({settings.lr}) or look for bad input")
         fabric.backward(loss)
         fabric.clip_gradients(model, optimizer, max_norm=settings.clip)
         optimizer.step()
         optimizer.zero_grad()
         total += loss.item()
-        if i % 20 == 0: bar.set_postfix(loss=f'{total/(i + 1):.4f}')
+        if i % 20 == 0:
+            bar.set_postfix(loss=f'{total/(i + 1):.4f}')
     return fabric.all_reduce(torch.tensor(total/(i + 1)), reduce_op='mean').item()
 
 # %% ../../nbs/learn/03_training.ipynb #9a4593e9
@@ -216,7 +238,8 @@ def write_model(
     config = dict(format=FORMAT, skyseek=__version__, model=type(model).__name__, inputs=getattr(model, 'inputs', 1), config=model.config, extra=extra)
     (folder/'model.safetensors').write_bytes(pack_weights(model.state_dict()))
     (folder/'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
-    if card: (folder/'card.md').write_text(card, encoding='utf-8')
+    if card:
+        (folder/'card.md').write_text(card, encoding='utf-8')
 
 def save_model(
     model, # module with a `config` dict: the keyword arguments of its class
@@ -225,7 +248,8 @@ def save_model(
     **extra, # JSON-able facts to keep in config.json, e.g. thresholds
 ): # the folder
     "Save one model, whole or not at all; `ValueError` if the folder holds anything but a model."
-    with write_folder(folder) as new: write_model(model, new, card, **extra)
+    with write_folder(folder) as new:
+        write_model(model, new, card, **extra)
     return Path(folder)
 
 # %% ../../nbs/learn/03_training.ipynb #22f7b78b
@@ -234,8 +258,10 @@ def read_config(
 ): # dict: format, skyseek, model, config, extra
     "What a model folder says about itself."
     restore_folder(folder)
-    try: config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as e: raise ValueError(f"{folder}: not a skyseek model folder ({e}); it needs config.json and model.safetensors") from e
+    try:
+        config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as e:
+        raise ValueError(f"{folder}: not a skyseek model folder ({e}); it needs config.json and model.safetensors") from e
     whole = isinstance(config, dict) and {'format', 'skyseek'} <= set(config)
     if whole and config['format'] == FORMAT:
         whole = 'model' in config and all(isinstance(config.get(k), dict) for k in ('config', 'extra'))
@@ -252,7 +278,8 @@ def fingerprint(
 ): # str, 16 hexadecimal digits
     "Tells whether two models have the same weights."
     digest = sha256()
-    for name, tensor in sorted(model.state_dict().items()): digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 def load_model(
@@ -262,9 +289,11 @@ def load_model(
 ): # the model, in eval mode
     "Load a model that `save_model` wrote; raise `ValueError` if it is another class, another version or damaged."
     config = read_config(folder)
-    if config.get('model') != cls.__name__: raise ValueError(f"{folder}: holds a {config.get('model')}, not a {cls.__name__}; give the folder of a {cls.__name__}")
+    if config.get('model') != cls.__name__:
+        raise ValueError(f"{folder}: holds a {config.get('model')}, not a {cls.__name__}; give the folder of a {cls.__name__}")
     then, now = config.get('inputs', 1), getattr(cls, 'inputs', 1)
-    if then != now: raise ValueError(f"{folder}: was trained on inputs of version {then}, this skyseek makes version {now}; train it again, or install skyseek {config['skyseek']}")
+    if then != now:
+        raise ValueError(f"{folder}: was trained on inputs of version {then}, this skyseek makes version {now}; train it again, or install skyseek {config['skyseek']}")
     try:
         model = cls(**config['config'])
         model.load_state_dict(load_file(Path(folder)/'model.safetensors'))
@@ -283,12 +312,15 @@ def pick_device(
     name='auto', # auto, cpu, cuda or cuda:0, cuda:1, …
 ): # str: cpu or cuda…
     "The torch device of a command; `ValueError` if this machine has none of this name."
-    if name == 'cpu' or name == 'auto' and _no_driver(): return 'cpu'
+    if name == 'cpu' or name == 'auto' and _no_driver():
+        return 'cpu'
     if not re.fullmatch(r'auto|cuda(:\d+)?', name):
         raise ValueError(f"--device {name}: no such device; choose auto, cpu or cuda")
     import torch
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == 'auto': return 'cuda' if n else 'cpu'
-    if int(name.partition(':')[2] or 0) < n: return name
+    if name == 'auto':
+        return 'cuda' if n else 'cpu'
+    if int(name.partition(':')[2] or 0) < n:
+        return name
     better = 'auto or cuda' if n else 'auto or cpu'
     raise ValueError(f"--device {name}: PyTorch finds {plural(n, 'CUDA GPU')} here; choose {better}")

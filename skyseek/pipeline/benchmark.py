@@ -55,11 +55,14 @@ class BenchmarkSettings:
     device: str = 'cpu'  # with 'cuda' the first Skyseek is trained as published
 
     def __post_init__(self):
-        if isinstance(self.tolerance, str) or not self.tolerance > 0 or any(t != 'DESI' and not t > 0 for t in self.others): raise ValueError(f"tolerance={self.tolerance}, others={self.others}: must be positive numbers, or 'DESI'")
-        if self.published_minutes < 0: raise ValueError(f"published_minutes={self.published_minutes}: must not be negative")
+        if isinstance(self.tolerance, str) or not self.tolerance > 0 or any(t != 'DESI' and not t > 0 for t in self.others):
+            raise ValueError(f"tolerance={self.tolerance}, others={self.others}: must be positive numbers, or 'DESI'")
+        if self.published_minutes < 0:
+            raise ValueError(f"published_minutes={self.published_minutes}: must not be negative")
 
     @property
-    def training(self): return TrainSettings(**CLASSIFIER_TRAINING | dict(epochs=self.epochs), seed=self.seed, device='cpu')
+    def training(self):
+        return TrainSettings(**CLASSIFIER_TRAINING | dict(epochs=self.epochs), seed=self.seed, device='cpu')
 
 # %% ../../nbs/pipeline/10_benchmark.ipynb #c380f3b3
 def _enough(wrong, side):
@@ -120,7 +123,9 @@ def group_table(
     for by, group in groups_of(sample.spectra).items():
         for name in ('DELTACHI2', 'trees, all columns', PLAIN, OURS):
             t = evaluate_groups(wrong[test, k], scores[name][test, k], thresholds[name], group[test], **options)
-            if len(t): t['detector'], t['by'] = [name]*len(t), [by]*len(t); parts.append(t)
+            if len(t):
+                t['detector'], t['by'] = [name]*len(t), [by]*len(t)
+                parts.append(t)
     return vstack(parts) if parts else Table(names=('by', 'group', 'detector', 'n', 'wrong', 'AP', 'AP_low', 'AP_high'), dtype=(str, str, str, int, int, float, float, float))
 
 # %% ../../nbs/pipeline/10_benchmark.ipynb #5bd4317c
@@ -147,7 +152,8 @@ def correction_table(
 
 def _share(hits):
     "A share with its 68 % Wilson interval; nan of nothing."
-    if not len(hits): return (np.nan,)*3
+    if not len(hits):
+        return (np.nan,)*3
     share = float(hits.mean())
     return share, *np.clip(binom_conf_interval(int(hits.sum()), len(hits)), [0, share], [share, 1]).tolist()
 
@@ -205,12 +211,14 @@ def compare_sample(
         wrong = wrong_answers(sample.spectra, tolerance)
         scores, own = (_few_scores(sample, wrong, settings, lambda text: say(f'tolerance {name}: {text}')), {}) if main else _all_scores(sample, wrong, settings, say)
         for k in np.flatnonzero(_enough(wrong, sample.side)):
-            if k and main: continue  # types do not know the tolerance
+            if k and main:
+                continue  # types do not know the tolerance
             key, options = (LABELS[k], name), dict(resamples=settings.resamples, seed=settings.seed)
             tables[key] = compare_side(scores, wrong, sample.side, k, own, **options)
             differences[key] = {name: difference_table(scores, wrong, sample.side, k, 3*settings.resamples, settings.seed, name) for name in (OURS, SHIPPED) if name in scores}
             kept[key] = kept_sample(wrong[test, k] > 0, np.asarray(sample.meta['ZWARN'])[test] != 0)
-            if not main: groups[LABELS[k]] = group_table(scores, wrong, sample, k, dict(zip(tables[key]['detector'], tables[key]['threshold'])), **options)
+            if not main:
+                groups[LABELS[k]] = group_table(scores, wrong, sample, k, dict(zip(tables[key]['detector'], tables[key]['threshold'])), **options)
         main = main or (scores, wrong)
     say('tables')
     return Benchmark(_about(sample, main[1], settings), tables, differences, groups, correction_table(sample, tolerances), kept, *main, sample, settings)
@@ -221,9 +229,11 @@ def _without_seen(spectra, side, settings):
     learned = choose_learning(int((is_labelled(spectra) & (side == 'learn')).sum()), settings.learn) != 'none'
     weights = [load_weights(settings.weights), *([] if learned else [load_weights()])]
     seen = np.stack([w.has_seen(np.asarray(spectra.meta['TARGETID'])) for w in weights])
-    if (seen < 0).any(): raise ValueError(f"{settings.weights}: does not say which labels it was trained on; train these weights again, or leave out --weights")
+    if (seen < 0).any():
+        raise ValueError(f"{settings.weights}: does not say which labels it was trained on; train these weights again, or leave out --weights")
     drop = seen.any(axis=0) & (side == 'test') & is_labelled(spectra)
-    if not drop.any(): return spectra, side
+    if not drop.any():
+        return spectra, side
     log.warning('%d targets of the test side are left out: the weights were trained on their labels', drop.sum())
     return spectra[np.flatnonzero(~drop)], side[~drop]
 
@@ -294,10 +304,13 @@ def _shown(result):
 
 def _plot_kept(ax, wrong, scores, zwarn):
     "Errors among the kept against the share of right ones that is kept; a cross where ZWARN == 0 is."
-    for name, s in scores.items(): ax.plot(*kept_curve(wrong, s), lw=1.2, label=name)
+    for name, s in scores.items():
+        ax.plot(*kept_curve(wrong, s), lw=1.2, label=name)
     ax.plot(*zwarn, 'kx', label='ZWARN = 0')
     ax.set(xlabel='share of the right ones that is kept', ylabel='errors among the kept', xlim=(.8, 1.002), ylim=(0, 1.1*max(zwarn[1], wrong.mean())))
-    ax.axvline(.99, color='.6', lw=.6); ax.axhline(.01, color='.6', lw=.6); ax.legend(fontsize=7, frameon=False)
+    ax.axvline(.99, color='.6', lw=.6)
+    ax.axhline(.01, color='.6', lw=.6)
+    ax.legend(fontsize=7, frameon=False)
 
 def _plot_groups(ax, table, colours):
     "AP of a few detectors, group by group; `colours` by detector."
@@ -307,7 +320,9 @@ def _plot_groups(ax, table, colours):
         x = np.array([groups.index(g) for g in t['group']]) + .8*(i + .5)/len(names) - .4
         ax.bar(x, t['AP'], .8/len(names), yerr=np.abs([t['AP'] - t['AP_low'], t['AP_high'] - t['AP']]), error_kw=dict(lw=.8), label=name, color=colours[name])
     n = {r['group']: f"{r['group'].replace('S/N ', 'S/N' + chr(10))}\n{r['wrong']}/{r['n']}" for r in table}
-    ax.set(xticks=range(len(groups)), ylabel='average precision', ylim=(0, 1.25)); ax.set_xticklabels([n[g] for g in groups], fontsize=7); ax.legend(fontsize=7, frameon=False, ncol=2)
+    ax.set(xticks=range(len(groups)), ylabel='average precision', ylim=(0, 1.25))
+    ax.set_xticklabels([n[g] for g in groups], fontsize=7)
+    ax.legend(fontsize=7, frameon=False, ncol=2)
 
 # %% ../../nbs/pipeline/10_benchmark.ipynb #5353a7db
 def plot_label(
@@ -330,8 +345,10 @@ def plot_label(
         r = reliability(wrong, s)
         plot_reliability(r['predicted'], r['observed'], (r['low'], r['high']), ax[0, 1], n)
     _plot_kept(ax[1, 0], wrong, scores, result.kept[label, f'{result.settings.tolerance:g}'])
-    if len(result.groups[label]): _plot_groups(ax[1, 1], result.groups[label], colours)
-    else: ax[1, 1].set_axis_off()
+    if len(result.groups[label]):
+        _plot_groups(ax[1, 1], result.groups[label], colours)
+    else:
+        ax[1, 1].set_axis_off()
     fig.suptitle(f"{label}, tolerance {result.settings.tolerance:g}: {len(wrong)} targets, {wrong.sum()} wrong" if k == 0 else f"{label}: {len(wrong)} targets, {wrong.sum()} wrong")
     return fig
 
@@ -348,7 +365,8 @@ def plot_corrections(
             y, low, high = (100*t[f'{name}{e}'] for e in ('', '_low', '_high'))
             a.errorbar(np.arange(len(t)) + .15*(i - 1), y, np.maximum([y - low, high - y], 0), fmt='o', ms=4, lw=1, label=f'tolerance {tolerance}')
     for a, title in zip(ax, ('put right, % of the wrong redshifts', 'broken, % of the right redshifts')):
-        a.set(title=title, xticks=range(len(names)), ylim=(0, None)); a.set_xticklabels(names, rotation=40, ha='right', fontsize=7)
+        a.set(title=title, xticks=range(len(names)), ylim=(0, None))
+        a.set_xticklabels(names, rotation=40, ha='right', fontsize=7)
     ax[0].legend(fontsize=7, frameon=False)
     return fig
 
@@ -361,12 +379,15 @@ def long_table(
     def add(label, tolerance, group, r, metrics):
         rows.extend((label, tolerance, group, r['detector'], m, r[m], r[f'{m}_low'], r[f'{m}_high']) for m in metrics if m in r.colnames and np.isfinite(r[m]))
     for (label, tolerance), table in result.tables.items():
-        for r in table: add(label, tolerance, 'all', r, METRICS + KEPT_METRICS)
+        for r in table:
+            add(label, tolerance, 'all', r, METRICS + KEPT_METRICS)
         rows += [(label, tolerance, 'all', r['detector'], f'AP of {name} minus this', r['difference'], r['low'], r['high']) for name, t in result.differences[label, tolerance].items() for r in t]
     for label, table in result.groups.items():
-        for r in table: add(label, f'{result.settings.tolerance:g}', r['group'], r, METRICS + KEPT_METRICS)
+        for r in table:
+            add(label, f'{result.settings.tolerance:g}', r['group'], r, METRICS + KEPT_METRICS)
     for r in result.corrections:
-        for m in ('corrected', 'broken'): rows.append(('Z_WRONG', r['tolerance'], r['group'], 'second opinion', m, r[m], r[f'{m}_low'], r[f'{m}_high']))
+        for m in ('corrected', 'broken'):
+            rows.append(('Z_WRONG', r['tolerance'], r['group'], 'second opinion', m, r[m], r[f'{m}_low'], r[f'{m}_high']))
     return Table(rows=rows, names=('label', 'tolerance', 'group', 'detector', 'metric', 'value', 'low', 'high'), meta=dict(about=result.about))
 
 def scores_table(
@@ -377,7 +398,8 @@ def scores_table(
     out = Table({'TARGETID': sample.meta['TARGETID'][test], 'CLASS': sample.meta['CLASS'][test], 'SNR': sample.spectra.snr[test]})
     for k, label in enumerate(LABELS):
         out[label] = result.wrong[test, k] > 0
-        for name, x in result.scores.items(): out[f'{label[0]}: {name}'.translate(ASCII).replace('≠', '!=')] = x[test, k]
+        for name, x in result.scores.items():
+            out[f'{label[0]}: {name}'.translate(ASCII).replace('≠', '!=')] = x[test, k]
     return out
 
 # %% ../../nbs/pipeline/10_benchmark.ipynb #b7ca7a4b
@@ -391,13 +413,17 @@ def write_benchmark(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder/name for name in FILES[:3]]
-    with write_atomic(paths[0]) as tmp: tmp.write_text(format_benchmark(result) + '\n', encoding='utf-8')
-    with write_atomic(paths[1]) as tmp: long_table(result).write(tmp, format='ascii.ecsv')
-    with write_atomic(paths[2]) as tmp: fits.BinTableHDU(scores_table(result), name='SCORES').writeto(tmp)
+    with write_atomic(paths[0]) as tmp:
+        tmp.write_text(format_benchmark(result) + '\n', encoding='utf-8')
+    with write_atomic(paths[1]) as tmp:
+        long_table(result).write(tmp, format='ascii.ecsv')
+    with write_atomic(paths[2]) as tmp:
+        fits.BinTableHDU(scores_table(result), name='SCORES').writeto(tmp)
     figures = {label.lower(): lambda label=label: plot_label(result, label) for label in result.groups} | {'corrections': lambda: plot_corrections(result)}
     for name, draw in figures.items():
         paths.append(folder/f'benchmark-{name}.png')
         fig = draw()
-        with write_atomic(paths[-1]) as tmp: fig.savefig(tmp, dpi=110, format='png')
+        with write_atomic(paths[-1]) as tmp:
+            fig.savefig(tmp, dpi=110, format='png')
         plt.close(fig)
     return paths

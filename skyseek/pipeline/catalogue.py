@@ -57,17 +57,22 @@ def make_catalogue(
 ): # one Table with units and descriptions, rows in the order given
     "Join score tables, re-base their probabilities if asked to (`restate`), and say what every column is."
     tables = [t for t in tables if len(t)]
-    if not tables: raise ValueError("no scored spectra, so there is no catalogue to make; look at the failures of the single files")
+    if not tables:
+        raise ValueError("no scored spectra, so there is no catalogue to make; look at the failures of the single files")
     out = _filled(vstack(tables, metadata_conflicts='silent'))
     out.meta.clear()
-    if 'ANOMALY' in out.colnames: out.add_column(_ranks(out['ANOMALY']), name='ANOMALY_RANK', index=out.colnames.index('ANOMALY') + 1)
+    if 'ANOMALY' in out.colnames:
+        out.add_column(_ranks(out['ANOMALY']), name='ANOMALY_RANK', index=out.colnames.index('ANOMALY') + 1)
     thresholds, trained = ((.5, .5), None) if weights is None else (weights.thresholds, weights.rates)
     out, thresholds, cards = restate(out, thresholds, trained, rates)
-    if cards and 'P_Z_PIPE' in out.colnames: rebase_opinion(out, cards.get('RATE0_Z'), cards.get('RATE_Z'))
+    if cards and 'P_Z_PIPE' in out.colnames:
+        rebase_opinion(out, cards.get('RATE0_Z'), cards.get('RATE_Z'))
     for name, (unit, description) in COLUMNS.items():
-        if name in out.colnames: out[name].unit, out[name].description = unit, description
+        if name in out.colnames:
+            out[name].unit, out[name].description = unit, description
     out.meta |= {'SKYSEEK': __version__} | cards
-    if weights is not None: out.meta |= _provenance(weights, thresholds)
+    if weights is not None:
+        out.meta |= _provenance(weights, thresholds)
     return out
 
 # %% ../../nbs/pipeline/02_catalogue.ipynb #04c1a230
@@ -102,7 +107,8 @@ def read_catalogue(
     "Read a catalogue; raise `ValueError` if it is none."
     table = read_written_table(path)
     lacking = [c for c in ('TARGETID', 'Z', 'SPECTYPE', 'DELTACHI2', 'P_Z_WRONG', 'P_S_WRONG', 'SNR') if c not in table.colnames]
-    if lacking: raise ValueError(f"{path}: lacks the columns {', '.join(lacking)}; give a catalogue of coadds with redrock files, made by `skyseek score`")
+    if lacking:
+        raise ValueError(f"{path}: lacks the columns {', '.join(lacking)}; give a catalogue of coadds with redrock files, made by `skyseek score`")
     return table
 
 # %% ../../nbs/pipeline/02_catalogue.ipynb #38306a06

@@ -23,7 +23,8 @@ def _parser():
     parser.add_argument('--version', action='version', version=__version__)
     parser.add_argument('--log', default='warning', choices=['debug', 'info', 'warning', 'error'], help='what to tell on standard error (default: warning)')
     sub = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for build in (fetch_commands, file_commands, training_commands, labelled_commands, scoring_commands, odd_commands, survey_commands, simulation_commands): build(sub)
+    for build in (fetch_commands, file_commands, training_commands, labelled_commands, scoring_commands, odd_commands, survey_commands, simulation_commands):
+        build(sub)
     return parser
 
 # %% ../../nbs/pipeline/16_cli.ipynb #2ff68c0e
@@ -32,10 +33,16 @@ def main(
 ): # exit code
     "Run a command; see `skyseek --help`."
     try:
-        with plain_output(): return _run(argv)
-    except PipeClosed: return 141  # 128 + SIGPIPE, as a shell reports it
-    except OutputError as e: logging.getLogger('skyseek').error('%s', explain(e)); return 1
-    except KeyboardInterrupt: logging.getLogger('skyseek').error('interrupted; whole files are kept, nothing is half-written'); return 130
+        with plain_output():
+            return _run(argv)
+    except PipeClosed:
+        return 141  # 128 + SIGPIPE, as a shell reports it
+    except OutputError as e:
+        logging.getLogger('skyseek').error('%s', explain(e))
+        return 1
+    except KeyboardInterrupt:
+        logging.getLogger('skyseek').error('interrupted; whole files are kept, nothing is half-written')
+        return 130
 
 def _run(argv):
     "Run a command; what goes wrong becomes one line and exit code 1."
@@ -49,7 +56,8 @@ def _run(argv):
             from skyseek.learn.training import pick_device  # imports torch
             a.device = pick_device(a.device)
         return a.run(a)
-    except OutputError: raise
+    except OutputError:
+        raise
     except Exception as e:
         logging.getLogger('skyseek').error('%s', explain(e))
         return 1

@@ -32,8 +32,10 @@ def rank(a):
     check_destination(a.output, [a.catalogue, a.marks], a.overwrite)
     marks = read_marks(a.marks) if a.marks else None
     catalogue = read_written_table(a.catalogue)
-    try: table = rank_catalogue(catalogue, marks, a.what, a.most)
-    except ValueError as e: raise ValueError(f"{a.catalogue}: {e}") from e
+    try:
+        table = rank_catalogue(catalogue, marks, a.what, a.most)
+    except ValueError as e:
+        raise ValueError(f"{a.catalogue}: {e}") from e
     describe_columns(table, {k: v for k, v in COLUMNS.items() if k in table.colnames and not table[k].description})
     inputs = [path for path in (a.catalogue, a.marks) if path]
     given = None if marks is None else len(marks)
@@ -106,7 +108,8 @@ def score_stars(a):
     if not keep.any():
         raise ValueError(f"none of {plural(len(keep), 'spectrum', 'spectra')} has the type STAR; "
                          "--all-types scores what there is")
-    if not keep.all(): print(f'{(~keep).sum()} of {len(keep)} spectra are of another type than STAR, and are left out')
+    if not keep.all():
+        print(f'{(~keep).sum()} of {len(keep)} spectra are of another type than STAR, and are left out')
     table, drawn = stellar_catalogue(stars[keep], about[keep], model, a.device)
     print(error_statistics(table))
     told = add_unfamiliar(table, a.weights)
@@ -114,7 +117,8 @@ def score_stars(a):
     beyond, unusable = (table['SIGMA'] > STRANGE).sum(), (table['REASON'] != '').sum()
     print(f"{write_table(table, a.output)}: {plural(len(table), 'spectrum', 'spectra')}, "
           f"{beyond} beyond {STRANGE:g} sigma of this sample, {unusable} that cannot be used\n{told}")
-    if a.report: print(stellar_report(a.report, stars[keep], table, drawn))
+    if a.report:
+        print(stellar_report(a.report, stars[keep], table, drawn))
     return report_failures(failed, len(files))
 
 # %% ../../nbs/pipeline/14_cli_anomaly.ipynb #76c73e28
@@ -148,7 +152,8 @@ def train_galaxies(a):
     from skyseek.learn.model_sets import checkpoint_path
     settings = GanSettings(iterations=a.iterations, lr=a.lr, batch_size=a.batch_size, seed=a.seed, device=a.device)
     ImageSettings(size=a.size, width=a.width)
-    if a.encoder_steps < 1: raise ValueError(f"--encoder-steps {a.encoder_steps}: at least 1")
+    if a.encoder_steps < 1:
+        raise ValueError(f"--encoder-steps {a.encoder_steps}: at least 1")
     keep_apart(a.output, image_files(a.images))
     check_folder(a.output, a.overwrite)
     checkpoint_path(a.output)
@@ -185,7 +190,8 @@ _SEED = natural('--seed', 0, 'random seed')
 
 def odd_commands(sub):
     "rank, reference, train-stars, score-stars, train-galaxies, score-galaxies."
-    for build in (_odd_spectra, _odd_stars, _odd_galaxies): build(sub)
+    for build in (_odd_spectra, _odd_stars, _odd_galaxies):
+        build(sub)
 
 def _odd_spectra(sub):
     "rank, reference."

@@ -28,7 +28,8 @@ def survey(a):
                               workers=a.workers, cluster=a.cluster, cluster_options=parse_options(a.cluster_option),
                               device=a.device, together=a.together, keep_spectra=a.keep_spectra, retry_failed=a.retry_failed,
                               scratch=text(a.scratch), endpoint=a.endpoint, timeout=a.timeout)
-    if a.list: return _list_todo(a, settings)
+    if a.list:
+        return _list_todo(a, settings)
     result = run_survey(a.source, a.output, settings)
     print(repr(result) + (f'\n{describe(result.summary)}' if result.summary is not None else ''))
     return report_failures(result.failed, result.done + len(result.failed))
@@ -40,7 +41,8 @@ def _list_todo(a, settings):
     from skyseek.pipeline.survey import open_jobs
     pixels = list_pixels(open_archive(a.source, a.endpoint, a.timeout), settings.surveys, settings.programs, settings.pixels)
     todo, done, failed = open_jobs(a.output, pixels, a.retry_failed)
-    for row in todo: print(row['SURVEY'], row['PROGRAM'], row['HEALPIX'])
+    for row in todo:
+        print(row['SURVEY'], row['PROGRAM'], row['HEALPIX'])
     print(f"{plural(len(todo), 'pixel')} to do, {done} done, {failed} failed before")
     return 0
 
@@ -48,7 +50,8 @@ def _list_todo(a, settings):
 def export(a):
     "Write the catalogue of a survey as one FITS table."
     from skyseek.data.writing import check_new
-    if a.output.suffix not in ('.fits', '.fit'): raise ValueError(f"{a.output}: name it *.fits; as Parquet the catalogue is there already, in {a.dest}/catalogue")
+    if a.output.suffix not in ('.fits', '.fit'):
+        raise ValueError(f"{a.output}: name it *.fits; as Parquet the catalogue is there already, in {a.dest}/catalogue")
     check_new(a.output, a.overwrite)
     from skyseek.pipeline.survey_catalogue import export_fits
     print(export_fits(a.dest, a.output, a.primary))
@@ -73,13 +76,17 @@ def sparcl(a):
     from skyseek.data.files import write_spectra
     from skyseek.data.hdus import ReadError
     from skyseek.data.writing import check_new
-    if a.output.suffix != '.fits': raise ValueError(f"{a.output}: spectra are written as FITS; name the file *.fits")
+    if a.output.suffix != '.fits':
+        raise ValueError(f"{a.output}: spectra are written as FITS; name the file *.fits")
     for t in a.targetid if a.release.startswith('DESI') else ():
-        if not 0 <= t < 2**63: raise ValueError(f"{t}: is no TARGETID; give positive numbers of up to 19 digits")
+        if not 0 <= t < 2**63:
+            raise ValueError(f"{t}: is no TARGETID; give positive numbers of up to 19 digits")
     check_new(a.output, a.overwrite)
     from skyseek.data.sparcl import fetch_sparcl
-    try: spectra, missing = fetch_sparcl(a.targetid, a.release)
-    except ReadError as e: raise ReadError(f'{e} (--release {a.release})' if 'release' in str(e) else str(e)) from e
+    try:
+        spectra, missing = fetch_sparcl(a.targetid, a.release)
+    except ReadError as e:
+        raise ReadError(f'{e} (--release {a.release})' if 'release' in str(e) else str(e)) from e
     print(f"{write_spectra(spectra, a.output)}: {spectra}; next: skyseek score {a.output} -o catalogue.fits")
     lost = {str(t): f'{t}: SPARCL has no spectrum of this target in --release {a.release}' for t in missing}
     return report_failures(lost, len(a.targetid))

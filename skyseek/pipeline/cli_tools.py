@@ -25,9 +25,12 @@ def for_each_file(paths, name, work, what, *inputs):
     targets, failed = _targets(paths, name, inputs), {}
     for path, target in zip(progress_bar(paths, desc=what, unit='file'), targets):
         try:
-            with named_warnings(path): work(path, check_new(target, overwrite=True))
-        except (ImportError, OutputError): raise
-        except Exception as e: failed[str(path)] = failure_text(e, path)
+            with named_warnings(path):
+                work(path, check_new(target, overwrite=True))
+        except (ImportError, OutputError):
+            raise
+        except Exception as e:
+            failed[str(path)] = failure_text(e, path)
     return failed
 
 def _targets(paths, name, inputs=()):
@@ -35,7 +38,8 @@ def _targets(paths, name, inputs=()):
     from skyseek.data.writing import keep_apart
     places, targets = [os.path.realpath(p) for p in paths], [Path(name(p)) for p in paths]
     for path, n in zip(paths, map(Counter(places).get, places)):
-        if n > 1: raise ValueError(f"{path}: is given {n} times, perhaps by two names; give it once")
+        if n > 1:
+            raise ValueError(f"{path}: is given {n} times, perhaps by two names; give it once")
     often = Counter(targets)
     for path, target in zip(paths, targets):
         if often[target] > 1:
@@ -54,8 +58,10 @@ def _words(e):
 def report_failures(failed, n):
     "Log a summary of the failures; returns the exit code."
     log, n = logging.getLogger('skyseek'), max(n, len(failed))
-    for path, reason in failed.items(): log.error('%s', reason if str(path) in reason else f'{path}: {reason}')
-    if failed: log.error('%d of %s failed, %d done', len(failed), plural(n, 'file'), n - len(failed))
+    for path, reason in failed.items():
+        log.error('%s', reason if str(path) in reason else f'{path}: {reason}')
+    if failed:
+        log.error('%d of %s failed, %d done', len(failed), plural(n, 'file'), n - len(failed))
     return 1 if failed else 0
 
 def say(text):
@@ -92,7 +98,8 @@ def natural(flags, default, help):
 
 def _count(text):
     "A whole number, 0 or more."
-    if (n := int(text)) < 0: raise argparse.ArgumentTypeError(f'{n} is negative; give 0 or more')
+    if (n := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f'{n} is negative; give 0 or more')
     return n
 
 def switch(flags, help):
@@ -111,10 +118,14 @@ def output_or_place(help):
 def settle_output(parser, a, rest):
     "One output from -o and the last word; `rest` are the words that the parser had no place for."
     takes_place = hasattr(a, 'place')
-    if takes_place and a.place is None and len(rest) == 1 and rest[0][0] != '-': a.place, rest = Path(rest[0]), []
-    if rest: parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if not takes_place: return
-    if a.place is None and a.output is None: parser.error('the following arguments are required: -o/--output')
+    if takes_place and a.place is None and len(rest) == 1 and rest[0][0] != '-':
+        a.place, rest = Path(rest[0]), []
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if not takes_place:
+        return
+    if a.place is None and a.output is None:
+        parser.error('the following arguments are required: -o/--output')
     if a.place is not None and a.output is not None:
         parser.error(f'the output is given twice, as {a.output} and as {a.place}; give it once, after -o')
     a.output = a.output or a.place
@@ -135,6 +146,7 @@ def check_paths(a):
             raise ValueError(f"{paths[0]}: no such file or folder; check the name")
         inputs += paths
     outputs = [p for p in (getattr(a, name, None) for name in OUTPUTS) if p is not None]
-    if not inputs or not outputs: return
+    if not inputs or not outputs:
+        return
     from skyseek.data.writing import keep_apart
     keep_apart(outputs, inputs)

@@ -19,7 +19,8 @@ from .cli_tools import path_argument, report_failures, say, switch
 # %% ../../nbs/pipeline/15_cli_wrong.ipynb #1a6faa61
 def _done_line(where, failed, paths, what):
     "How many files were written, if any was."
-    if len(failed) < len(paths): print(f'{where}: {plural(len(paths) - len(failed), what)}')
+    if len(failed) < len(paths):
+        print(f'{where}: {plural(len(paths) - len(failed), what)}')
     return report_failures(failed, len(paths))
 
 def extract(a):
@@ -66,7 +67,8 @@ def fetch_vi(a):
     n = plural(files['TARGETS'].sum(), 'spectrum')
     print(f"{plural(len(files), 'coadd')} ({a.depth}) with {n} of inspected targets; a petal with 500 fibres is 0.22 GB")
     if a.list:
-        for row in files: print(row['COADD'])
+        for row in files:
+            print(row['COADD'])
         return 0
     coadds, failed = fetch_coadds(files, a.output, a.root or EDR, progress=None)
     print(f"{a.output}: {plural(len(tables), 'table')} and {plural(len(coadds), 'coadd')}")
@@ -97,13 +99,15 @@ def train_classifier(a):
     from skyseek.learn.shards import find_shards
     from skyseek.learn.training import TrainSettings, load_model
     from skyseek.data.writing import check_folder
-    for part in ('classifier', *['judge']*(a.columns == 'second')): check_folder(a.output/part, a.overwrite)
+    for part in ('classifier', *['judge']*(a.columns == 'second')):
+        check_folder(a.output/part, a.overwrite)
     encoder = load_model(a.autoencoder or a.output/'autoencoder', Autoencoder)
     settings = TrainSettings(**CLASSIFIER_TRAINING | dict(epochs=a.epochs), seed=a.seed, device='cpu')
     model = WrongClassifier(METADATA[a.columns], members=a.members)
     judge = dict(judge=_shipped_judge()) if a.columns == 'second' else {}
     history = train_classifier_file(find_shards(a.features), read_truth(a.truth), encoder, a.output/'classifier', model, a.tolerance, settings, a.about, None, **judge)
-    if judge: _copy_judge(a.output)
+    if judge:
+        _copy_judge(a.output)
     print(f"{a.output/'classifier'}: epoch {history['best']} kept, validation loss {history['validation'][history['best']]:.4f}")
     return 0
 
@@ -113,7 +117,8 @@ def _copy_judge(folder):
     from shutil import copytree
     from skyseek.data.writing import write_folder
     from skyseek.detect.cross_fit import shipped
-    with write_folder(folder/'judge') as new: copytree(shipped('judge'), new, dirs_exist_ok=True)
+    with write_folder(folder/'judge') as new:
+        copytree(shipped('judge'), new, dirs_exist_ok=True)
 
 def _shipped_judge():
     "The fingerprint of the package's judge."
@@ -142,12 +147,14 @@ def benchmark(a):
     from skyseek.pipeline.detectors import read_sides
     from skyseek.pipeline.benchmark import FILES
     from skyseek.data.writing import check_new
-    if a.output: [check_new(a.output/name, a.overwrite) for name in FILES]
+    if a.output:
+        [check_new(a.output/name, a.overwrite) for name in FILES]
     main, *others = [t if t == 'DESI' else float(t) for t in a.tolerance]
     settings = BenchmarkSettings(main, tuple(others), a.learn, a.weights, a.published_minutes, not a.no_parts, resamples=a.resamples, seed=a.seed, device=a.device)
     result = run_benchmark(*read_sides(a.path, a.truth), settings, say=say)
     print(format_benchmark(result))
-    if a.output: print('\n' + '\n'.join(map(str, write_benchmark(result, a.output))))
+    if a.output:
+        print('\n' + '\n'.join(map(str, write_benchmark(result, a.output))))
     return 0
 
 # %% ../../nbs/pipeline/15_cli_wrong.ipynb #40417a3f
@@ -167,7 +174,8 @@ def score(a):
     if tables:
         catalogue = make_catalogue(tables, weights, rates)
         print(f"{write_catalogue(catalogue, a.output)}: {plural(len(catalogue), 'target')}, {_flagged(catalogue)}{_more(catalogue)}")
-    elif not failed: raise ValueError('no target to score, nothing but sky fibres; --keep-sky scores them')
+    elif not failed:
+        raise ValueError('no target to score, nothing but sky fibres; --keep-sky scores them')
     return report_failures(failed, len(a.coadds))
 
 # %% ../../nbs/pipeline/15_cli_wrong.ipynb #ebeb8f8f
@@ -175,23 +183,27 @@ def _say_whose(pairs):
     "Warn if redshifts are our own: the catalogue calls them the pipeline's."
     from skyseek.redshift.scan import made_by_skyseek
     n = sum(any(made_by_skyseek(p) for p in pair if p is not None) for pair in pairs)
-    if n: logging.getLogger('skyseek').warning("%s of %d: Z is the redshift of `skyseek redshift`, not of the survey's pipeline", plural(n, 'file'), len(pairs))
+    if n:
+        logging.getLogger('skyseek').warning("%s of %d: Z is the redshift of `skyseek redshift`, not of the survey's pipeline", plural(n, 'file'), len(pairs))
 
 def _flagged(catalogue):
     "How many are flagged, and of how many that could be judged."
     lost = sum(p != p for p in catalogue['P_Z_WRONG'])
-    if lost == len(catalogue): return "nothing was judged: no redshifts of a pipeline; give its redrock files (--redrock), or make redshifts with `skyseek redshift` first"
+    if lost == len(catalogue):
+        return "nothing was judged: no redshifts of a pipeline; give its redrock files (--redrock), or make redshifts with `skyseek redshift` first"
     n, m = (int(catalogue[f'FLAG_{x}_WRONG'].sum()) for x in 'ZS')
     return f"{plural(n, 'redshift')} and {plural(m, 'type')} flagged" + (f", {lost} without a redshift that could be judged" if lost else '')
 
 def _more(catalogue):
     "What else a user must know of a catalogue: spectra out of distribution, and probabilities that were re-based."
     strange, meta, words = sum(catalogue['UNFAMILIAR']) if 'UNFAMILIAR' in catalogue.colnames else None, catalogue.meta, ''
-    if strange is not None: words = f", {plural(strange, 'spectrum')} unlike the training"
+    if strange is not None:
+        words = f", {plural(strange, 'spectrum')} unlike the training"
     if strange and strange > .05*len(catalogue):
         words += ' (do not trust their probabilities; take weights trained on such spectra, `skyseek train`)'
     for head, what in (('Z', 'redshifts'), ('S', 'types')):
-        if f'RATE_{head}' not in meta: continue
+        if f'RATE_{head}' not in meta:
+            continue
         how = f" (estimated, {100*meta[f'RATELO_{head}']:.2g} to {100*meta[f'RATEHI_{head}']:.2g} %)" if f'RATELO_{head}' in meta else ''
         words += f"; P_{head}_WRONG is for {100*meta[f'RATE_{head}']:.2g} % wrong {what}{how}, not {100*meta[f'RATE0_{head}']:.2g} %"
     return words
@@ -220,7 +232,8 @@ def evaluate(a):
     truth = read_truth(a.truth)
     reference = (read_catalogue(a.reference), read_truth(a.reference_truth or a.truth)) if a.reference else None
     tables = evaluate_catalogue(read_catalogue(a.catalogue), truth, a.tolerance, reference)
-    for name, table in tables.items(): print(f'{name}\n{format_table(table)}\n')
+    for name, table in tables.items():
+        print(f'{name}\n{format_table(table)}\n')
     return 0
 
 # %% ../../nbs/pipeline/15_cli_wrong.ipynb #d8393a03
@@ -240,10 +253,14 @@ def keep(a):
 def _check_simulated(path):
     "Raise if something is there that the simulator did not write."
     from astropy.io import fits
-    if not path.exists(): return
-    try: ours = 'SIMSEED' in fits.getheader(path)
-    except OSError: ours = False
-    if ours: return
+    if not path.exists():
+        return
+    try:
+        ours = 'SIMSEED' in fits.getheader(path)
+    except OSError:
+        ours = False
+    if ours:
+        return
     raise ValueError(f"{path}: is no simulated coadd, and is left alone also with --overwrite; give another folder or --hpx")
 
 def simulate(a):

@@ -27,8 +27,10 @@ def column_type(
     name, # of a column of the catalogue
 ): # (numpy type, numbers in a cell)
     "The type that a column has in every part."
-    if name in _VECTORS: return _VECTORS[name]
-    if name in _STRINGS: return f'U{_STRINGS[name]}', 1
+    if name in _VECTORS:
+        return _VECTORS[name]
+    if name in _STRINGS:
+        return f'U{_STRINGS[name]}', 1
     return _INTEGERS.get(name, '?' if name in _FLAGS else 'f8' if name in _DOUBLES else 'f4'), 1
 
 PART_COLUMNS = tuple(c for c in COLUMNS if c != 'ANOMALY_RANK')  # a rank only makes sense in the whole
@@ -39,10 +41,13 @@ def _as_column(table, name, n):
     kind, width = column_type(name)
     shape = (n, width) if width > 1 else (n,)
     nothing = np.nan if kind[0] == 'f' else '' if kind[0] == 'U' else NOT_KNOWN.get(name, 0)
-    if name not in table.colnames: return np.full(shape, nothing, kind)
+    if name not in table.colnames:
+        return np.full(shape, nothing, kind)
     column = np.ma.asarray(table[name])
-    if name == 'TARGETID': return read_ids(column, 'the score table')
-    if kind[0] == 'U': return np.char.strip(np.asarray(np.ma.filled(column.astype(str), ''))).astype(kind)
+    if name == 'TARGETID':
+        return read_ids(column, 'the score table')
+    if kind[0] == 'U':
+        return np.char.strip(np.asarray(np.ma.filled(column.astype(str), ''))).astype(kind)
     return np.asarray(np.ma.filled(column.astype(kind), nothing)).reshape(shape)
 
 def as_arrow(
@@ -55,7 +60,8 @@ def as_arrow(
         a = _as_column(table, name, n)
         array = pa.FixedSizeListArray.from_arrays(pa.array(a.ravel()), a.shape[1]) if a.ndim == 2 else pa.array(a.astype(object) if a.dtype.kind == 'U' else a, pa.string() if a.dtype.kind == 'U' else None)
         unit, words = COLUMNS[name]
-        arrays.append(array); fields.append(pa.field(name, array.type, metadata={'description': words} | ({'unit': unit} if unit else {})))
+        arrays.append(array)
+        fields.append(pa.field(name, array.type, metadata={'description': words} | ({'unit': unit} if unit else {})))
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata={'skyseek': json.dumps(about or {}, sort_keys=True)}))
 
 # %% ../../nbs/pipeline/04_columns.ipynb #087ca8f1
@@ -66,11 +72,14 @@ def as_table(
     out = Table()
     for name in arrow.column_names:
         column, (_, width) = arrow.column(name).combine_chunks(), column_type(name)
-        if isinstance(column, pa.ChunkedArray): column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+        if isinstance(column, pa.ChunkedArray):
+            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
         if name == 'TARGETID':
             values = column.fill_null(0).to_numpy(zero_copy_only=False)
             out[name] = read_ids(np.ma.masked_array(values, np.asarray(column.is_null())), 'the catalogue')
-        elif width > 1: out[name] = np.asarray(column.flatten()).reshape(-1, width)
-        else: out[name] = np.array(column.to_pylist(), column_type(name)[0]) if pa.types.is_string(column.type) else column.to_numpy(zero_copy_only=False)
+        elif width > 1:
+            out[name] = np.asarray(column.flatten()).reshape(-1, width)
+        else:
+            out[name] = np.array(column.to_pylist(), column_type(name)[0]) if pa.types.is_string(column.type) else column.to_numpy(zero_copy_only=False)
         out[name].unit, out[name].description = COLUMNS[name]
     return out

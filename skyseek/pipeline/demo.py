@@ -109,7 +109,8 @@ def check_demo(
 ): # `Path`
     "Raise `ValueError` unless a demo can be written there."
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir(): raise ValueError(f"{folder}: is a file; give the name of a folder")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; give the name of a folder")
     there = [name for name in PARTS if (folder/name).exists()]
     if there and not overwrite:
         raise ValueError(f"{folder}: holds {', '.join(there)} already; give another folder, or --overwrite (overwrite=True)")

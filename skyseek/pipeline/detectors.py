@@ -44,7 +44,8 @@ def read_sides(
         return spectra, np.where(split_of(spectra.meta['TARGETID'], (.7, 0, .3)) == 'test', 'test', 'learn')
     learn, test = read_labelled(one/'train', truth, keep_sky=True), read_labelled(shown, truth)
     twice = np.isin(learn.meta['TARGETID'], test.meta['TARGETID']) & (np.asarray(learn.meta['TARGETID']) >= 0)
-    if twice.any(): log.warning('%d spectra of train/ are of targets in %s/ too and are left out of the training', twice.sum(), shown.name)
+    if twice.any():
+        log.warning('%d spectra of train/ are of targets in %s/ too and are left out of the training', twice.sum(), shown.name)
     learn = learn[np.flatnonzero(~twice)]
     return concatenate([learn, test]), np.repeat(['learn', 'test'], [len(learn), len(test)])
 
@@ -59,16 +60,20 @@ class Sample:
     learned: str  # what was learned anew: 'all', 'judge' or 'none'
 
     @property
-    def meta(self): return self.spectra.meta
+    def meta(self):
+        return self.spectra.meta
 
     @property
-    def learn(self): return np.flatnonzero(self.side == 'learn')
+    def learn(self):
+        return np.flatnonzero(self.side == 'learn')
 
     @property
-    def test(self): return np.flatnonzero(self.side == 'test')
+    def test(self):
+        return np.flatnonzero(self.side == 'test')
 
     @property
-    def fold(self): return fold_of(self.meta['TARGETID'])
+    def fold(self):
+        return fold_of(self.meta['TARGETID'])
 
     def column(self, names): # (N, len(names)) float32
         "Columns of the metadata by name."
@@ -86,7 +91,8 @@ def prepare_sample(
 ): # `Sample`
     "Evidence, second opinion and latents of all targets, none of them made by what knows their label."
     teach, shown = np.flatnonzero(side != 'test'), np.flatnonzero((side == 'test') & is_labelled(spectra))
-    if not len(shown) or not len(teach): raise ValueError(f"{len(teach)} spectra to learn from and {len(shown)} with known truth to report; give more labelled targets")
+    if not len(shown) or not len(teach):
+        raise ValueError(f"{len(teach)} spectra to learn from and {len(shown)} with known truth to report; give more labelled targets")
     crossed = cross_fit(spectra[teach], learn, seed=seed, device=device, **options)
     looked, opinion, _ = second_look(spectra[shown], crossed.judge, crossed.bases, device)
     use = np.flatnonzero(is_labelled(crossed.spectra))
@@ -135,7 +141,8 @@ def _one_network(sample, inputs, wrong, rows, held, settings, seed):
     x = pick_columns(inputs['metadata'], inputs['metadata_names'], model.columns)
     both, split = np.append(rows, held), np.repeat(['train', 'validation'], [len(rows), len(held)])
     train_classifier(model, inputs['latent'][both], x[both], wrong[both], split, settings, progress=False)
-    model.slope.fill_(1); model.offset.fill_(0)
+    model.slope.fill_(1)
+    model.offset.fill_(0)
     return predict(model, inputs['latent'], x)
 
 # %% ../../nbs/pipeline/09_detectors.ipynb #4619d2c9
@@ -156,13 +163,15 @@ def first_skyseek(
     out = _one_network(sample, inputs, wrong, i, i[fold[i] == 0], settings, seed)
     for f in np.unique(fold[i]):
         held = i[fold[i] == f]
-        if len(held) < len(i): out[held] = _one_network(sample, inputs, wrong, i[fold[i] != f], held, settings, seed)[held]
+        if len(held) < len(i):
+            out[held] = _one_network(sample, inputs, wrong, i[fold[i] != f], held, settings, seed)[held]
     return out
 
 # %% ../../nbs/pipeline/09_detectors.ipynb #23031920
 OURS, PLAIN, SHIPPED = 'skyseek', 'skyseek, no second opinion', 'shipped weights'
 
-def _without(*starts): return [c for c in METADATA['second'] if not c.startswith(starts)]
+def _without(*starts):
+    return [c for c in METADATA['second'] if not c.startswith(starts)]
 
 PARTS = {  # name: (columns, options of WrongClassifier)
     '− spectrum': (METADATA['second'], dict(latent=0)), '− redrock columns': (EVIDENCE, {}), '− candidate probabilities': (_without('EV_P_'), {}), '− lines': (_without('EV_SN_'), {})}
@@ -189,7 +198,8 @@ def our_detectors(
     model, p = _trained(sample, wrong, METADATA['second'], settings, seed)
     out[OURS] = as_shown(p)
     say('skyseek without and with the second opinion')
-    if not parts: return out
+    if not parts:
+        return out
     slope, offset = model.slope.numpy().copy(), model.offset.numpy().copy()
     out['− calibration'] = as_shown(expit((logit(p.clip(1e-7, 1 - 1e-6)) - offset)/slope))
     for name, (columns, options) in PARTS.items():

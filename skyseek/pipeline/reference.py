@@ -29,13 +29,18 @@ def _sample_targets(paths, weights, most, seed):
     "At most about `most` targets of files, on the grid of the weights, and the failures."
     rng, parts, failed, paths = np.random.default_rng(seed), [], {}, list(paths)
     for some in group_files(paths):
-        try: spectra, lost = read_targets(some)
-        except (ValueError, OSError) as e: failed |= {str(p): str(e) for p in some}; continue
+        try:
+            spectra, lost = read_targets(some)
+        except (ValueError, OSError) as e:
+            failed |= {str(p): str(e) for p in some}
+            continue
         failed |= lost
-        if spectra is None or not len(spectra): continue
+        if spectra is None or not len(spectra):
+            continue
         rows = np.sort(rng.permutation(len(spectra))[:max(20, -(-most*len(some)//len(paths)))])
         parts.append(match_grid(spectra[rows], weights))
-    if not parts: raise ValueError(f"none of {len(paths)} files has targets, the first because: {next(iter(failed.values()), 'nothing but sky fibres')}")
+    if not parts:
+        raise ValueError(f"none of {len(paths)} files has targets, the first because: {next(iter(failed.values()), 'nothing but sky fibres')}")
     shared = [c for c in parts[0].meta.colnames if all(c in p.meta.colnames for p in parts) and c in (*KEEP, 'COEFF')]
     return concatenate([p.replace(meta=p.meta[shared]) for p in parts]), failed
 
@@ -51,7 +56,8 @@ def reference_files(
     "Learn from a survey, without labels, what is ordinary in it, and write weights with this reference sample."
     paths = unique_paths(list(paths))
     folder, dst = Path(str(files('skyseek')/SHIPPED)) if folder is None else Path(folder), Path(os.path.realpath(dst))
-    if most < 1: raise ValueError(f"--most {most} (most): at least 300 spectra are needed")
+    if most < 1:
+        raise ValueError(f"--most {most} (most): at least 300 spectra are needed")
     check_folder(dst)
     if folder.resolve() in dst.parents:
         raise ValueError(f"{dst}: lies inside the weights {folder}; give another folder")
@@ -65,13 +71,15 @@ def reference_files(
     about = dict(autoencoder=fingerprint(weights.autoencoder), judge=fingerprint(weights.judge), spectra=len(spectra),
                  files=len(paths) - len(failed), weights=folder.name, most=most, seed=seed,
                  unfamiliar=_unfamiliar(weights, code, looked))
-    with write_folder(dst) as new: _write_weights(reference, folder, new, about)
+    with write_folder(dst) as new:
+        _write_weights(reference, folder, new, about)
     return reference, failed
 
 # %% ../../nbs/pipeline/03_reference.ipynb #c00a6bdf
 def _unfamiliar(weights, code, spectra):
     "Number of spectra that are out of distribution for weights; None if the weights do not say."
-    if weights.familiarity is None: return None
+    if weights.familiarity is None:
+        return None
     return int((weights.familiarity.p_value(familiarity_inputs(code, spectra)) < UNFAMILIAR).sum())
 
 def _write_weights(reference, folder, new, about):
@@ -80,7 +88,8 @@ def _write_weights(reference, folder, new, about):
         name = config.parent.name
         (new/name).mkdir()
         for path in config.parent.iterdir():
-            if path.name in MODEL_FILES and name != 'anomaly': copyfile(path, new/name/path.name)
+            if path.name in MODEL_FILES and name != 'anomaly':
+                copyfile(path, new/name/path.name)
     (new/'anomaly').mkdir(exist_ok=True)
     write_model(reference, new/'anomaly', **about)
 
@@ -90,10 +99,12 @@ def reference_text(
 ): # str, a line
     "Which fraction of the survey is out of distribution for the weights, and what to do about it."
     n, k, name = about['spectra'], about['unfamiliar'], about['weights']
-    if k is None: return f"out of distribution for the weights '{name}': not known, they have no familiarity/ model"
+    if k is None:
+        return f"out of distribution for the weights '{name}': not known, they have no familiarity/ model"
     text = (f"out of distribution for the weights '{name}': {k} of {plural(n, 'spectrum', 'spectra')} ({k/n:.1%}; "
             f"of their own sample {UNFAMILIAR:.0%})")
-    if scipy.stats.binom.sf(k - 1, n, UNFAMILIAR) > 1e-3: return text
+    if scipy.stats.binom.sf(k - 1, n, UNFAMILIAR) > 1e-3:
+        return text
     return text + ("; the anomaly scores hold for this survey all the same, "
                    "but do not take P_Z_WRONG and P_S_WRONG of these spectra literally (UNFAMILIAR): "
                    "train weights on labelled spectra of this survey with `skyseek train`, "

@@ -39,14 +39,16 @@ def locked(
     Path(dest).mkdir(parents=True, exist_ok=True)
     lock, sure = _open_own(Path(dest)/'.lock', os.O_RDWR), True
     try:
-        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{dest}: another run is writing here; wait for it, or give another folder") from None
         except OSError as e:
             log.warning('%s: no locks on this file system (%s); see to it that no other run writes here', dest, e.strerror)
             sure = False
         yield sure
-    finally: os.close(lock)
+    finally:
+        os.close(lock)
 
 # %% ../../nbs/pipeline/07_runs.ipynb #f4805ecf
 @contextmanager
@@ -55,18 +57,24 @@ def named_run(
 ):
     "Give temporary files the name of a run."
     before = os.environ.get('SKYSEEK_RUN')
-    if run: os.environ['SKYSEEK_RUN'] = run
-    try: yield run
+    if run:
+        os.environ['SKYSEEK_RUN'] = run
+    try:
+        yield run
     finally:
-        if run and before is None: os.environ.pop('SKYSEEK_RUN', None)
-        elif run: os.environ['SKYSEEK_RUN'] = before
+        if run and before is None:
+            os.environ.pop('SKYSEEK_RUN', None)
+        elif run:
+            os.environ['SKYSEEK_RUN'] = before
 
 def _note(dest, **facts):
     "Add a line to the list of runs."
     line = json.dumps(facts | dict(time=datetime.now(timezone.utc).isoformat(timespec='seconds'), version=__version__))
     f = _open_own(Path(dest)/'.runs', os.O_WRONLY | os.O_APPEND)
-    try: os.write(f, f'\n{line}\n'.encode())
-    finally: os.close(f)
+    try:
+        os.write(f, f'\n{line}\n'.encode())
+    finally:
+        os.close(f)
 
 # %% ../../nbs/pipeline/07_runs.ipynb #b20f4e5c
 def begin_run(
@@ -94,16 +102,24 @@ def ended_runs(
 ): # (set of names of runs that have ended, set of those of which it is not known)
     "Who may have left something. Workers of a cluster may live on when their run was killed."
     ended, open_ = set(), {}
-    try: lines = (Path(dest)/'.runs').read_text(encoding='utf-8', errors='replace').splitlines()
-    except OSError: lines = []
+    try:
+        lines = (Path(dest)/'.runs').read_text(encoding='utf-8', errors='replace').splitlines()
+    except OSError:
+        lines = []
     for line in lines:
-        try: facts = json.loads(line)
-        except (ValueError, RecursionError): continue  # a line that was cut
-        if not isinstance(facts, dict): continue
+        try:
+            facts = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # a line that was cut
+        if not isinstance(facts, dict):
+            continue
         for key, run in facts.items():
-            if key not in ('begins', 'ends') or not isinstance(run, str) or not re.fullmatch(RUN_NAME, run): continue
-            if key == 'ends': ended.add(run)
-            else: open_[run] = bool(facts.get('cluster'))
+            if key not in ('begins', 'ends') or not isinstance(run, str) or not re.fullmatch(RUN_NAME, run):
+                continue
+            if key == 'ends':
+                ended.add(run)
+            else:
+                open_[run] = bool(facts.get('cluster'))
     ended |= {run for run, cluster in open_.items() if sure and not cluster}
     return ended, set(open_) - ended
 
@@ -115,12 +131,15 @@ def _sweep(folders, pattern, inside, ended, perhaps):
     "Remove folders with the name of an ended run, and the files in them that have the names we give."
     for folder in folders:
         name = re.fullmatch(pattern, folder.name)
-        if name is None or name[1] not in ended | perhaps or folder.is_symlink() or not folder.is_dir(): continue
+        if name is None or name[1] not in ended | perhaps or folder.is_symlink() or not folder.is_dir():
+            continue
         with suppress(OSError):
             about = folder.lstat()
-            if about.st_uid != os.getuid() or name[1] not in ended and time.time() - about.st_mtime < DAY: continue
+            if about.st_uid != os.getuid() or name[1] not in ended and time.time() - about.st_mtime < DAY:
+                continue
             for path in folder.iterdir():
-                if re.fullmatch(inside, path.name) and not path.is_dir(): path.unlink(missing_ok=True)
+                if re.fullmatch(inside, path.name) and not path.is_dir():
+                    path.unlink(missing_ok=True)
             folder.rmdir()
 
 # %% ../../nbs/pipeline/07_runs.ipynb #4413d98b
@@ -163,14 +182,16 @@ def check_claim(
             raise ValueError(f"{dest}: holds {', '.join(there)} already, which a catalogue would replace; give a new "
                              f"folder")
         return
-    try: before = json.loads(path.read_text(encoding='utf-8'))
+    try:
+        before = json.loads(path.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path}: not readable ({failure_text(e)}); remove it if you are sure what the parts were "
                          f"made from") from e
     if not isinstance(before, dict):
         raise ValueError(f"{path}: does not say what the parts were made from; remove it if you are sure")
     for key, what in (('archive', 'production'), ('weights', 'weights')):
-        if before.get(key) != identity[key]: raise ValueError(f"{dest}: was made from another set of weights; give another folder" if key == 'weights' else f"{dest}: was made from the {what} {before.get(key)}, this is {identity[key]}; give another folder")
+        if before.get(key) != identity[key]:
+            raise ValueError(f"{dest}: was made from another set of weights; give another folder" if key == 'weights' else f"{dest}: was made from the {what} {before.get(key)}, this is {identity[key]}; give another folder")
 
 # %% ../../nbs/pipeline/07_runs.ipynb #9530833c
 def claim(
@@ -181,6 +202,7 @@ def claim(
     "Write what the catalogue is made from, or compare with it."
     check_claim(dest, identity)
     path = Path(dest)/'survey.json'
-    if path.exists(): return
+    if path.exists():
+        return
     with write_atomic(path) as tmp:
         tmp.write_text(json.dumps(identity | dict(root=root, version=__version__), indent=1))

@@ -72,7 +72,8 @@ def load_weights(
     autoencoder, classifier = load_model(folder/'autoencoder', Autoencoder, device), load_model(folder/'classifier', WrongClassifier, device)
     extra = _facts(folder/'classifier')
     width, want = autoencoder.settings.latent, classifier.config['latent']
-    if want not in (0, width): raise ValueError(f"{folder}: the classifier wants {want} latents, the autoencoder gives {width}; use models that were trained together")
+    if want not in (0, width):
+        raise ValueError(f"{folder}: the classifier wants {want} latents, the autoencoder gives {width}; use models that were trained together")
     if extra.get('autoencoder') not in (None, fingerprint(autoencoder)):
         raise ValueError(f"{folder}: the classifier was trained on the latents of another autoencoder; train the classifier again")
     judge, own = _judge(folder, classifier, extra, device)
@@ -87,10 +88,14 @@ def _facts(folder):
     "What a classifier's config.json says beside its settings; thresholds and rates as pairs of numbers."
     extra = read_config(folder)['extra']
     pair = lambda name, nothing: nothing if extra.get(name) is None else tuple(map(float, extra[name]))
-    try: tolerance = float(extra.get('tolerance', .001))
-    except ValueError: tolerance = max(DESI_TOLERANCE.values())  # a dict by type
-    try: out = extra | dict(tolerance=tolerance, thresholds=pair('thresholds', (.5, .5)), rates=pair('rates', None), about=str(extra.get('about', 'not recorded')))
-    except (TypeError, ValueError) as e: raise ValueError(f"{folder}: thresholds or rates in config.json are no numbers ({e}); copy or train the model again") from e
+    try:
+        tolerance = float(extra.get('tolerance', .001))
+    except ValueError:
+        tolerance = max(DESI_TOLERANCE.values())  # a dict by type
+    try:
+        out = extra | dict(tolerance=tolerance, thresholds=pair('thresholds', (.5, .5)), rates=pair('rates', None), about=str(extra.get('about', 'not recorded')))
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{folder}: thresholds or rates in config.json are no numbers ({e}); copy or train the model again") from e
     for name in ('thresholds', 'rates'):
         if out[name] is not None and (len(out[name]) != 2 or not all(0 <= x <= 1 for x in out[name])):
             raise ValueError(f"{folder}: {name} {out[name]} in config.json are no two numbers from 0 to 1; copy or train the model again")
@@ -103,7 +108,8 @@ def _judge(folder, classifier, extra, device):
     if not own and set(EVIDENCE) & set(classifier.columns):
         raise ValueError(f"{folder}: the classifier wants the evidence of a judge, and there is no judge/; copy it too, or train a classifier without evidence")
     judge = load_model((folder if own else Path(str(files('skyseek')/SHIPPED)))/'judge', Judge, device)
-    if not own: log.warning("%s: has no judge/; the second opinion is that of the package's judge, which was trained on other spectra", folder)
+    if not own:
+        log.warning("%s: has no judge/; the second opinion is that of the package's judge, which was trained on other spectra", folder)
     elif extra.get('judge') not in (None, fingerprint(judge)):
         raise ValueError(f"{folder}: the classifier was trained with another judge; copy the whole folder again, or train anew")
     return judge, own
@@ -112,20 +118,24 @@ def _judge(folder, classifier, extra, device):
 def _judge_labels(judge):
     "TARGETIDs whose labels trained the shipped judge; none for another judge."
     folder = Path(str(files('skyseek')/SHIPPED))/'classifier'
-    if read_config(folder)['extra'].get('judge') != fingerprint(judge): return ()
+    if read_config(folder)['extra'].get('judge') != fingerprint(judge):
+        return ()
     return tuple(load_model(folder, WrongClassifier).labels.tolist())
 
 def _made_for(folder, cls, autoencoder, device):
     "A model that belongs to one autoencoder, if it is there; raise if it belongs to another."
-    if not folder.exists(): return None
+    if not folder.exists():
+        return None
     model, made_for = load_model(folder, cls, device), read_config(folder)['extra'].get('autoencoder')
-    if made_for not in (None, fingerprint(autoencoder)): raise ValueError(f"{folder}: knows the latents of another autoencoder; fit it again, or remove it")
+    if made_for not in (None, fingerprint(autoencoder)):
+        raise ValueError(f"{folder}: knows the latents of another autoencoder; fit it again, or remove it")
     return model
 
 def _anomaly(folder, autoencoder, device):
     "What is ordinary: the reference of the weights, or the shipped one if it knows these latents."
     shipped = Path(str(files('skyseek')/SHIPPED))/'anomaly'
-    if (folder/'anomaly').exists() or not shipped.exists(): return _made_for(folder/'anomaly', AnomalyReference, autoencoder, device)
+    if (folder/'anomaly').exists() or not shipped.exists():
+        return _made_for(folder/'anomaly', AnomalyReference, autoencoder, device)
     return load_model(shipped, AnomalyReference, device) if read_config(shipped)['extra'].get('autoencoder') == fingerprint(autoencoder) else None
 
 # %% ../../nbs/pipeline/01_score.ipynb #7783e132
@@ -146,15 +156,18 @@ def score_spectra(
     looked, opinion, fit, features, code = look(with_chi2(spectra, device), weights, device)
     out = Table({c: spectra.meta[c] for c in KEEP if c in spectra.meta.colnames})
     probability = _probabilities(spectra, features, code, weights)
-    if opinion is not None: probability, opinion = reconcile(probability, opinion, weights.tolerance, _types(spectra))
+    if opinion is not None:
+        probability, opinion = reconcile(probability, opinion, weights.tolerance, _types(spectra))
     for k, name in enumerate(('Z_WRONG', 'S_WRONG')):
         out[f'P_{name}'] = probability[:, k]
         out[f'FLAG_{name}'] = probability[:, k] >= weights.thresholds[k]
-    if opinion is not None: _add_opinion(out, opinion, spectra, fit, weights.judge.config['acceptance'])
+    if opinion is not None:
+        _add_opinion(out, opinion, spectra, fit, weights.judge.config['acceptance'])
     if weights.familiarity is not None:
         familiar = weights.familiarity.p_value(familiarity_inputs(code, spectra))
         out['P_FAMILIAR'], out['UNFAMILIAR'] = familiar.astype(np.float32), familiar < UNFAMILIAR
-    if weights.anomaly is not None and opinion is not None: _add_anomaly(out, looked, code, fit, opinion, weights, device)
+    if weights.anomaly is not None and opinion is not None:
+        _add_anomaly(out, looked, code, fit, opinion, weights, device)
     out['LABEL_USED'] = weights.has_seen(np.asarray(out['TARGETID']))
     out['RECON_CHI2'], out['SNR'], out['LATENT'] = code['chi2'], spectra.snr, code['latent']
     return out
@@ -163,7 +176,8 @@ def score_spectra(
 def look(spectra, weights, device):
     "Everything that is computed from spectra: with evidence, second opinion and its fit (None without a judge), features, latents."
     opinion = fit = None
-    if weights.judge is not None: spectra, opinion, fit = second_look(spectra, weights.judge, device=device)
+    if weights.judge is not None:
+        spectra, opinion, fit = second_look(spectra, weights.judge, device=device)
     features = build_features(spectra)
     stream = ArrayStream({k: features[k] for k in ('flux', 'weight', 'scale', 'exptime')}, 64, shuffle=False)
     return spectra, opinion, fit, features, encode(weights.autoencoder, stream, device)
@@ -175,7 +189,8 @@ def _add_anomaly(out, spectra, code, fit, opinion, weights, device):
         return np.asarray(anomaly_columns(weights.anomaly, looked, code, fit, opinion)['ANOMALY'], float)
     odd = anomaly_columns(weights.anomaly, spectra, code, fit, opinion)
     for table in (odd, split_nature(spectra, odd['ANOMALY'], rescore)):
-        for name in table.colnames: out[name] = table[name]
+        for name in table.colnames:
+            out[name] = table[name]
 
 # %% ../../nbs/pipeline/01_score.ipynb #ba28d683
 def _types(spectra):
@@ -185,7 +200,8 @@ def _types(spectra):
 def _add_opinion(out, opinion, spectra, fit, acceptance):
     "Put the second opinion beside the pipeline's columns, and a cause beside what is flagged; only what is flagged is corrected."
     for name in opinion.colnames:
-        if name != 'P_S_PIPE': out[name] = opinion[name]
+        if name != 'P_S_PIPE':
+            out[name] = opinion[name]
     flagged = np.asarray(out['FLAG_Z_WRONG'] | out['FLAG_S_WRONG'])
     if 'Z' in spectra.meta.colnames:
         out['FLAG_ALT'] = flagged & (out['P_ALT'] >= acceptance) & differs_from(out, spectra.meta['Z'], _types(spectra))
@@ -199,7 +215,8 @@ def _add_opinion(out, opinion, spectra, fit, acceptance):
 def _probabilities(spectra, features, code, weights):
     "(N, 2) probabilities; nan for spectra without a redrock answer or without a good pixel."
     unknown = np.full((len(spectra), 2), np.nan, np.float32)
-    if 'metadata' not in features: return unknown
+    if 'metadata' not in features:
+        return unknown
     metadata = pick_columns(features['metadata'], features['metadata_names'], weights.classifier.columns)
     answered = np.isfinite(np.asarray(spectra.meta['Z'], float)) & (_types(spectra) != '') & spectra.good.any(axis=1)
     return np.where(answered[:, None], predict(weights.classifier, code['latent'], metadata), unknown)
@@ -208,11 +225,14 @@ def _probabilities(spectra, features, code, weights):
 def with_chi2(spectra, device='cpu'):
     "CHI2, NPIXELS and DELTACHI2 of our own scan in meta, for answers of a pipeline that gives none."
     t = spectra.meta
-    if not {'Z', 'CHI2', 'NPIXELS', 'DELTACHI2'} <= set(t.colnames): return spectra
+    if not {'Z', 'CHI2', 'NPIXELS', 'DELTACHI2'} <= set(t.colnames):
+        return spectra
     rows = np.flatnonzero(np.isfinite(np.asarray(t['Z'], float)) & ~np.isfinite(np.asarray(t['CHI2'], float) + np.asarray(t['DELTACHI2'], float)))
-    if not len(rows): return spectra
+    if not len(rows):
+        return spectra
     own, t = scan_redshift(spectra[rows].replace(meta=t['TARGETID',][rows]), device=device).to_table(), t.copy()
-    for name in ('CHI2', 'NPIXELS', 'DELTACHI2'): t[name][rows] = own[name]
+    for name in ('CHI2', 'NPIXELS', 'DELTACHI2'):
+        t[name][rows] = own[name]
     return spectra.replace(meta=t)
 
 # %% ../../nbs/pipeline/01_score.ipynb #d5c6f0ba
@@ -229,8 +249,10 @@ def match_grid(
 def _score_batch(paths, weights, redrock=None, keep_sky=False, device='cpu'):
     "Score table of files that are read together, and a dict path → reason of those that cannot be read."
     spectra, failed = read_targets(paths, redrock, keep_sky)
-    if spectra is None or not len(spectra): return Table(), failed
-    if 'Z' not in spectra.meta.colnames: log.warning("%s: no redrock columns, so no probabilities; latents and reconstruction only", paths[0])
+    if spectra is None or not len(spectra):
+        return Table(), failed
+    if 'Z' not in spectra.meta.colnames:
+        log.warning("%s: no redrock columns, so no probabilities; latents and reconstruction only", paths[0])
     table = score_spectra(match_grid(spectra, weights), weights, device)
     table['FILE'] = spectra.meta['FILE']
     return table, failed
@@ -244,15 +266,18 @@ def score_file(
 ): # score Table with FILE; empty if the file holds nothing but a sky fibre
     "Score one file; `ReadError` if it cannot be read."
     table, failed = _score_batch([path], weights, redrock, keep_sky, device)
-    for reason in failed.values(): raise ReadError(reason)
+    for reason in failed.values():
+        raise ReadError(reason)
     return table
 
 # %% ../../nbs/pipeline/01_score.ipynb #ad85acd0
 def _score_some(paths, weights, options):
     "Score tables and failures of files that are read together."
-    try: table, failed = _score_batch(paths, weights, **options)
+    try:
+        table, failed = _score_batch(paths, weights, **options)
     except Exception as e:
-        if len(paths) == 1: return [], {str(paths[0]): failure_text(e, paths[0])}
+        if len(paths) == 1:
+            return [], {str(paths[0]): failure_text(e, paths[0])}
         parts = [_score_some([path], weights, options) for path in paths]
         return [t for tables, _ in parts for t in tables], {k: v for _, failed in parts for k, v in failed.items()}
     return [table]*bool(len(table)), failed

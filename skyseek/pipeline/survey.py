@@ -64,7 +64,8 @@ class Job:
     ended: frozenset = frozenset()  # names of runs that may have left something where a worker runs
 
     @property
-    def name(self): return f"{self.survey}-{self.program}-{','.join(map(str, self.pixels))}"
+    def name(self):
+        return f"{self.survey}-{self.program}-{','.join(map(str, self.pixels))}"
 
 # %% ../../nbs/pipeline/08_survey.ipynb #f1d8196f
 _READING = threading.Lock()  # files of a job are fetched side by side and read one after the other
@@ -72,9 +73,12 @@ _READING = threading.Lock()  # files of a job are fetched side by side and read 
 @lru_cache(maxsize=2)
 def _weights(folder, device, identity=''):
     "Weights, loaded once in a process, and again when they have changed."
-    try: weights = load_weights(folder, device)
-    except (ValueError, OSError) as e: raise DestinationError(f'a worker cannot load the weights: {e}') from e
-    if identity and identity != _fingerprints(weights): raise DestinationError(f'{folder}: a worker finds other weights there than the run began with')
+    try:
+        weights = load_weights(folder, device)
+    except (ValueError, OSError) as e:
+        raise DestinationError(f'a worker cannot load the weights: {e}') from e
+    if identity and identity != _fingerprints(weights):
+        raise DestinationError(f'{folder}: a worker finds other weights there than the run began with')
     return weights
 
 def _fingerprints(weights):
@@ -91,13 +95,17 @@ def _read_pixel(job, hpx, scratch):
         record['bytes'] = counter.bytes
         with _READING, warnings.catch_warnings(record=True) as told:  # filters of warnings belong to all threads
             warnings.simplefilter('always')
-            try: spectra = extract(coadd, redrock)
+            try:
+                spectra = extract(coadd, redrock)
             except ReadError as e:
-                if 'no science target' not in str(e): raise
+                if 'no science target' not in str(e):
+                    raise
                 spectra = None  # nothing but sky fibres: done, with no rows
         record['notes'] = ' | '.join(str(w.message).replace(str(coadd), Path(coadd).name) for w in told)[:300]
-    except Unreachable as e: return None, record | dict(error=str(e), passing=True)
-    except ImportError as e: raise DestinationError(f'a worker lacks a package: {e}') from e
+    except Unreachable as e:
+        return None, record | dict(error=str(e), passing=True)
+    except ImportError as e:
+        raise DestinationError(f'a worker lacks a package: {e}') from e
     except Exception as e:
         if getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise DestinationError(f'{scratch}: {e.strerror}') from None
@@ -105,7 +113,8 @@ def _read_pixel(job, hpx, scratch):
     finally:
         record['seconds'] = time.time() - start
         if job.archive.remote:
-            for path in Path(scratch).glob(f'*-{job.survey}-{job.program}-{hpx}.fits'): path.unlink()
+            for path in Path(scratch).glob(f'*-{job.survey}-{job.program}-{hpx}.fits'):
+                path.unlink()
     if spectra is not None:
         spectra.meta['FILE'] = Path(coadd).name
         record['n'] = len(spectra)
@@ -125,7 +134,9 @@ def _score_together(spectra, job):
     whole = concatenate(spectra) if len(spectra) > 1 else spectra[0]
     table, start, out = score_spectra(whole, weights, job.device), 0, []
     table['FILE'] = whole.meta['FILE']
-    for s in spectra: out.append(table[start:start + len(s)]); start += len(s)
+    for s in spectra:
+        out.append(table[start:start + len(s)])
+        start += len(s)
     return out
 
 # %% ../../nbs/pipeline/08_survey.ipynb #984708dc
@@ -133,20 +144,28 @@ def survey_part(
     job, # `Job`
 ): # list of dicts, one a pixel: survey program hpx n bytes seconds error passing notes
     "Do some pixels: from the archive to the part of the catalogue. Errors of a file are reported, not raised; only `DestinationError` is."
-    if torch.device(job.device).type == 'cpu': torch.set_num_threads(1)
-    if job.scratch and not Path(job.scratch).is_dir(): raise DestinationError(f'{job.scratch}: no such folder where a worker runs')
+    if torch.device(job.device).type == 'cpu':
+        torch.set_num_threads(1)
+    if job.scratch and not Path(job.scratch).is_dir():
+        raise DestinationError(f'{job.scratch}: no such folder where a worker runs')
     _tidy(job.scratch, job.ended)
     with TemporaryDirectory(dir=job.scratch, prefix=scratch_prefix(job.run or RUN)) as scratch:
-        with ThreadPoolExecutor(min(4, len(job.pixels))) as pool: read = list(pool.map(lambda h: _read_pixel(job, h, scratch), job.pixels))
+        with ThreadPoolExecutor(min(4, len(job.pixels))) as pool:
+            read = list(pool.map(lambda h: _read_pixel(job, h, scratch), job.pixels))
     start, some = time.time(), [(s, r) for s, r in read if s is not None]
     tables = {}
-    try: tables = dict(zip([r['hpx'] for _, r in some], _score_together([s for s, _ in some], job))) if some else {}
-    except DestinationError: raise
+    try:
+        tables = dict(zip([r['hpx'] for _, r in some], _score_together([s for s, _ in some], job))) if some else {}
+    except DestinationError:
+        raise
     except Exception as e:
-        if len(some) == 1: some[0][1].update(_failed(e))
+        if len(some) == 1:
+            some[0][1].update(_failed(e))
     for spectra, record in read:
-        if spectra is not None and record['hpx'] not in tables and not record['error']: _score_alone(spectra, record, tables, job)
-        if record['error']: continue
+        if spectra is not None and record['hpx'] not in tables and not record['error']:
+            _score_alone(spectra, record, tables, job)
+        if record['error']:
+            continue
         record['seconds'] += (time.time() - start)/max(len(some), 1)*(spectra is not None)
         _write(spectra, tables.get(record['hpx'], Table()), record, job)
     return [r for _, r in read]
@@ -157,26 +176,32 @@ def _tidy(scratch, ended):
     "Remove what ended runs have fetched where this worker runs, once in a process."
     sweep_scratch(scratch, ended)
 
-def _peak(): return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)  # MB, of this process so far
+def _peak():
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)  # MB, of this process so far
 
 def _score_alone(spectra, record, tables, job):
     "Score one pixel of those that failed together."
-    try: tables[record['hpx']], = _score_together([spectra], job)
-    except DestinationError: raise
-    except Exception as e: record.update(_failed(e))
+    try:
+        tables[record['hpx']], = _score_together([spectra], job)
+    except DestinationError:
+        raise
+    except Exception as e:
+        record.update(_failed(e))
 
 # %% ../../nbs/pipeline/08_survey.ipynb #ba0b107d
 def _write(spectra, table, record, job):
     "Write the part, and the spectra if they are wanted."
     path, facts = part_path(job.dest, job.survey, job.program, record['hpx']), {k: record[k] for k in ('bytes', 'notes')} | dict(version=__version__, seconds=round(record['seconds'], 2), peak_mb=_peak())
-    if len(table): facts['header'] = _cards(table, job)
+    if len(table):
+        facts['header'] = _cards(table, job)
     try:
         with named_run(job.run):
             if job.keep_spectra and spectra is not None:
                 name = f"spectra-{job.survey}-{job.program}-{record['hpx']}.fits"
                 write_spectra(spectra, Path(job.dest)/'spectra'/job.survey/job.program/name)
             write_part(table, path, facts)
-    except OSError as e: raise DestinationError(str(e)) from None
+    except OSError as e:
+        raise DestinationError(str(e)) from None
 
 def _cards(table, job):
     "What a catalogue's header says of weights, thresholds and training."
@@ -186,7 +211,8 @@ def _cards(table, job):
     return cards | {'ARCHIVE': job.archive.root.rsplit('/', 1)[-1]}
 
 # %% ../../nbs/pipeline/08_survey.ipynb #9c9633a4
-def _note(dest, survey, program, hpx): return Path(dest)/'failed'/f'{survey}-{program}-{hpx}.json'
+def _note(dest, survey, program, hpx):
+    return Path(dest)/'failed'/f'{survey}-{program}-{hpx}.json'
 
 def open_jobs(
     dest, # folder of the catalogue
@@ -204,10 +230,12 @@ def open_jobs(
 def _remember(dest, record):
     "Keep a note of a failure, or take it away."
     path = _note(dest, record['survey'], record['program'], record['hpx'])
-    if not record['error']: path.unlink(missing_ok=True)
+    if not record['error']:
+        path.unlink(missing_ok=True)
     elif not record['passing']:
         keys = ('survey', 'program', 'hpx', 'error', *['traceback']*bool(record.get('traceback')))
-        with write_atomic(path) as tmp: tmp.write_text(json.dumps({k: record[k] for k in keys}, indent=1))
+        with write_atomic(path) as tmp:
+            tmp.write_text(json.dumps({k: record[k] for k in keys}, indent=1))
 
 # %% ../../nbs/pipeline/08_survey.ipynb #c5681ab8
 def _identity(archive, weights):
@@ -242,10 +270,12 @@ def _check_settings(s):
     "Raise `ValueError` for what makes no sense, with the name of the option."
     for name in ('workers', 'together'):
         value = getattr(s, name)
-        if value is not None and value < 1: raise ValueError(f"{name}={value} (--{name}): at least one")
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} (--{name}): at least one")
     if not (math.isfinite(s.timeout) and s.timeout > 0):
         raise ValueError(f"timeout={s.timeout} (--timeout): give seconds, more than none")
-    if not (math.isfinite(s.patience) and s.patience >= 0): raise ValueError(f"patience={s.patience}: give seconds")
+    if not (math.isfinite(s.patience) and s.patience >= 0):
+        raise ValueError(f"patience={s.patience}: give seconds")
     if not isinstance(s.cluster_options, dict):
         raise ValueError(f"cluster_options={s.cluster_options}: give a dict, such as parse_options(['account=desi'])")
     if s.cluster_options and s.cluster != 'slurm':
@@ -293,7 +323,8 @@ def _begun(dest, s, sure):
         if over or not s.cluster:
             sweep(dest, {run})
             sweep_scratch(s.scratch, {run})
-            with suppress(OSError): end_run(dest, run)  # on a full disk
+            with suppress(OSError):
+                end_run(dest, run)  # on a full disk
 
 # %% ../../nbs/pipeline/08_survey.ipynb #5f20e9e8
 def parse_options(
@@ -321,7 +352,8 @@ def run_survey(
     "From an archive to a catalogue. Run it again to go on."
     whole = lambda path: path and str(Path(path).resolve())  # workers may have been started elsewhere
     s, dest = replace(settings, weights=whole(settings.weights), scratch=whole(settings.scratch)), Path(dest).resolve()
-    if s.scratch and not Path(s.scratch).is_dir(): raise ValueError(f"{s.scratch}: no such folder for what is fetched; make it, or give another")
+    if s.scratch and not Path(s.scratch).is_dir():
+        raise ValueError(f"{s.scratch}: no such folder for what is fetched; make it, or give another")
     archive = open_archive(source, s.endpoint, s.timeout, s.patience)
     pixels = list_pixels(archive, s.surveys, s.programs, s.pixels)
     identity = _identity(archive, load_weights(s.weights))
@@ -347,8 +379,10 @@ def _any_rows(dest):
     "Whether a part has rows; parts that cannot be read are passed over."
     for path in list_parts(dest):
         try:
-            if len(read_part(path, ['TARGETID'])): return True
-        except ValueError: continue
+            if len(read_part(path, ['TARGETID'])):
+                return True
+        except ValueError:
+            continue
     return False
 
 def _do(archive, jobs, dest, s, total, before, progress):
@@ -362,10 +396,16 @@ def _do(archive, jobs, dest, s, total, before, progress):
             for records in run_jobs(jobs, executor, limit, survey_part):
                 for r in records:
                     _remember(dest, r)
-                    if r.get('traceback'): log.debug('%s', r['traceback'])
-                    if r['error']: failed[f"{r['survey']}-{r['program']}-{r['hpx']}"] = r['error']
-                    else: total.update(done=1, n=r['n'], bytes=r['bytes'])
-                bar.update(len(records)); bar.set_postfix_str(f"{total['n']} spectra, {len(failed)} failed", refresh=False)
-        except NetworkLost: raise ValueError(f"{archive.root}: {QUIET} files in a row could not be fetched, the last because: {list(failed.values())[-1]}; run again when the archive answers, whole parts are kept") from None
-        except DestinationError as e: raise ValueError(f"{e}; run again when there is room, whole parts are kept") from None
+                    if r.get('traceback'):
+                        log.debug('%s', r['traceback'])
+                    if r['error']:
+                        failed[f"{r['survey']}-{r['program']}-{r['hpx']}"] = r['error']
+                    else:
+                        total.update(done=1, n=r['n'], bytes=r['bytes'])
+                bar.update(len(records))
+                bar.set_postfix_str(f"{total['n']} spectra, {len(failed)} failed", refresh=False)
+        except NetworkLost:
+            raise ValueError(f"{archive.root}: {QUIET} files in a row could not be fetched, the last because: {list(failed.values())[-1]}; run again when the archive answers, whole parts are kept") from None
+        except DestinationError as e:
+            raise ValueError(f"{e}; run again when there is room, whole parts are kept") from None
     return failed

@@ -46,7 +46,8 @@ def write_part(
 ): # the path
     "Write a part, whole or not at all."
     options = dict(compression='zstd', write_statistics=True, write_page_checksum=True)
-    with write_atomic(path) as tmp: pq.write_table(as_arrow(table, about), tmp, **options)
+    with write_atomic(path) as tmp:
+        pq.write_table(as_arrow(table, about), tmp, **options)
     return Path(path)
 
 # %% ../../nbs/pipeline/05_survey_catalogue.ipynb #c251f0a3
@@ -61,10 +62,14 @@ def is_whole(
             head, size = f.read(4), f.seek(0, 2)
             f.seek(max(0, size - 8))
             tail = f.read(8)
-    except OSError: return False
-    if size < 12 or not head == tail[4:] == b'PAR1' or 12 + int.from_bytes(tail[:4], 'little') > size: return False
-    try: return pq.read_metadata(path).num_columns > 0
-    except (OSError, pa.ArrowException): return False
+    except OSError:
+        return False
+    if size < 12 or not head == tail[4:] == b'PAR1' or 12 + int.from_bytes(tail[:4], 'little') > size:
+        return False
+    try:
+        return pq.read_metadata(path).num_columns > 0
+    except (OSError, pa.ArrowException):
+        return False
 
 # %% ../../nbs/pipeline/05_survey_catalogue.ipynb #4e18d12f
 def read_part(
@@ -74,15 +79,18 @@ def read_part(
     n=None, # rows that it must have, if that is known
 ): # pyarrow Table
     "Read a part, or some of it; `ValueError` with its name if it is gone, cut, damaged, or has changed."
-    try: table = pq.read_table(path, columns=columns, filters=where, partitioning=None, page_checksum_verification=True)
+    try:
+        table = pq.read_table(path, columns=columns, filters=where, partitioning=None, page_checksum_verification=True)
     except FileNotFoundError as e:
         raise ValueError(f"{path}: was removed while the catalogue was read; run again") from e
     except (OSError, pa.ArrowException) as e:
-        if not is_whole(path): raise ValueError(f"{path}: is cut; {_REDO}") from e
+        if not is_whole(path):
+            raise ValueError(f"{path}: is cut; {_REDO}") from e
         raise ValueError(f"{path}: is damaged ({str(e).splitlines()[0][:100]}); remove it, and {_REDO}") from e
     if lacking := [c for c in columns or PART_COLUMNS if c not in table.column_names]:
         raise ValueError(f"{path}: lacks {', '.join(lacking[:5])}; remove it, and {_REDO}")
-    if n is not None and len(table) != n: raise ValueError(f"{path}: changed while the catalogue was read; run again")
+    if n is not None and len(table) != n:
+        raise ValueError(f"{path}: changed while the catalogue was read; run again")
     return table
 
 # %% ../../nbs/pipeline/05_survey_catalogue.ipynb #9f0131c5
@@ -97,8 +105,10 @@ def part_facts(
     schema, # pyarrow schema of a part
 ): # dict; empty if there are none
     "The facts that were kept with a part."
-    try: facts = json.loads((schema.metadata or {}).get(b'skyseek', b'{}'))
-    except (ValueError, RecursionError): return {}
+    try:
+        facts = json.loads((schema.metadata or {}).get(b'skyseek', b'{}'))
+    except (ValueError, RecursionError):
+        return {}
     return facts if isinstance(facts, dict) else {}
 
 def _header_of(facts):
@@ -106,7 +116,8 @@ def _header_of(facts):
     values = {}
     for header in (f.get('header') for f in facts):
         for key, value in (header if isinstance(header, dict) else {}).items():
-            if value not in values.setdefault(key, []): values[key].append(value)
+            if value not in values.setdefault(key, []):
+                values[key].append(value)
     return {k: v[0] if len(v) == 1 else ', '.join(map(str, v)) for k, v in values.items()}
 
 # %% ../../nbs/pipeline/05_survey_catalogue.ipynb #8bcf5694
@@ -117,7 +128,8 @@ def list_parts(
     keys, pattern = {}, rf'({WORD})-({WORD})-(\d{{1,5}})\.parquet'
     for path in Path(dest, 'catalogue').glob('*/*/*/*.parquet'):
         name = re.fullmatch(pattern, path.name)
-        if name and path.parts[-4:-2] == (name[1], name[2]): keys[path] = name[1], name[2], int(name[3])
+        if name and path.parts[-4:-2] == (name[1], name[2]):
+            keys[path] = name[1], name[2], int(name[3])
     return sorted(keys, key=keys.get)
 
 def read_dataset(
@@ -129,7 +141,8 @@ def read_dataset(
     parts = list_parts(dest)
     if not parts:
         raise ValueError(f"{dest}: no parts of a catalogue there; run `skyseek survey` first, or check the folder")
-    if unknown := set(columns or ()) - set(PART_COLUMNS): raise ValueError(f"no column {', '.join(sorted(unknown))} in the catalogue")
+    if unknown := set(columns or ()) - set(PART_COLUMNS):
+        raise ValueError(f"no column {', '.join(sorted(unknown))} in the catalogue")
     tables = [read_part(p, columns, where) for p in parts]
     out = as_table(_joined(tables, parts))
     out.meta |= _header_of([part_facts(t.schema) for t in tables])
@@ -168,7 +181,8 @@ def truth_from_repeats(
 ): # Table TARGETID TRUE_Z TRUE_SPECTYPE SURVEY PROGRAM (of the shallow observation) DEEP_SURVEY DEEP_PROGRAM DEPTH_RATIO Z SPECTYPE (the shallow answer)
     "The deep answers of targets that were seen twice, as the truth of their shallow observations."
     lacking = [c for c in REPEAT_COLUMNS if c not in table.colnames]
-    if lacking: raise ValueError(f"the table lacks {', '.join(lacking)}; give a catalogue of `skyseek survey`, or DESI's zall-pix")
+    if lacking:
+        raise ValueError(f"the table lacks {', '.join(lacking)}; give a catalogue of `skyseek survey`, or DESI's zall-pix")
     text = lambda c: np.char.strip(np.asarray(table[c]).astype(str))
     ids = read_ids(table['TARGETID'], 'the table of repeats')
     depth = np.nan_to_num(np.asarray(table['TSNR2_LRG'], float))
@@ -178,13 +192,15 @@ def truth_from_repeats(
     deep = np.repeat(order[start], np.diff(np.append(start, len(order))))
     ok = (deep != order) & (depth[deep] >= deeper*depth[order]) & (depth[order] > 0) & (np.asarray(table['ZWARN'])[deep] == 0) & (np.asarray(table['DELTACHI2'], float)[deep] >= secure)
     deep, row = deep[ok], order[ok]
-    if not len(row): raise ValueError(f"none of {len(np.unique(ids))} targets was seen again {deeper:g} times deeper with a secure redshift; give both surveys, or lower `deeper`")
+    if not len(row):
+        raise ValueError(f"none of {len(np.unique(ids))} targets was seen again {deeper:g} times deeper with a secure redshift; give both surveys, or lower `deeper`")
     spectype, survey, program = text('SPECTYPE'), text('SURVEY'), text('PROGRAM')
     z = np.asarray(table['Z'], float)
     out = Table(dict(TARGETID=ids[row], TRUE_Z=z[deep], TRUE_SPECTYPE=spectype[deep], SURVEY=survey[row], PROGRAM=program[row],
                      DEEP_SURVEY=survey[deep], DEEP_PROGRAM=program[deep],
                      DEPTH_RATIO=(depth[deep]/depth[row]).astype(np.float32), Z=z[row], SPECTYPE=spectype[row]))
-    for name, words in REPEAT_TRUTH.items(): out[name].description = words
+    for name, words in REPEAT_TRUTH.items():
+        out[name].description = words
     out.meta |= {'SKYSEEK': __version__, 'TRUTH': 'repeats', 'DEEPER': deeper, 'SECURE': secure}
     out.meta |= {k: table.meta[k] for k in ('SOURCE', 'ARCHIVE') if k in table.meta}
     return out
@@ -194,7 +210,8 @@ def read_repeats(
     source, # folder of a catalogue, or a FITS file such as zall-pix-iron.fits
 ): # Table of REPEAT_COLUMNS
     "The columns that repeats are found by; of a FITS table only these are read."
-    if Path(source).is_dir(): out = read_dataset(source, list(REPEAT_COLUMNS))
+    if Path(source).is_dir():
+        out = read_dataset(source, list(REPEAT_COLUMNS))
     else:
         try:
             with fits.open(source, memmap=True) as hdus:
@@ -217,19 +234,25 @@ def summarise(
 ): # Table, a row a pixel: SURVEY PROGRAM HEALPIX N N_WARNED N_FLAG_Z N_FLAG_S N_ALT N_UNFAMILIAR N_ODD P_Z (sum of P_Z_WRONG) SNR (median) RA DEC BYTES SECONDS
     "Counts and sums by pixel; a few columns of each part are read, one part at a time."
     rows = [row for path in list_parts(dest) if (row := _summary_of(path))]
-    if not rows: raise ValueError(f"{dest}: no part of a catalogue with rows; run `skyseek survey` first")
+    if not rows:
+        raise ValueError(f"{dest}: no part of a catalogue with rows; run `skyseek survey` first")
     table = Table(rows)
-    for name in ('RA', 'DEC'): table[name].unit = 'deg'
+    for name in ('RA', 'DEC'):
+        table[name].unit = 'deg'
     return table
 
 def _summary_of(path):
     "The row of one part; None for a part without rows, or one that cannot be read, which is said."
-    try: part = read_part(path, _SUMMED)
-    except ValueError as e: log.warning('%s; it is left out of the summary', e); return None
+    try:
+        part = read_part(path, _SUMMED)
+    except ValueError as e:
+        log.warning('%s; it is left out of the summary', e)
+        return None
     about = part_facts(part.schema)
     t = {name: np.asarray(part.column(name).to_numpy(zero_copy_only=False)) for name in _SUMMED}
     n = len(t['SNR'])
-    if not n: return None
+    if not n:
+        return None
     flags = dict(N_FLAG_Z='FLAG_Z_WRONG', N_FLAG_S='FLAG_S_WRONG', N_ALT='FLAG_ALT', N_UNFAMILIAR='UNFAMILIAR')
     count = {k: int(np.sum(t[c])) for k, c in flags.items()}
     return dict(SURVEY=str(t['SURVEY'][0]), PROGRAM=str(t['PROGRAM'][0]), HEALPIX=int(t['HEALPIX'][0]),
@@ -265,13 +288,15 @@ def plot_sky(
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(8, 4), subplot_kw=dict(projection='mollweide'), layout='constrained')
     share, n = {}, {}
-    for h, k, m in zip(summary['HEALPIX'], summary[column], summary['N']): share[h], n[h] = share.get(h, 0) + k, n.get(h, 0) + m
+    for h, k, m in zip(summary['HEALPIX'], summary[column], summary['N']):
+        share[h], n[h] = share.get(h, 0) + k, n.get(h, 0) + m
     pixels = np.array(list(share))
     colour = np.array([share[h]/n[h] for h in pixels])
     where = {h: (ra, dec) for h, ra, dec in zip(summary['HEALPIX'], summary['RA'], summary['DEC'])}
     ra, dec = np.array([where[h] for h in pixels]).T
     points = ax.scatter(-np.radians((ra + 180) % 360 - 180), np.radians(dec), c=colour, s=7, marker='D', linewidths=0)  # a pixel of nside 64 is 0.9 deg wide
-    ax.grid(alpha=.4); ax.set_xticklabels([f'{(-x) % 360:.0f}°' for x in range(-150, 180, 30)], fontsize=7)
+    ax.grid(alpha=.4)
+    ax.set_xticklabels([f'{(-x) % 360:.0f}°' for x in range(-150, 180, 30)], fontsize=7)
     plt.colorbar(points, ax=ax, label=label, shrink=.7)
     return fig
 
@@ -291,11 +316,16 @@ def close_dataset(
             raise ValueError(f"{path}: has other columns than this version writes; move it away, and its pixel is done again")
         meta.set_file_path(str(path.relative_to(dest/'catalogue')))
         collected.append(meta)
-    with write_atomic(dest/'catalogue/_metadata') as tmp: pq.write_metadata(schema, tmp, metadata_collector=collected)
+    with write_atomic(dest/'catalogue/_metadata') as tmp:
+        pq.write_metadata(schema, tmp, metadata_collector=collected)
     summary = summarise(dest)
     write_table(summary, dest/'summary.fits', 'SUMMARY')
-    with write_atomic(dest/'summary.txt') as tmp: tmp.write_text(describe(summary) + '\n')
-    with write_atomic(dest/'sky.png') as tmp: fig = plot_sky(summary); fig.savefig(tmp, dpi=110, format='png'); _close(fig)
+    with write_atomic(dest/'summary.txt') as tmp:
+        tmp.write_text(describe(summary) + '\n')
+    with write_atomic(dest/'sky.png') as tmp:
+        fig = plot_sky(summary)
+        fig.savefig(tmp, dpi=110, format='png')
+        _close(fig)
     write_table(_oddest(parts, most), dest/'anomalies.fits', 'ANOMALIES')
     return summary
 
@@ -308,8 +338,10 @@ def _oddest(parts, most):
     "The oddest rows of the whole, in order; the threshold comes from one column, so that few rows are read in full."
     scores = {}
     for path in parts:
-        try: scores[path] = np.nan_to_num(read_part(path, ['ANOMALY']).column(0).to_numpy(), nan=-1)
-        except ValueError: continue  # the summary has said so
+        try:
+            scores[path] = np.nan_to_num(read_part(path, ['ANOMALY']).column(0).to_numpy(), nan=-1)
+        except ValueError:
+            continue  # the summary has said so
     odd = np.sort(np.concatenate(list(scores.values())))[::-1]
     tables = [read_part(p, where=[('ANOMALY', '>=', float(odd[min(most, len(odd)) - 1]))]) for p in scores]
     table = as_table(_joined(tables, list(scores)))
@@ -325,7 +357,8 @@ EXTRA = {'PRIMARY': (None, 'the row of choice for its TARGETID: no warning first
 def _fits_type(name):
     "numpy type in a FITS row, and TFORM."
     kind, width = ('?', 1) if name == 'PRIMARY' else ('i4', 1) if name == 'ANOMALY_RANK' else column_type(name)
-    if kind[0] == 'U': return f'S{kind[1:]}', f'{kind[1:]}A'
+    if kind[0] == 'U':
+        return f'S{kind[1:]}', f'{kind[1:]}A'
     dtype, form = _FORMATS[kind]
     return (dtype, (width,)) if width > 1 else dtype, f'{width if width > 1 else ""}{form}'
 
@@ -334,8 +367,10 @@ def _rows(table, names, dtype):
     out = np.zeros(len(table), dtype)
     for name in names:
         a = np.asarray(table[name])
-        if a.dtype.kind == 'U': a = np.array([ascii_text(x) for x in a.tolist()], dtype[name]) if not all(x.isascii() for x in a.tolist()) else np.char.encode(a, 'ascii')
-        elif a.dtype.kind == 'b': a = np.where(a, b'T', b'F')
+        if a.dtype.kind == 'U':
+            a = np.array([ascii_text(x) for x in a.tolist()], dtype[name]) if not all(x.isascii() for x in a.tolist()) else np.char.encode(a, 'ascii')
+        elif a.dtype.kind == 'b':
+            a = np.where(a, b'T', b'F')
         out[name] = a
     return out
 
@@ -356,7 +391,8 @@ def export_fits(
     dtype = np.dtype([(n, *t) if isinstance(t, tuple) else (n, t) for n, t in ((n, _fits_type(n)[0]) for n in names)])
     header = _table_header(names, dtype, int(keep.sum()), _header_of([part_facts(t.schema) for t in few]))
     with write_atomic(dst) as tmp, open(tmp, 'wb') as f:
-        f.write(fits.PrimaryHDU().header.tostring().encode()); f.write(header.tostring().encode())
+        f.write(fits.PrimaryHDU().header.tostring().encode())
+        f.write(header.tostring().encode())
         start = written = 0
         for path, n in zip(parts, map(len, few)):
             part, rows = as_table(read_part(path, n=n)), slice(start, start := start + n)
@@ -373,8 +409,10 @@ def _state(parts):
     "Which parts there are, and of what date and size."
     out = []
     for path in parts:
-        try: about = path.stat()
-        except OSError: continue
+        try:
+            about = path.stat()
+        except OSError:
+            continue
         out.append((path, about.st_mtime_ns, about.st_size, about.st_ino))
     return out
 
@@ -393,7 +431,8 @@ def _table_header(names, dtype, n, cards):
     for i, name in enumerate(names, 1):
         unit, words = (EXTRA | COLUMNS)[name]
         header[f'TTYPE{i}'], header[f'TFORM{i}'] = name, _fits_type(name)[1]
-        if unit: header[f'TUNIT{i}'] = unit
+        if unit:
+            header[f'TUNIT{i}'] = unit
         header[f'TCOMM{i}'] = ascii_text(words)
     for key, value in cards.items():
         header[key if len(key) <= 8 else f'HIERARCH {key}'] = ascii_text(value) if isinstance(value, str) else value

@@ -28,7 +28,8 @@ def _begin(parent):
     torch.set_num_threads(1)
     logging.getLogger('skyseek').setLevel(logging.ERROR)
     def watch():
-        while os.getppid() == parent: time.sleep(.5)
+        while os.getppid() == parent:
+            time.sleep(.5)
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
@@ -46,21 +47,29 @@ def cluster_executor(
     **options, # of dask_jobqueue.SLURMCluster, e.g. queue, account, walltime, cores, memory
 ): # Dask's executor
     "An existing Dask scheduler, or one that is started on Slurm."
-    try: from distributed import Client
-    except ImportError as e: raise ImportError("clusters need Dask; pip install 'skyseek[survey]'") from e
+    try:
+        from distributed import Client
+    except ImportError as e:
+        raise ImportError("clusters need Dask; pip install 'skyseek[survey]'") from e
     logging.getLogger('distributed').setLevel(logging.CRITICAL)  # what goes wrong is said by those who wait for it
     try:
-        if cluster == 'slurm': client = Client(_slurm(workers, options))
-        else: client = Client(scheduler_file=cluster, timeout=timeout) if str(cluster).endswith('.json') else Client(cluster, timeout=timeout)
-    except (OSError, TimeoutError, ValueError) as e: raise ValueError(f"{cluster}: no Dask scheduler answers there ({str(e).splitlines()[0][:100]}); start one with `dask scheduler`, and give its address") from e
+        if cluster == 'slurm':
+            client = Client(_slurm(workers, options))
+        else:
+            client = Client(scheduler_file=cluster, timeout=timeout) if str(cluster).endswith('.json') else Client(cluster, timeout=timeout)
+    except (OSError, TimeoutError, ValueError) as e:
+        raise ValueError(f"{cluster}: no Dask scheduler answers there ({str(e).splitlines()[0][:100]}); start one with `dask scheduler`, and give its address") from e
     return client.get_executor(retries=3, pure=False)
 
 def _slurm(workers, options):
     "Jobs on Slurm; raise `ValueError` for options that it does not have."
-    try: from dask_jobqueue import SLURMCluster
-    except ImportError as e: raise ImportError("Slurm needs dask-jobqueue; pip install 'skyseek[survey]'") from e
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError as e:
+        raise ImportError("Slurm needs dask-jobqueue; pip install 'skyseek[survey]'") from e
     options = {k: int(v) if str(v).isdigit() else v for k, v in options.items()}
-    try: slurm = SLURMCluster(**(dict(cores=1, processes=1, memory='4GB') | options))
+    try:
+        slurm = SLURMCluster(**(dict(cores=1, processes=1, memory='4GB') | options))
     except TypeError as e:
         raise ValueError(f"cluster options {', '.join(options)} (--cluster-option): Slurm does not take them ({e}); "
                          f"see dask_jobqueue.SLURMCluster") from e
@@ -79,19 +88,23 @@ ATTEMPTS, QUIET, HOPELESS = 3, 20, 12  # deaths of a worker on one file; failure
 # %% ../../nbs/pipeline/06_workers.ipynb #ad523c72
 class _Pool:
     "Workers and what they do; made anew when one of them has died."
-    def __init__(self, executor, work): self.executor, self.work, self.pool, self.running, self.done = executor, work, executor(), {}, SimpleQueue()
+    def __init__(self, executor, work):
+        self.executor, self.work, self.pool, self.running, self.done = executor, work, executor(), {}, SimpleQueue()
 
     def give(self, jobs): # list of jobs → those that a broken pool does not take
         for k, job in enumerate(jobs):
-            try: future = self.pool.submit(self.work, job)
-            except BrokenExecutor: return jobs[k:]
+            try:
+                future = self.pool.submit(self.work, job)
+            except BrokenExecutor:
+                return jobs[k:]
             self.running[future] = job
             future.add_done_callback(self.done.put)
         return []
 
     def take(self): # → list of (job, future) that are finished, at least one if the pool is whole; is it broken
         some = [self.done.get()] if self.running else []
-        while not self.done.empty(): some.append(self.done.get())
+        while not self.done.empty():
+            some.append(self.done.get())
         some = [f for f in some if f in self.running]  # not those of a pool that was given up
         broken = {f for f in some if not f.cancelled() and isinstance(f.exception(), BrokenExecutor)}
         return [(self.running.pop(f), f) for f in some if f not in broken], bool(broken) or not (some or self.running)
@@ -107,9 +120,12 @@ class _Pool:
 def stop(self: _Pool):
     "End the pool: processes of this machine are ended, and waited for; a cluster drops what it has not begun."
     at_work = list((getattr(self.pool, '_processes', None) or {}).values()) if self.running else []
-    for process in at_work: process.terminate()
-    try: self.pool.shutdown(wait=True, cancel_futures=True)  # one that is not waited for may complain when Python ends
-    except TypeError: self.pool.shutdown(wait=False)  # Dask's
+    for process in at_work:
+        process.terminate()
+    try:
+        self.pool.shutdown(wait=True, cancel_futures=True)  # one that is not waited for may complain when Python ends
+    except TypeError:
+        self.pool.shutdown(wait=False)  # Dask's
 
 # %% ../../nbs/pipeline/06_workers.ipynb #a01544ff
 def run_jobs(
@@ -127,27 +143,35 @@ def run_jobs(
             for job, future in finished:
                 records, died = _outcome(future, job)
                 dead = dead + 1 if died else 0
-                if died: records = _suspect(job, suspects, deaths)
+                if died:
+                    records = _suspect(job, suspects, deaths)
                 quiet = 0 if not all(r['passing'] for r in records) else quiet + len(records)
                 yield records
-                if quiet >= QUIET: raise NetworkLost
+                if quiet >= QUIET:
+                    raise NetworkLost
             if broken:
                 dead, lost = dead + 1, pool.renew()
-                for job in lost[:limit//4 + 1]: yield _suspect(job, suspects, deaths)  # no more than that had begun
+                for job in lost[:limit//4 + 1]:
+                    yield _suspect(job, suspects, deaths)  # no more than that had begun
                 waiting.extendleft(reversed(lost[limit//4 + 1:]))
-            if dead >= HOPELESS: raise ValueError(f"the workers die as soon as they begin, {dead} times in a row; try one file with `skyseek score`, and look at the memory of the machine")
-    finally: pool.stop()
+            if dead >= HOPELESS:
+                raise ValueError(f"the workers die as soon as they begin, {dead} times in a row; try one file with `skyseek score`, and look at the memory of the machine")
+    finally:
+        pool.stop()
 
 # %% ../../nbs/pipeline/06_workers.ipynb #1c7e890b
 def _next_jobs(waiting, suspects, room, busy):
     "Jobs to hand out: suspects one at a time, when nothing else runs, then as many as there is room for."
-    if suspects: return [] if busy else [suspects.popleft()]
+    if suspects:
+        return [] if busy else [suspects.popleft()]
     return [waiting.popleft() for _ in range(min(room, len(waiting)))]
 
 def _suspect(job, suspects, deaths):
     "Do a job again, alone; or say that it has failed."
     deaths[job.name] += 1
-    if deaths[job.name] < ATTEMPTS: suspects.append(job); return []
+    if deaths[job.name] < ATTEMPTS:
+        suspects.append(job)
+        return []
     return [_failure(job, h, f'the worker died on this file {ATTEMPTS} times; look at its memory, and at the file') for h in job.pixels]
 
 def _failure(job, hpx, error, trace=''):
@@ -158,9 +182,13 @@ def _failure(job, hpx, error, trace=''):
 def _outcome(future, job):
     "(records, did its worker die)."
     error = CancelledError() if future.cancelled() else future.exception()
-    if error is None: return future.result(), False
-    if isinstance(error, (DestinationError, ImportError)): raise error
-    if type(error).__name__ in ('FutureCancelledError', 'CancelledError'): raise ValueError("the Dask scheduler went away; start it again, and run again: whole parts are kept")
-    if type(error).__name__ in ('KilledWorker', 'CommClosedError'): return [], True
+    if error is None:
+        return future.result(), False
+    if isinstance(error, (DestinationError, ImportError)):
+        raise error
+    if type(error).__name__ in ('FutureCancelledError', 'CancelledError'):
+        raise ValueError("the Dask scheduler went away; start it again, and run again: whole parts are kept")
+    if type(error).__name__ in ('KilledWorker', 'CommClosedError'):
+        return [], True
     words, trace = failure_text(error), ''.join(traceback.format_exception(error))
     return [_failure(job, h, words, trace) for h in job.pixels], False

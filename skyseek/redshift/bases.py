@@ -37,17 +37,23 @@ class Basis:
 
     def __post_init__(self):
         k, n = np.shape(self.flux)
-        if n != len(self.wave): raise ValueError(f"{self.name}: templates have {n} pixels, wave has {len(self.wave)}; they must agree")
-        if not 1 <= k <= 10: raise ValueError(f"{self.name}: {k} templates; redrock's COEFF column holds 1 to 10")
-        if not self.zmin < self.zmax: raise ValueError(f"{self.name}: zmin {self.zmin} is not below zmax {self.zmax}")
+        if n != len(self.wave):
+            raise ValueError(f"{self.name}: templates have {n} pixels, wave has {len(self.wave)}; they must agree")
+        if not 1 <= k <= 10:
+            raise ValueError(f"{self.name}: {k} templates; redrock's COEFF column holds 1 to 10")
+        if not self.zmin < self.zmax:
+            raise ValueError(f"{self.name}: zmin {self.zmin} is not below zmax {self.zmax}")
         bad = ~(np.isfinite(self.flux).all(0) & np.isfinite(self.wave))
-        if bad.any(): raise ValueError(f"{self.name}: {bad.sum()} of {n} template pixels are not finite; the template file is damaged")
-        if not (np.diff(self.wave) > 0).all(): raise ValueError(f"{self.name}: template wavelengths do not increase; check CRVAL1, CDELT1 and LOGLAM")
+        if bad.any():
+            raise ValueError(f"{self.name}: {bad.sum()} of {n} template pixels are not finite; the template file is damaged")
+        if not (np.diff(self.wave) > 0).all():
+            raise ValueError(f"{self.name}: template wavelengths do not increase; check CRVAL1, CDELT1 and LOGLAM")
         if self.variance is not None and (len(self.variance) != k or not (np.asarray(self.variance) > 0).all()):
             raise ValueError(f"{self.name}: variance must hold {k} positive numbers, one for each template")
 
     @property
-    def name(self): return f"{self.spectype}:::{self.subtype}" if self.subtype else self.spectype
+    def name(self):
+        return f"{self.spectype}:::{self.subtype}" if self.subtype else self.spectype
 
     def __repr__(self):
         return f"Basis[{self.name}, {len(self.flux)} templates] {self.wave[0]:.0f}–{self.wave[-1]:.0f} Å, z {self.zmin:.4g} to {self.zmax:.4g}"
@@ -66,20 +72,25 @@ def read_basis(
         flux, z = np.asarray(flux, np.float64), np.asarray(hdus['REDSHIFTS'].data, float) if 'REDSHIFTS' in hdus else None
     spectype, subtype = h['RRTYPE'].strip().upper(), h.get('RRSUBTYP', '').strip()
     absent = [k for k in ('CRVAL1', 'CDELT1') if k not in h]
-    if absent: raise ValueError(f"{path}: no keyword {' and '.join(absent)} for the wavelengths in the first HDU; give redrock's rrtemplate-*.fits")
+    if absent:
+        raise ValueError(f"{path}: no keyword {' and '.join(absent)} for the wavelengths in the first HDU; give redrock's rrtemplate-*.fits")
     wave = h['CRVAL1'] + h['CDELT1']*(np.arange(flux.shape[1]) + 1 - h.get('CRPIX1', 1))
-    if h.get('LOGLAM', 0) not in (0, False, 'F'): wave = 10**wave
+    if h.get('LOGLAM', 0) not in (0, False, 'F'):
+        wave = 10**wave
     default = Z_RANGES.get(f'{spectype}:::{subtype}', Z_RANGES.get(spectype, (-0.005, 1.7)))
     zmin, zmax = default if z is None else (z.min(), z.max())
-    try: return Basis(wave, flux, spectype, subtype, float(zmin), float(zmax), spectype == 'QSO', str(h.get('VERSION', '')).strip())
-    except ValueError as e: raise ValueError(f"{path}: {e}") from None
+    try:
+        return Basis(wave, flux, spectype, subtype, float(zmin), float(zmax), spectype == 'QSO', str(h.get('VERSION', '')).strip())
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from None
 
 def read_bases(
     folder, # with redrock's rrtemplate-*.fits
 ): # list of `Basis`
     "Read all redrock templates of a folder."
     paths = sorted(Path(folder).glob('rrtemplate-*.fits'))
-    if not paths: raise ValueError(f"{folder}: no rrtemplate-*.fits there; give the folder of redrock-templates")
+    if not paths:
+        raise ValueError(f"{folder}: no rrtemplate-*.fits there; give the folder of redrock-templates")
     return [read_basis(p) for p in paths]
 
 # %% ../../nbs/redshift/01_bases.ipynb #1be8e683
@@ -127,12 +138,15 @@ def pca_bases(
     spectype, subtype = (np.asarray(library.table[name]).astype(str) for name in ('SPECTYPE', 'SUBTYPE'))
     out = []
     wave, flux = _select(library, np.flatnonzero(spectype == 'GALAXY'), 1300)
-    if len(flux): out.append(Basis(wave, _svd(flux, n_galaxy, np.where(wave < 5050, 3., 1.)), 'GALAXY', '', -0.005, 1.7, False, 'pca'))
+    if len(flux):
+        out.append(Basis(wave, _svd(flux, n_galaxy, np.where(wave < 5050, 3., 1.)), 'GALAXY', '', -0.005, 1.7, False, 'pca'))
     out += _quasar_bases(library, np.flatnonzero(spectype == 'QSO'), n_qso)
     for kind in np.unique(subtype[spectype == 'STAR']):
         wave, flux = _select(library, np.flatnonzero((spectype == 'STAR') & (subtype == kind)), 3100)
-        if len(flux): out.append(Basis(wave, _svd(flux, n_star), 'STAR', str(kind), -0.002, 0.002, False, 'pca'))
-    if not out: raise ValueError("the library has no complete template of SPECTYPE GALAXY, QSO or STAR; check its table and coverage")
+        if len(flux):
+            out.append(Basis(wave, _svd(flux, n_star), 'STAR', str(kind), -0.002, 0.002, False, 'pca'))
+    if not out:
+        raise ValueError("the library has no complete template of SPECTYPE GALAXY, QSO or STAR; check its table and coverage")
     return out
 
 # %% ../../nbs/redshift/01_bases.ipynb #fa43083f
@@ -144,9 +158,11 @@ def save_bases(
     arrays, about = {}, []
     for i, b in enumerate(bases):
         arrays |= {f'{i}.wave': np.asarray(b.wave, np.float64), f'{i}.flux': np.ascontiguousarray(b.flux, np.float32)}
-        if b.variance is not None: arrays[f'{i}.variance'] = np.asarray(b.variance, np.float64)
+        if b.variance is not None:
+            arrays[f'{i}.variance'] = np.asarray(b.variance, np.float64)
         about.append({name: getattr(b, name) for name in ('spectype', 'subtype', 'zmin', 'zmax', 'forest', 'version')})
-    with write_atomic(path) as tmp: save_file(arrays, tmp, metadata=dict(bases=json.dumps(about)))
+    with write_atomic(path) as tmp:
+        save_file(arrays, tmp, metadata=dict(bases=json.dumps(about)))
     return Path(path)
 
 def load_bases(

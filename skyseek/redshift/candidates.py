@@ -29,7 +29,8 @@ class Candidates:
     p: np.ndarray  # (N, C) posterior that believes in the templates; 0 for an answer that only the pipeline has
     pipeline: np.ndarray  # (N, C) bool: this is the pipeline's answer; not `known` where no template of its class goes to such a redshift
 
-    def __len__(self): return len(self.z)
+    def __len__(self):
+        return len(self.z)
 
     def __getitem__(self, rows): # bool or integer array → `Candidates` of these spectra
         return Candidates(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
@@ -50,7 +51,8 @@ def _pad(fit, width):
 # %% ../../nbs/redshift/06_candidates.ipynb #39209f42
 def _has_answer(spectra):
     "Whether each spectrum has a pipeline's answer that can be tested."
-    if not {'Z', 'SPECTYPE'} <= set(spectra.meta.colnames): return np.zeros(len(spectra), bool)
+    if not {'Z', 'SPECTYPE'} <= set(spectra.meta.colnames):
+        return np.zeros(len(spectra), bool)
     return np.isfinite(np.asarray(spectra.meta['Z'], float)) & np.isin(text(spectra.meta['SPECTYPE']), TYPES) & spectra.good.any(1)
 
 # %% ../../nbs/redshift/06_candidates.ipynb #248aede4
@@ -60,10 +62,12 @@ def candidates(
     device='cpu', # torch device of the extra fits
 ): # `Candidates`
     "All answers worth judging."
-    if len(fit) != len(spectra): raise ValueError(f"{len(spectra)} spectra, but the scan has {len(fit)} rows; scan these spectra")
+    if len(fit) != len(spectra):
+        raise ValueError(f"{len(spectra)} spectra, but the scan has {len(fit)} rows; scan these spectra")
     width = int(fit.minima['ZNUM'].max()) + 2 if len(fit.minima) else 1
     c, has = _pad(fit, width), _has_answer(spectra)
-    if not has.any(): return Candidates(**c, pipeline=np.zeros(c['z'].shape, bool))
+    if not has.any():
+        return Candidates(**c, pipeline=np.zeros(c['z'].shape, bool))
     z = np.where(has, np.asarray(spectra.meta['Z'], float), np.nan)
     kind = np.array([TYPES.index(k) if k in TYPES else -2 for k in text(spectra.meta['SPECTYPE'])])
     same = lambda: c['known'] & (c['kind'] == kind[:, None]) & (abs(c['z'] - z[:, None]) <= SAME*(1 + z[:, None]))
@@ -71,7 +75,8 @@ def candidates(
     if len(rows):
         f = fit_at(spectra[rows], z[rows], np.array(TYPES)[kind[rows]], fit.bases, fit.settings, device, models=False)
         extra = dict(known=np.isfinite(f.cost), z=z[rows], zerr=np.asarray(spectra.meta['ZERR'][rows], float) if 'ZERR' in spectra.meta.colnames else 0., kind=kind[rows], chi2=f.chi2, cost=f.cost, logdet=f.logdet, p=0.)
-        for name, values in extra.items(): c[name][rows, -1] = values
+        for name, values in extra.items():
+            c[name][rows, -1] = values
         order = np.argsort(c['cost'], axis=1, kind='stable')
         c = {name: np.take_along_axis(v, order, 1) for name, v in c.items()}
     near = same()
@@ -133,7 +138,8 @@ def features(self: Candidates,
     total = np.sum(spectra.ivar*spectra.flux**2, axis=1, dtype=float)[:, None]
     depth = np.log1p(np.maximum(total - np.where(known, self.chi2, 0), 0))
     columns = [self.kind == k for k in range(3)] + [np.log1p(np.maximum(self.z, -.5))]
-    for x in over: columns += [np.log1p(x.clip(0)), x.clip(0, 60)/20]
+    for x in over:
+        columns += [np.log1p(x.clip(0)), x.clip(0, 60)/20]
     columns += [np.log10(self.zerr.clip(1e-6, 1)) + 4, np.log1p((self.cost - self.chi2).clip(0) if known.all() else np.where(known, self.cost, 0) - np.where(known, self.chi2, 0)), self.logdet/30]
     columns += [5*(np.where(known, self.chi2, 0)/n - 1).clip(-1, 3), np.log1p(gap.clip(0, 1e6)), gap.clip(-60, 60)/20, self.pipeline, same, *pipe, *rest, depth, np.where(self.kind == 2, np.abs(self.z)/.001, 0)]
     lines = np.arcsinh(line_snr(spectra, np.where(known, self.z, 0))/3)

@@ -70,11 +70,14 @@ def log_templates(
     edges, old = 10**((first + np.arange(n + 1))*pixel), pixel_edges(np.asarray(basis.wave, float))
     mean = np.stack([bin_average(basis.wave, f, edges) for f in basis.flux])
     covered = (edges[:-1] >= old[0]*(1 - 1e-9)) & (edges[1:] <= old[-1]*(1 + 1e-9))
-    if not covered.any(): raise ValueError(f"{basis.name}: templates of {old[0]:.0f}–{old[-1]:.0f} Å never meet the spectra; check zmin, zmax and units")
+    if not covered.any():
+        raise ValueError(f"{basis.name}: templates of {old[0]:.0f}–{old[-1]:.0f} Å never meet the spectra; check zmin, zmax and units")
     lo, hi = np.flatnonzero(covered)[[0, -1]]
     mean[:, :lo], mean[:, hi + 1:] = mean[:, lo:lo + 1], mean[:, hi:hi + 1]
-    if sigma_v: mean = gaussian_filter1d(mean, sigma_v/C_KMS/np.log(10)/pixel, axis=-1, mode='nearest')
-    for a in (mean, covered): a.flags.writeable = False  # kept for the next file
+    if sigma_v:
+        mean = gaussian_filter1d(mean, sigma_v/C_KMS/np.log(10)/pixel, axis=-1, mode='nearest')
+    for a in (mean, covered):
+        a.flags.writeable = False  # kept for the next file
     return mean, covered
 
 # %% ../../nbs/redshift/02_chi2.ipynb #41f65f1a
@@ -88,7 +91,8 @@ def correlate(
     if n_fft:
         f = torch.fft.rfft(field, n=n_fft).conj()
         total = f[:, None, 0]*product[:, 0]
-        for s in range(1, f.shape[1]): total.addcmul_(f[:, None, s], product[:, s])
+        for s in range(1, f.shape[1]):
+            total.addcmul_(f[:, None, s], product[:, s])
         return torch.fft.irfft(total, n=n_fft)[..., :nz]
     windows = torch.nn.functional.pad(field, (nz - 1, nz - 1)).unfold(-1, product.shape[-1], 1)  # (B, S, nz, n)
     return sum(windows[:, s] @ product[:, s].T for s in range(field.shape[1])).flip(-2).mT
@@ -114,7 +118,8 @@ def quadratic_form(
     for j in range(last):
         inverse = torch.where(system[j, j] > floor[j], 1/system[j, j], 0.)
         gain += system[j, last]**2*inverse
-        for i in range(j + 1, last): system[i, i:].addcmul_(system[j, i]*inverse, system[j, i:], value=-1)
+        for i in range(j + 1, last):
+            system[i, i:].addcmul_(system[j, i]*inverse, system[j, i:], value=-1)
     return gain
 
 # %% ../../nbs/redshift/02_chi2.ipynb #2a245874
@@ -144,7 +149,8 @@ def _scan_templates(basis, first, n, settings):
     covered = covered.reshape(n, OVERSAMPLE).all(-1)
     t = t.reshape(len(t), n, OVERSAMPLE).mean(-1)*covered
     inside = np.flatnonzero(covered)
-    if basis.variance is not None: return t, (inside[0], inside[-1] + 1)
+    if basis.variance is not None:
+        return t, (inside[0], inside[-1] + 1)
     _, size, v = np.linalg.svd(t/np.sqrt((t**2).mean(-1, keepdims=True)), full_matrices=False)
     return v[size > 1e-6*size[0]]*np.sqrt(n), (inside[0], inside[-1] + 1)
 
@@ -163,7 +169,8 @@ class ScanPlan:
         low, high = np.log10([1 + basis.zmin, 1 + basis.zmax])/self.pixel
         self.low = int(np.ceil(low - 1e-6))
         self.nz = int(np.floor(high + 1e-6) - self.low)//self.stride + 1
-        if self.nz < 1: raise ValueError(f"{basis.name}: no redshift step of {self.pixel} dex between zmin {basis.zmin} and zmax {basis.zmax}")
+        if self.nz < 1:
+            raise ValueError(f"{basis.name}: no redshift step of {self.pixel} dex between zmin {basis.zmin} and zmax {basis.zmax}")
         n = -(-self.m//self.stride) + self.nz - 1
         self.n_fft = next_fast_len(n, real=True) if self.nz > 64 else None
         tensor = self._tensor = lambda a: torch.as_tensor(a, dtype=sums.sums.dtype, device=sums.sums.device)
@@ -190,7 +197,8 @@ def _prepare(self: ScanPlan, first, n, settings):
     self.templates = ready([t for _, t in sides])
 
 @patch
-def _ready(self: ScanPlan, product): return torch.fft.rfft(product, n=self.n_fft) if self.n_fft else product
+def _ready(self: ScanPlan, product):
+    return torch.fft.rfft(product, n=self.n_fft) if self.n_fft else product
 
 # %% ../../nbs/redshift/02_chi2.ipynb #73f16cbe
 def legendre(
@@ -203,7 +211,8 @@ def legendre(
 def _split_forest(basis, t, first, high, m, pixel):
     "Pairs of dimming (m,) in the observed frame and templates (K, n): one pair, or two if the forest divides the templates."
     rest = 10**((first - high + np.arange(t.shape[1]) + .5)*pixel)
-    if not basis.forest or rest[0] > LYA: return [(np.ones(m), t)]
+    if not basis.forest or rest[0] > LYA:
+        return [(np.ones(m), t)]
     return [(np.ones(m), t*(rest > LYA)), (mean_forest(10**((first + np.arange(m) + .5)*pixel)), t*(rest <= LYA))]
 
 # %% ../../nbs/redshift/02_chi2.ipynb #114690a8
@@ -231,7 +240,8 @@ def _system(self: ScanPlan, w, wf):
     for p, column in enumerate(self.poly):
         system[:k, k + p] = self.correlate(w*column, 1).transpose(0, 1)
         system[k + p, c] = self.covered(wf*column)
-        for q in range(p, len(self.poly)): system[k + p, k + q] = self.covered(w*column*self.poly[q])
+        for q in range(p, len(self.poly)):
+            system[k + p, k + q] = self.covered(w*column*self.poly[q])
     return system
 
 @patch

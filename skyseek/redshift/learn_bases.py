@@ -81,7 +81,8 @@ def solve_spectra(
     i, j = np.triu_indices(k)
     normal = w.T @ second[:, i, j]
     bands = np.zeros((k + 1, m, k))
-    for p in range(len(i)): bands[k + i[p] - j[p], :, j[p]] = normal[:, p]
+    for p in range(len(i)):
+        bands[k + i[p] - j[p], :, j[p]] = normal[:, p]
     ends = (np.arange(m) == 0) | (np.arange(m) == m - 1)
     bands[k] += smooth*np.where(ends, 1, 2)[:, None] + 1e-12*normal.max()  # the last term is for pixels nobody saw, should smooth be 0
     bands[0, 1:] -= smooth
@@ -131,8 +132,10 @@ def hmf(
     seed=0, # of the randomised first guess
 ): # `Factors`
     "Heteroscedastic matrix factorisation (Tsalmantza & Hogg 2012) as expectation-maximisation."
-    if not 1 <= k < min(f.shape): raise ValueError(f"k is {k}; with data of shape {f.shape} it must be 1 to {min(f.shape) - 1}")
-    if not (w > 0).any(): raise ValueError("no pixel has a weight; nothing can be learned from masked spectra")
+    if not 1 <= k < min(f.shape):
+        raise ValueError(f"k is {k}; with data of shape {f.shape} it must be 1 to {min(f.shape) - 1}")
+    if not (w > 0).any():
+        raise ValueError("no pixel has a weight; nothing can be learned from masked spectra")
     wf, g, variance, cost = w*f, _start(f, w, k, smooth, seed), np.ones(k), []
     for _ in range(niter):
         c, covariance = solve_coefficients(w, wf, g, 1/variance)
@@ -163,7 +166,8 @@ class LearnSettings:
 
 def _range(parts, spectype, settings):
     "Redshift range, and lowest and highest rest wavelength that trial redshifts show."
-    if spectype not in Z_RANGES: raise ValueError(f"spectype {spectype!r} is not GALAXY, QSO or STAR")
+    if spectype not in Z_RANGES:
+        raise ValueError(f"spectype {spectype!r} is not GALAXY, QSO or STAR")
     zmin, zmax = (d if x is None else x for x, d in zip((settings.zmin, settings.zmax), Z_RANGES[spectype]))
     low, high = min(p.wave[0] for p in parts)/(1 + zmax), max(p.wave[-1] for p in parts)/(1 + zmin)
     return zmin, zmax, max(low, LYMAN_LIMIT) if spectype == 'QSO' else low, high, low
@@ -175,8 +179,10 @@ def _check(parts, zs, n, zmin, zmax):
         raise ValueError(f"{sum(map(len, parts))} spectra and {sum(map(len, zs))} redshifts; give one for each (and one array for each part)")
     z, good = np.concatenate(zs), np.concatenate([p.good.any(1) for p in parts])
     bad = ~((z >= zmin - 1e-3) & (z <= zmax + 1e-3))
-    if bad.any(): raise ValueError(f"{bad.sum()} of {len(z)} redshifts are not numbers between {zmin} and {zmax}; leave them out or change zmin and zmax")
-    if good.sum() < 3*n: raise ValueError(f"{good.sum()} spectra with data for {n} templates; give at least {3*n}, or ask for fewer templates")
+    if bad.any():
+        raise ValueError(f"{bad.sum()} of {len(z)} redshifts are not numbers between {zmin} and {zmax}; leave them out or change zmin and zmax")
+    if good.sum() < 3*n:
+        raise ValueError(f"{good.sum()} spectra with data for {n} templates; give at least {3*n}, or ask for fewer templates")
 
 def _check_coverage(wave, w, n):
     "Raise `ValueError` if too little of the rest-frame range is seen by as many spectra as templates."
@@ -199,7 +205,8 @@ def learn_basis(
     zs = [np.asarray(x, float) for x in zs]
     zmin, zmax, low, high, darkest = _range(parts, spectype, settings)
     _check(parts, zs, n, zmin, zmax)
-    if spectype == 'QSO': parts = [clear_forest(p, x) for p, x in zip(parts, zs)]
+    if spectype == 'QSO':
+        parts = [clear_forest(p, x) for p, x in zip(parts, zs)]
     sums = [rest_sums(p, x, low, high, settings.pixel) for p, x in zip(parts, zs)]
     wave, (f, w) = sums[0][0], unit_rms(*(np.vstack([s[i] for s in sums]) for i in (1, 2)), settings.cap)
     _check_coverage(wave, w, n)
@@ -215,13 +222,16 @@ KINDS = {'GALAXY': dict(OLD=.22, MIXED=.2, SF=.28, BURST=.15, POST=.07, AGN2=.08
 
 def _redshift(spectype, rng):
     "Redshifts that fill the range, rather than a survey's."
-    if spectype == 'STAR': return rng.normal(0, 4e-4)
-    if spectype == 'GALAXY': return 1.7*rng.random()**1.2
+    if spectype == 'STAR':
+        return rng.normal(0, 4e-4)
+    if spectype == 'GALAXY':
+        return 1.7*rng.random()**1.2
     return rng.uniform(.05, 6.5 if rng.random() < .5 else 3.5)
 
 def _template(spectype, kind, rng, z):
     "One rest-frame spectrum on the simulator's grid; quasars without forest."
-    if spectype == 'STAR': return make_star(kind, rng)[0]
+    if spectype == 'STAR':
+        return make_star(kind, rng)[0]
     return make_galaxy(kind, rng, z)[0] if spectype == 'GALAXY' else make_quasar(kind, rng, z, forest=False)[0]
 
 # %% ../../nbs/redshift/05_learn_bases.ipynb #9ab9da1a
@@ -274,11 +284,13 @@ def learn_bases(
     bases = []
     for spectype, r in recipes.items():
         rows, parts, zs = _teachers(spectra, spectype, r), [], []
-        if len(rows): parts, zs = [spectra[rows]], [np.asarray(spectra.meta['TRUE_Z'][rows], float)]
+        if len(rows):
+            parts, zs = [spectra[rows]], [np.asarray(spectra.meta['TRUE_Z'][rows], float)]
         if r.simulated:
             extra, z = simulated_spectra(spectype, r.simulated, r.snr)
             parts, zs = parts + [extra], zs + [z]
-        if not parts: raise ValueError(f"no labelled {spectype} and no simulated ones to learn from; give labels of this class, or a recipe with simulated > 0")
+        if not parts:
+            raise ValueError(f"no labelled {spectype} and no simulated ones to learn from; give labels of this class, or a recipe with simulated > 0")
         settings = LearnSettings(zmax=r.zmax, smooth=r.smooth, cap=r.cap, niter=r.niter)
         bases.append(learn_basis(parts, zs, spectype, r.n, settings, version=f'learned {__version__}'))
     return bases

@@ -51,8 +51,10 @@ def columns(self: LocalFit,
     at = self.high - (u/self.step).round().long().clamp(self.low, self.high)
     x = self.templates[dtype][at % OVERSAMPLE, :, at//OVERSAMPLE]
     inside = self.inside[at % OVERSAMPLE, at//OVERSAMPLE]
-    if self.basis.forest: x = x*torch.where(self.wave < LYA*10**u[:, None], self.forest, 1.)[:, None].to(dtype)
-    if len(self.poly): x = torch.cat([x, self.poly.to(dtype).expand(len(u), -1, -1)], 1)
+    if self.basis.forest:
+        x = x*torch.where(self.wave < LYA*10**u[:, None], self.forest, 1.)[:, None].to(dtype)
+    if len(self.poly):
+        x = torch.cat([x, self.poly.to(dtype).expand(len(u), -1, -1)], 1)
     return (x if self.whole else x*inside[:, None]), inside
 
 # %% ../../nbs/redshift/03_local_fit.ipynb #3c74deac
@@ -78,7 +80,8 @@ class Totals:
     wff: torch.Tensor  # (R,) sum of ivar·flux²
     used: torch.Tensor  # (R,) number of used pixels
 
-    def __getitem__(self, rows): return Totals(self.power[rows], self.wff[rows], self.used[rows])
+    def __getitem__(self, rows):
+        return Totals(self.power[rows], self.wff[rows], self.used[rows])
 
 def totals(sums): # (4, R, M) → `Totals`
     "Sums over wavelength that are needed again and again."
@@ -90,7 +93,8 @@ def _root(a): # (R, C, C) with unit diagonals → lower triangular (R, C, C)
     eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     for extra in (1e-12, 1e-9, 1e-6, 1e-3):
         root, info = torch.linalg.cholesky_ex(a + extra*eye)
-        if not info.any(): return root
+        if not info.any():
+            return root
         a = torch.where((info > 0)[:, None, None], a + 10*extra*eye, a)
     return torch.where((info > 0)[:, None, None], eye, root)
 
@@ -108,7 +112,8 @@ def solve(self: LocalFit,
     a, b = torch.bmm(x*w[:, None].to(dtype), x.mT).double(), torch.bmm(x, wf[..., None].to(dtype)).double()
     k = len(self.basis.flux)
     prior = torch.zeros(a.shape[:2], dtype=a.dtype, device=a.device)
-    if self.precision is not None: prior[:, :k] = self.precision/known.power.clamp(min=1e-300)[:, None]
+    if self.precision is not None:
+        prior[:, :k] = self.precision/known.power.clamp(min=1e-300)[:, None]
     scale = (a.diagonal(dim1=-2, dim2=-1) + prior).clamp(min=1e-300).rsqrt()
     whole = scale[..., None]*(a + torch.diag_embed(prior))*scale[:, None]
     root = _root(whole)
@@ -136,7 +141,8 @@ def _vertex(self: LocalFit, sums, u, known, h, reach):
     n, grid = 2*reach + 1, u + torch.arange(-reach, reach + 1, device=u.device)[:, None]*h
     if grid.numel() <= 64:  # few fits in one go, many one redshift after the other: the arrays stay small
         cost = self.solve(sums.repeat(1, n, 1), grid.flatten(), known[torch.arange(len(u), device=u.device).repeat(n)]).cost.view(n, -1)
-    else: cost = torch.stack([self.solve(sums, row, known).cost for row in grid])
+    else:
+        cost = torch.stack([self.solve(sums, row, known).cost for row in grid])
     i = cost.argmin(0, keepdim=True).clamp(1, 2*reach - 1)
     offset, _, a, bad = parabola(*(cost.gather(0, i + k)[0] for k in (-1, 0, 1)))
     return u + (offset + i[0] - reach)*h, a/h**2, bad | (offset.abs() > 1)
@@ -151,7 +157,8 @@ def refine(self: LocalFit,
     h = self.step*(4 if self.basis.spectype == 'QSO' else 2)
     u, known = (u/self.step).round()*self.step, known or totals(sums)
     best, a, bad = self._vertex(sums, u, known, h, 1)
-    if bad.any(): best[bad], a[bad], bad[bad.clone()] = self._vertex(sums[:, bad], u[bad], known[bad], h, 4)
+    if bad.any():
+        best[bad], a[bad], bad[bad.clone()] = self._vertex(sums[:, bad], u[bad], known[bad], h, 4)
     return torch.where(bad, u, best).clamp(*np.log10([1 + self.basis.zmin, 1 + self.basis.zmax])), a, bad
 
 # %% ../../nbs/redshift/03_local_fit.ipynb #2aea9fe0
@@ -186,7 +193,8 @@ def columns(self: NativeFit, u): # (R,) log10(1+z) → (R, L, C) template and po
     "Templates at each redshift, and the polynomial."
     i, share, inside = self._places(u)
     t = torch.lerp(self.templates[i], self.templates[i + 1], share[..., None])
-    if self.basis.forest: t = t*self._forest(u)[..., None]
+    if self.basis.forest:
+        t = t*self._forest(u)[..., None]
     return torch.cat([t, self.poly.expand(len(u), -1, -1)], -1)*inside[..., None], inside
 
 @patch
@@ -195,7 +203,8 @@ def mixtures(self: NativeFit, u, coeff): # (R,) log10(1+z), (R, C) coefficients 
     (i, share, inside), k = self._places(u), len(self.basis.flux)
     mixed = coeff[:, :k] @ self.templates.T  # mixed first and shifted then: many times less to interpolate
     model = torch.lerp(mixed.gather(1, i), mixed.gather(1, i + 1), share)
-    if self.basis.forest: model = model*self._forest(u)
+    if self.basis.forest:
+        model = model*self._forest(u)
     return (model + coeff[:, k:] @ self.poly.T)*inside
 
 # %% ../../nbs/redshift/03_local_fit.ipynb #5fc19d5e
@@ -218,7 +227,8 @@ def _try_basis(out, i, basis, sums, settings, z, rows, batch):
     for part in np.split(rows, range(batch, len(rows), batch)):
         f = fit.solve(sums.sums[:, part], torch.as_tensor(np.log10(1 + z[part]), device=sums.sums.device))
         better = (f.cost.cpu().numpy() < out['cost'][part]) & (f.npixels.cpu().numpy() > 0)
-        for name in ('chi2', 'cost', 'logdet'): out[name][part[better]] = getattr(f, name).cpu().numpy()[better]
+        for name in ('chi2', 'cost', 'logdet'):
+            out[name][part[better]] = getattr(f, name).cpu().numpy()[better]
         out['coeff'][part[better], :f.coeff.shape[1]], out['which'][part[better]] = f.coeff.cpu().numpy()[better], i
 
 # %% ../../nbs/redshift/03_local_fit.ipynb #ea534c69
@@ -234,7 +244,8 @@ def fit_at(
     "How well does each spectrum fit its given redshift and class?"
     bases = list(default_bases() if bases is None else bases)
     z, spectype, n = np.asarray(z, float), np.char.strip(np.asarray(spectype).astype(str)), len(spectra)
-    if len(z) != n or len(spectype) != n: raise ValueError(f"{n} spectra, but {len(z)} redshifts and {len(spectype)} types; give one of each for each spectrum")
+    if len(z) != n or len(spectype) != n:
+        raise ValueError(f"{n} spectra, but {len(z)} redshifts and {len(spectype)} types; give one of each for each spectrum")
     out = dict(which=np.full(n, -1), chi2=np.full(n, np.inf), cost=np.full(n, np.inf), logdet=np.zeros(n), coeff=np.zeros((n, 10 + settings.npoly)))
     batch = 16 if torch.device(device).type == 'cpu' else 1024
     for start in range(0, n, 256):
@@ -243,8 +254,10 @@ def fit_at(
         part = {k: v[rows] for k, v in out.items()}
         for i, basis in enumerate(bases):
             fits = (spectype[rows] == basis.spectype) & (z[rows] >= basis.zmin - 1e-4) & (z[rows] <= basis.zmax + 1e-4)
-            if fits.any(): _try_basis(part, i, basis, sums, settings, z[rows], np.flatnonzero(fits), batch)
-        for k, v in part.items(): out[k][rows] = v
+            if fits.any():
+                _try_basis(part, i, basis, sums, settings, z[rows], np.flatnonzero(fits), batch)
+        for k, v in part.items():
+            out[k][rows] = v
     return FitsAt(z, spectype, **out, model=model_at(spectra.wave, z, out['which'], out['coeff'], bases, settings) if models else None)
 
 # %% ../../nbs/redshift/03_local_fit.ipynb #3679a1a1

@@ -32,7 +32,8 @@ def redshift_metrics(
     z, z_true = (np.ma.filled(np.ma.asarray(x, float), np.nan) for x in (z, z_true))
     known = np.isfinite(z_true)
     lost = int(np.sum(~np.isfinite(z[known])))
-    if lost or not known.any(): raise ValueError(f"{lost} of {known.sum()} redshifts with known truth are not finite; give a finite number for each, and at least one truth")
+    if lost or not known.any():
+        raise ValueError(f"{lost} of {known.sum()} redshifts with known truth are not finite; give a finite number for each, and at least one truth")
     error = (z - z_true)[known]
     dz = error/(1 + z_true[known])
     a = np.abs(dz)
@@ -44,7 +45,8 @@ def redshift_metrics(
         pull = error[quoted > 0]/quoted[quoted > 0]
         rates |= dict(COVER68=np.abs(pull) <= 1, COVER95=np.abs(pull) <= 1.96)
         out['PULL'] = nmad(pull)
-    for name, hits in rates.items(): out |= dict(zip((name, f'{name}_low', f'{name}_high'), rate_interval(hits)))
+    for name, hits in rates.items():
+        out |= dict(zip((name, f'{name}_low', f'{name}_high'), rate_interval(hits)))
     return out
 
 # %% ../../nbs/redshift/08_redshift_metrics.ipynb #2d83da63

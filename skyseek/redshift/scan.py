@@ -71,7 +71,8 @@ def _scan(sums, plans, settings, chunk, curves, start):
             chi2 = plan.chi2(sums[:, k:k + size])
             u, y, a = find_minima(chi2, settings.nminima, reach)
             found[:, k:k + size, ib] = torch.stack([u*step + plan.low*settings.pixel, y, a/step**2]).cpu()
-            if curves is not None: curves[ib][start + k:start + k + len(chi2)] = chi2.cpu().numpy()
+            if curves is not None:
+                curves[ib][start + k:start + k + len(chi2)] = chi2.cpu().numpy()
     return found
 
 def _shortlist(found, kinds, nminima):
@@ -90,7 +91,8 @@ WINDOW = 20.  # candidates within this Δχ² of the best are fitted exactly
 
 def _store(c, at, f, k):
     "Put the fits `f` with `k` templates at the places `at` (rows, columns) of the candidates; polynomials stand from column 10 on."
-    for name in ('chi2', 'penalty', 'logdet', 'npixels', 'cost'): c[name][at] = getattr(f, name).cpu().numpy()
+    for name in ('chi2', 'penalty', 'logdet', 'npixels', 'cost'):
+        c[name][at] = getattr(f, name).cpu().numpy()
     c['coeff'][at[0], at[1], :k], c['coeff'][at[0], at[1], 10:] = f.coeff[:, :k].cpu().numpy(), f.coeff[:, k:].cpu().numpy()
 
 def _exact(c, places, fits, sums, known, batch, refine):
@@ -215,7 +217,8 @@ class RedshiftFit:
         table['CHI2'] += table['PENALTY']
         return table
 
-    def __len__(self): return len(self.table)
+    def __len__(self):
+        return len(self.table)
 
     def __repr__(self):
         kinds, n = np.unique(self.table['SPECTYPE'], return_counts=True)
@@ -237,7 +240,8 @@ def __getitem__(self: RedshiftFit, rows): # slice, bool or integer array → `Re
 def models(self: RedshiftFit): # (N, L)
     "Best-fit models of all rows on the spectra's grid, 1e-17 erg/s/cm²/Å; 0 beyond the templates."
     coeff = np.zeros((len(self), 10 + self.poly.shape[1]))
-    for row, (c, k) in enumerate(zip(np.hstack([self.table['COEFF'], self.poly]), self.table['NCOEFF'])): coeff[row, :k], coeff[row, k:k + self.poly.shape[1]] = c[:k], c[10:]
+    for row, (c, k) in enumerate(zip(np.hstack([self.table['COEFF'], self.poly]), self.table['NCOEFF'])):
+        coeff[row, :k], coeff[row, k:k + self.poly.shape[1]] = c[:k], c[10:]
     return model_at(self.wave, np.asarray(self.table['Z']), self.which, coeff, self.bases, self.settings)
 
 @patch
@@ -256,7 +260,8 @@ def residual(self: RedshiftFit,
     return (spectra.flux[i] - self.model(i))*np.sqrt(spectra.ivar[i])
 
 # %% ../../nbs/redshift/04_scan.ipynb #3707bf1c
-def _zerr(u, a): return np.where(a > 0, 10**u*np.log(10)/np.sqrt(np.where(a > 0, a, 1)), 0.)
+def _zerr(u, a):
+    return np.where(a > 0, 10**u*np.log(10)/np.sqrt(np.where(a > 0, a, 1)), 0.)
 
 def _minima_table(c, names, ids):
     "All candidates as a long table."
@@ -287,10 +292,12 @@ def scan_redshift(
 ): # `RedshiftFit`
     "Find redshift and class of each spectrum: (penalised) chi² at every redshift of every basis, the best minima fitted exactly."
     bases = list(default_bases() if bases is None else bases)
-    if not bases: raise ValueError("no basis to fit; give a list of Basis, from read_bases(folder) or pca_bases(library)")
+    if not bases:
+        raise ValueError("no basis to fit; give a list of Basis, from read_bases(folder) or pca_bases(library)")
     c, curves = _scan_all(spectra, bases, settings, device, keep_chi2)
     nodata = ~spectra.good.any(1) | ~np.isfinite(c['cost']).any(1)
-    for name, nothing in dict(u=0, a=0, which=0, coeff=0, npixels=0, cost=np.inf, chi2=np.inf).items(): c[name][nodata] = nothing
+    for name, nothing in dict(u=0, a=0, which=0, coeff=0, npixels=0, cost=np.inf, chi2=np.inf).items():
+        c[name][nodata] = nothing
     limit = np.array([velocity_limit(b.spectype) for b in bases])[c['which']]
     c['deltachi2'] = delta_chi2(c['u'], c['cost'], limit)
     c['p'] = posterior(c, np.log10([(1 + b.zmax)/(1 + b.zmin) for b in bases]), settings.pixel)
@@ -303,30 +310,39 @@ def _header(bases):
     "Primary header: versions of program and templates, in redrock's keywords."
     header = fits.Header()
     header['RRVER'], header['SKYSEEK'] = f'skyseek-{__version__}', (__version__, 'redshifts by skyseek.redshift.scan')
-    for i, b in enumerate(bases): header[f'TEMNAM{i:02d}'], header[f'TEMVER{i:02d}'] = b.name, b.version or 'unknown'
+    for i, b in enumerate(bases):
+        header[f'TEMNAM{i:02d}'], header[f'TEMVER{i:02d}'] = b.name, b.version or 'unknown'
     return header
 
 # %% ../../nbs/redshift/04_scan.ipynb #4b12d979
 def _is_whole(path):
     "Whether a redrock-format file can be read."
-    try: return len(read_redrock(path)) > 0
-    except ReadError: return False
+    try:
+        return len(read_redrock(path)) > 0
+    except ReadError:
+        return False
 
 def _made_by(path):
     "Who wrote a redrock-format file: '' is skyseek, None where the file cannot be read."
-    try: version = str(fits.getheader(path).get('RRVER', 'of unknown version'))
-    except OSError: return None
+    try:
+        version = str(fits.getheader(path).get('RRVER', 'of unknown version'))
+    except OSError:
+        return None
     return '' if version.startswith('skyseek') else f'redrock {version}'
 
 def _refuse_foreign(dst, coadd, overwrite):
     "Redshifts of another program are never kept as ours, never overwritten, and never hidden by ours beside them."
     near = {dst.with_name(dst.name + end) for end in ('.gz', '.bz2')}
-    if dst.parent.resolve() == coadd.parent.resolve(): near.add(find_redrock(coadd))
+    if dst.parent.resolve() == coadd.parent.resolve():
+        near.add(find_redrock(coadd))
     for path in (p for p in (dst, *sorted(near - {None, dst})) if p.is_file()):
         who, elsewhere = _made_by(path), 'give another folder for the output (-o)'
-        if who is None and path != dst: raise ValueError(f"{path}: is there already and cannot be read; repair it, or {elsewhere}")
-        if who is None and not overwrite: raise ValueError(f"{path}: is there already and holds no redshifts; {elsewhere}, or --overwrite (overwrite=True)")
-        if who: raise ValueError(f"{path}: is there already, made by {who}; {elsewhere}")
+        if who is None and path != dst:
+            raise ValueError(f"{path}: is there already and cannot be read; repair it, or {elsewhere}")
+        if who is None and not overwrite:
+            raise ValueError(f"{path}: is there already and holds no redshifts; {elsewhere}, or --overwrite (overwrite=True)")
+        if who:
+            raise ValueError(f"{path}: is there already, made by {who}; {elsewhere}")
 
 # %% ../../nbs/redshift/04_scan.ipynb #d3b8afb2
 ANSWER = ('Z', 'ZERR', 'ZWARN', 'CHI2', 'COEFF', 'FITMETHOD', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'NCOEFF', 'DELTACHI2')
@@ -372,14 +388,17 @@ def redshift_file(
     _refuse_foreign(dst, coadd, overwrite)
     if not overwrite and _is_whole(dst):
         _refuse_other(dst, coadd)
-        if is_fresh(dst, coadd): return dst
+        if is_fresh(dst, coadd):
+            return dst
     spectra, header = read_any(coadd, strict=True, answers=False), _header(bases)
     header['COADD'], targets = header_text(coadd.name), spectra.meta.copy(copy_data=False)
-    if 'DELTACHI2' in targets.colnames: targets.remove_columns([c for c in ANSWER if c in targets.colnames])  # of a pipeline
+    if 'DELTACHI2' in targets.colnames:
+        targets.remove_columns([c for c in ANSWER if c in targets.colnames])  # of a pipeline
     targets.meta.clear()
     tables = dict(REDSHIFTS=scan_redshift(spectra, bases, device).to_table(), FIBERMAP=targets)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', AstropyWarning)  # nanomaggies are no FITS unit
         hdus = fits.HDUList([fits.PrimaryHDU(header=header)] + [fits.BinTableHDU(t, name=name) for name, t in tables.items()])
-    with write_atomic(dst) as tmp: hdus.writeto(tmp, checksum=True)
+    with write_atomic(dst) as tmp:
+        hdus.writeto(tmp, checksum=True)
     return dst

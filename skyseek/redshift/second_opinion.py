@@ -78,7 +78,8 @@ class Judge(nn.Module):
         self.config = dict(features=list(features), hidden=hidden, dropout=dropout, members=members, acceptance=acceptance)
         n = len(features) + len(QUALITY_COLUMNS)
         self.members = nn.ModuleList(_Scores(n, hidden, dropout) for _ in range(members))
-        for name, value, size in (('mean', 0., len(features)), ('std', 1., len(features)), ('quality_mean', 0., 6), ('quality_std', 1., 6)): self.register_buffer(name, torch.full((size,), value))
+        for name, value, size in (('mean', 0., len(features)), ('std', 1., len(features)), ('quality_mean', 0., 6), ('quality_std', 1., 6)):
+            self.register_buffer(name, torch.full((size,), value))
 
     def log_p(self, batch): # dict as from `judge_inputs`, tensors → (members, B, C + 1)
         "Log probabilities of each member; the last column is for none of them."
@@ -102,7 +103,8 @@ def judge_candidates(
     x=None, # their `features`, if they are at hand
 ): # (N, C) probabilities; what is missing to one in a row is "none of these"
     "How probable is each candidate? Without a judge, the posterior of the scan is taken at its word."
-    if judge is None: return cand.p
+    if judge is None:
+        return cand.p
     judge.eval()
     device, inputs = judge.mean.device, judge_inputs(spectra, cand, x)
     inputs['x'] = inputs['x'][..., [CANDIDATE_FEATURES.index(name) for name in judge.config['features']]]
@@ -238,7 +240,8 @@ def correction_rates(
 def choose_acceptance(opinion, z, z_true, broken=0.005): # threshold between 0.5 and 0.99
     "The lowest threshold that breaks at most a share `broken` of the right redshifts."
     for p in np.arange(.5, .99, .01):
-        if correction_rates(opinion, z, z_true, p)[1] <= broken: return float(round(p, 2))
+        if correction_rates(opinion, z, z_true, p)[1] <= broken:
+            return float(round(p, 2))
     return .99
 
 # %% ../../nbs/redshift/07_second_opinion.ipynb #e7ffdbe9
@@ -264,7 +267,8 @@ def evidence_columns(
                EV_DZ=log_dz(cand.z[rows, best]), EV_OFFSET=log_dz(z0), EV_ZERR=column('LOG_ZERR'), EV_COST=column('DCOST'), EV_EVIDENCE=column('DEVIDENCE'), EV_GAP=column('GAP_LIN'), EV_PENALTY=column('PENALTY'),
                EV_CHI2=column('CHI2_PIXEL'), **{f'EV_SN_{name}': column(f'SN_{name}') for name in LINE_WINDOWS})
     lost = has & ~cand.known[rows, at]
-    for name, hopeless in (('EV_OFFSET', 3.), ('EV_COST', 6.), ('EV_EVIDENCE', 6.), ('EV_GAP', -3.)): out[name] = np.where(lost, hopeless, out[name])
+    for name, hopeless in (('EV_OFFSET', 3.), ('EV_COST', 6.), ('EV_EVIDENCE', 6.), ('EV_GAP', -3.)):
+        out[name] = np.where(lost, hopeless, out[name])
     return Table({name: np.where(has, np.nan_to_num(out[name]), 0).astype(np.float32) for name in EVIDENCE})
 
 # %% ../../nbs/redshift/07_second_opinion.ipynb #2c53f6d3
@@ -279,7 +283,8 @@ def second_look(
     cand = candidates(spectra, fit, device)
     x, meta = cand.features(spectra), spectra.meta.copy(copy_data=False)
     p = judge_candidates(judge, spectra, cand, x)
-    for name, column in evidence_columns(spectra, cand, judge, p, x).items(): meta[name] = column
+    for name, column in evidence_columns(spectra, cand, judge, p, x).items():
+        meta[name] = column
     return spectra.replace(meta=meta), second_opinion(spectra, fit, judge, device, cand, p), fit
 
 # %% ../../nbs/redshift/07_second_opinion.ipynb #a0f2de9c
@@ -292,18 +297,21 @@ def with_solutions(
     "The scan with the solutions of the second opinion in the place of its deepest minima."
     z, kind = np.asarray(opinion['Z_ALT'], float), text(opinion['SPECTYPE_ALT'])
     rows = np.flatnonzero(np.isfinite(z) & ((abs(z - np.asarray(fit.table['Z'])) > 1e-8) | (kind != text(fit.table['SPECTYPE']))))
-    if not len(rows): return fit
+    if not len(rows):
+        return fit
     f = fit_at(spectra[rows], z[rows], kind[rows], fit.bases, fit.settings, device, models=False)
     table, which, poly = fit.table.copy(), fit.which.copy(), fit.poly.copy()
     for i, row in enumerate(rows):
-        if f.which[i] < 0: continue
+        if f.which[i] < 0:
+            continue
         basis = fit.bases[f.which[i]]
         n, rival = len(basis.flux), _rival(fit.minima[np.asarray(fit.minima['ROW']) == row], z[row], kind[row])
         new = dict(Z=z[row], ZERR=opinion['ZERR_ALT'][row], CHI2=f.chi2[i], SPECTYPE=kind[row], SUBTYPE=basis.subtype, NCOEFF=n,
                    COEFF=np.pad(f.coeff[i, :n], (0, 10 - n)), DELTACHI2=rival - f.cost[i] if np.isfinite(rival) else 0.,
                    PENALTY=f.cost[i] - f.chi2[i], R=np.nan, P=np.nan)
         new['ZWARN'] = table['ZWARN'][row] & ~_CLOSE | _CLOSE*(new['DELTACHI2'] < 9)
-        for name in set(new) & set(table.colnames): table[name][row] = new[name]
+        for name in set(new) & set(table.colnames):
+            table[name][row] = new[name]
         which[row], poly[row] = f.which[i], f.coeff[i, n:n + poly.shape[1]]
     return replace(fit, table=table, which=which, poly=poly)
 

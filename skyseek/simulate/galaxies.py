@@ -50,7 +50,8 @@ def population_grid(): # (n_metal, n_age, L) flux per solar mass formed, read-on
             teff, light, number = main_sequence(age)
             _add_stars(row, dwarfs, temps, teff, light * number / (teff / 5780) ** 4)
             evolved = np.sum(light * number) * np.interp(np.log10(age), [6.9, 8, 9, 9.5], [0.05, 0.25, 0.9, 1.3])
-            for t, share, flux in giants: row += evolved * share / (t / 5780) ** 4 * flux
+            for t, share, flux in giants:
+                row += evolved * share / (t / 5780) ** 4 * flux
     out.flags.writeable = False
     return out
 
@@ -167,10 +168,13 @@ def _gas(wave, kind, young, stars, ebv, n2, rng):
     hbeta = 13.3 / 2.86 * np.interp(1500., wave, young) * 10 ** rng.normal(0, 0.2)
     level = np.interp(6564.6, wave, stars)
     agn = rng.uniform(0.5, 1) if kind == 'AGN2' else 0.5 * (rng.random() < 0.5) if kind == 'OLD' else rng.uniform(0, 0.4) * (rng.random() < 0.1)
-    if kind in ('OLD', 'POST'): hbeta = hbeta * 0.2 + level * rng.gamma(1.0, 0.4) / 2.86
-    if kind == 'AGN2': hbeta += level * 10 ** rng.uniform(0.3, 1.5) / 2.86
+    if kind in ('OLD', 'POST'):
+        hbeta = hbeta * 0.2 + level * rng.gamma(1.0, 0.4) / 2.86
+    if kind == 'AGN2':
+        hbeta += level * 10 ** rng.uniform(0.3, 1.5) / 2.86
     sigma = np.exp(rng.normal(np.log({'BURST': 40, 'SF': 60}.get(kind, 120)), 0.35))
-    if kind == 'ODD' and rng.random() < 0.4: sigma *= rng.uniform(2, 6)
+    if kind == 'ODD' and rng.random() < 0.4:
+        sigma *= rng.uniform(2, 6)
     gas = nebular_lines(wave, hbeta, line_families(n2, rng.normal(0, (0.15, 0.1)), agn), sigma, ebv / 0.44 * rng.uniform(0.7, 1.2))
     return gas, dict(SIGMA_GAS=sigma, AGN=float(agn), HA_EW=2.86 * hbeta / level)
 

@@ -24,7 +24,8 @@ def wave_arm(
     arm,  # B, R or Z
 ): # (npix,) Å, vacuum
     "Pixel centres of one arm of DESI."
-    if arm not in ARM_PIXELS: raise ValueError(f"arm {arm!r} is not one of {', '.join(ARM_PIXELS)}")
+    if arm not in ARM_PIXELS:
+        raise ValueError(f"arm {arm!r} is not one of {', '.join(ARM_PIXELS)}")
     start, n = ARM_PIXELS[arm]
     return start + PIXEL * np.arange(n)
 
@@ -142,7 +143,8 @@ class Faults:
     scatter: tuple = (1.15, 1.04, 1.38)  # true variance × ivar in B, R, Z
 
     @classmethod
-    def none(cls): return cls(0, 0, 0, 0, 0, 0, 0, (1.0, 1.0, 1.0))
+    def none(cls):
+        return cls(0, 0, 0, 0, 0, 0, 0, (1.0, 1.0, 1.0))
 
 # %% ../../nbs/simulate/05_instrument.ipynb #f58c4117
 def _calibration(arm, rng, faults):
@@ -170,7 +172,8 @@ def _hits(flux, ivar, mask, rng, faults):
             flux[i:i + width] += rng.exponential(12) / np.sqrt(np.maximum(ivar[i:i + width], 1e-4))
             if found:
                 mask[i:i + width] |= COSMIC
-                if rng.random() < 0.7: ivar[i:i + width] = 0
+                if rng.random() < 0.7:
+                    ivar[i:i + width] = 0
     for _ in range(rng.poisson(faults.masked * n / 8)):
         i, width = rng.integers(1, n - 5), rng.integers(1, 5)
         mask[i:i + width] |= BADCOLUMN
@@ -195,11 +198,13 @@ def observe(
 ): # (dict of arm → (flux, ivar, mask), list of words for FLAGS)
     "Observe one source: three arms with DESI's pixels, noise and faults. Float32 flux and ivar, uint32 mask."
     wanted = len(fine_edges()) - 1
-    if len(fine) != wanted: raise ValueError(f"fine has {len(fine)} sub-pixels, observe wants {wanted}; use bin_average(wave, flux, fine_edges())")
+    if len(fine) != wanted:
+        raise ValueError(f"fine has {len(fine)} sub-pixels, observe wants {wanted}; use bin_average(wave, flux, fine_edges())")
     scale = 4.0 if rng.random() < 0.05 else 1.0
     dead = rng.choice(list(ARM_PIXELS)) if rng.random() < faults.dead_arm else None
     arms = {arm: _observe_arm(arm, fine, night, faults, scale, rng, s) for arm, s in zip(ARM_PIXELS, faults.scatter)}
-    if dead is None: return arms, []
+    if dead is None:
+        return arms, []
     zero = np.zeros(ARM_PIXELS[dead][1], np.float32)
     arms[dead] = zero, zero.copy(), np.full(len(zero), NODATA, np.uint32)
     return arms, [f'DEAD_{dead}']

@@ -56,11 +56,14 @@ def _write_petal(path, looks, tile, petal, group):
     fibermap['FIBER'] = (VI_PETALS*petal + np.arange(len(rows))*(VI_PETALS//len(rows))).astype(np.int32)
     hdus = coadd_hdus(arms, fibermap, scores, False)
     first = np.repeat(np.arange(len(rows)), fibermap['COADD_NUMEXP'])
-    for name in ('PETAL_LOC', 'TILEID', 'FIBER'): hdus['EXP_FIBERMAP'].data[name] = fibermap[name][first]
+    for name in ('PETAL_LOC', 'TILEID', 'FIBER'):
+        hdus['EXP_FIBERMAP'].data[name] = fibermap[name][first]
     hdus[0].header.update(SPGRP=group[0], SPGRPVAL=group[1], TILEID=tile, PETAL=petal, SPECTRO=petal)
-    with write_atomic(path) as tmp: hdus.writeto(tmp)
+    with write_atomic(path) as tmp:
+        hdus.writeto(tmp)
     truth = make_truth(rows, scores)
-    for name in ('FIBER', 'TARGET_RA', 'TARGET_DEC', 'TILEID'): truth[name] = fibermap[name]
+    for name in ('FIBER', 'TARGET_RA', 'TARGET_DEC', 'TILEID'):
+        truth[name] = fibermap[name]
     return truth
 
 # %% ../../nbs/simulate/08_mock_archive.ipynb #5f32c406
@@ -86,7 +89,8 @@ def _write_tables(root, truth, answers, rng):
     samples = {name: np.asarray(truth['CLASS']) == name for name in ('BGS', 'LRG', 'ELG', 'QSO')}
     samples['missed_QSO'] = known & (truth['TRUE_SPECTYPE'] == 'QSO') & (np.asarray(answers['SPECTYPE']) != 'QSO')
     for name, rows in samples.items():
-        with write_atomic(root/f'vac/edr/vi/v1.0/EDR_VI_{name}_v1.csv') as tmp: table[rows].write(tmp, format='ascii.csv')
+        with write_atomic(root/f'vac/edr/vi/v1.0/EDR_VI_{name}_v1.csv') as tmp:
+            table[rows].write(tmp, format='ascii.csv')
 
 def _write_sums(root, folder):
     "The checksums of a folder, in a file named after its path, as sha256sum writes them."
@@ -102,7 +106,8 @@ def _groups(tile, subsets):
 
 def _answer(pipeline, coadd, n):
     "Run the pipeline on a coadd; its Z and SPECTYPE, nan and '' without one."
-    if pipeline is None: return Table({'Z': np.full(n, np.nan), 'SPECTYPE': np.full(n, '', 'U6')})
+    if pipeline is None:
+        return Table({'Z': np.full(n, np.nan), 'SPECTYPE': np.full(n, '', 'U6')})
     redrock = coadd.with_name(coadd.name.replace('coadd-', 'redrock-', 1))
     pipeline(coadd, redrock)
     table = Table.read(redrock, hdu='REDSHIFTS')
@@ -119,7 +124,8 @@ def simulate_edr(
     seed=0, # any non-negative integer
 ): # Path of the root
     "Write a small EDR: tables of visual inspection, deep and main-depth coadds by tile, redrock files, checksums; truth-edr.fits, which no archive has, tells all."
-    if not 0 < n <= VI_PETALS: raise ValueError(f"n is {n}; a petal has 1 to {VI_PETALS} fibres")
+    if not 0 < n <= VI_PETALS:
+        raise ValueError(f"n is {n}; a petal has 1 to {VI_PETALS} fibres")
     root, deep, answers = Path(dst), [], []
     if there := [name for name in ('spectro', 'vac') if (root/name).exists()]:
         raise ValueError(f"{root}: holds {there[0]}/ already; give a new folder")
@@ -131,12 +137,15 @@ def simulate_edr(
                 coadd = root/f'spectro/redux/fuji/tiles/{folder}/coadd-{petal}-{tile}-{ending}.fits'
                 truth = _write_petal(coadd, [each[k] for each in looks], tile, petal, group)
                 redrock = _answer(pipeline, coadd, len(truth))
-            deep.append(truth); answers.append(redrock)
-        for folder, *_ in groups: _write_sums(root, root/f'spectro/redux/fuji/tiles/{folder}')
+            deep.append(truth)
+            answers.append(redrock)
+        for folder, *_ in groups:
+            _write_sums(root, root/f'spectro/redux/fuji/tiles/{folder}')
     truth, answers = vstack(deep), vstack(answers)
     seen = ~np.isin(truth['CLASS'], ['SKY', 'MWS'])
     _write_tables(root, truth[seen], answers[seen], template_rng(seed, 13))
-    with write_atomic(root/'truth-edr.fits') as tmp: truth.write(tmp, format='fits')
+    with write_atomic(root/'truth-edr.fits') as tmp:
+        truth.write(tmp, format='fits')
     return root
 
 # %% ../../nbs/simulate/08_mock_archive.ipynb #5be08e22
@@ -151,7 +160,8 @@ def write_archive(
     **settings, # of `simulate_survey`
 ): # list of paths of the coadds
     "A simulated archive in DESI's layout: coadd, redrock and truth files by healpix pixel, checksums, tilepix.fits. For rehearsals."
-    if (Path(dst)/'healpix').exists(): raise ValueError(f"{dst}: holds an archive already; give a new folder")
+    if (Path(dst)/'healpix').exists():
+        raise ValueError(f"{dst}: holds an archive already; give a new folder")
     coadds, rows = [], []
     for visit, ((survey, program), numbers) in enumerate(pixels.items()):
         for hpx in numbers:
@@ -160,6 +170,7 @@ def write_archive(
             pipeline(coadd, home/coadd.name.replace('coadd-', 'redrock-'))
             sums = '\n'.join(f'{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}' for p in sorted(home.glob('*.fits')))
             (home/f'redux_iron_healpix_{survey}_{program}_{hpx//100}_{hpx}.sha256sum').write_text(sums + '\n')
-            coadds.append(coadd); rows.append((1000 + hpx % 1000, survey, program, 0, hpx))
+            coadds.append(coadd)
+            rows.append((1000 + hpx % 1000, survey, program, 0, hpx))
     Table(rows=rows, names=['TILEID', 'SURVEY', 'PROGRAM', 'PETAL_LOC', 'HEALPIX']).write(Path(dst)/'healpix/tilepix.fits', overwrite=True)
     return coadds

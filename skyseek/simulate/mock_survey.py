@@ -38,9 +38,11 @@ class Survey:
     library: TemplateLibrary = None  # templates to use instead of built-in physics
 
     def __post_init__(self):
-        if self.program not in PROGRAMS: raise ValueError(f"program {self.program!r} is not one of {', '.join(PROGRAMS)}")
+        if self.program not in PROGRAMS:
+            raise ValueError(f"program {self.program!r} is not one of {', '.join(PROGRAMS)}")
 
-    def times(self): return self.exptime or ((850.0, 1400.0) if self.program == 'dark' else (160.0, 280.0))
+    def times(self):
+        return self.exptime or ((850.0, 1400.0) if self.program == 'dark' else (160.0, 280.0))
 
 # %% ../../nbs/simulate/07_mock_survey.ipynb #92bd76af
 def mock_targetid(
@@ -63,7 +65,8 @@ def simulate_target(
     time, numexp = rng.uniform(*survey.times()), 1 + int(np.searchsorted((0.65, 0.9), rng.random()))
     night = Night(time, numexp, round(float(field_rng.uniform(-28, 28)), 1))
     arms, words = observe(fine, rng, night, survey.faults)
-    if survey.visit: arms, words = observe(fine, template_rng(seed, 8, survey.visit, survey.hpx, number), night, survey.faults)
+    if survey.visit:
+        arms, words = observe(fine, template_rng(seed, 8, survey.visit, survey.hpx, number), night, survey.faults)
     row['FLAGS'] = '|'.join(row['FLAGS'] + words)
     row |= dict(TARGETID=mock_targetid(seed, survey.hpx, number + (code << 20)), PROGRAM=survey.program, EFFTIME=time, NUMEXP=numexp, EXTRA=rng.random(12))
     return arms, row
@@ -89,7 +92,8 @@ def make_fibermap(
     colour = 10 ** (0.4 * (np.array([COLOURS[s] for s in spectype]) + 0.3 * (extra[:, 3:5] - 0.5)))
     total['W1'] = total['Z'] * colour[:, 0]
     total['W2'] = total['W1'] * colour[:, 1]
-    for kind, fluxes in (('FLUX', total), ('FIBERFLUX', fibre)): columns |= {f'{kind}_{b}': f.astype(np.float32) for b, f in fluxes.items()}
+    for kind, fluxes in (('FLUX', total), ('FIBERFLUX', fibre)):
+        columns |= {f'{kind}_{b}': f.astype(np.float32) for b, f in fluxes.items()}
     return Table(columns | _bits_and_counts(rows, target, extra))
 
 # %% ../../nbs/simulate/07_mock_survey.ipynb #2c7f4be1
@@ -120,7 +124,8 @@ def make_scores(
         lost = np.isnan(snr).all(1)
         snr[lost] = 0
         out[f'MEDIAN_COADD_SNR_{arm}'] = np.nanmedian(snr, 1).astype(np.float32)
-    for name, unit in TSNR.items(): out[f'TSNR2_{name}'] = np.array([r['EFFTIME'] / unit for r in rows], np.float32)
+    for name, unit in TSNR.items():
+        out[f'TSNR2_{name}'] = np.array([r['EFFTIME'] / unit for r in rows], np.float32)
     return out
 
 # %% ../../nbs/simulate/07_mock_survey.ipynb #e663fd17
@@ -131,17 +136,21 @@ def make_truth(
     "Truth beside a simulated coadd. FLAGS: PHYSICS or LIBRARY, then ODD, BLEND, DEAD_arm, joined by |."
     names = ('TARGETID', 'CLASS', 'TRUE_SPECTYPE', 'TRUE_Z', 'SUBTYPE', 'PROGRAM', 'EFFTIME', 'MAG', 'FLAGS')
     table = Table({name: [r[name] for r in rows] for name in names})
-    for arm in ARM_PIXELS: table[f'SNR_{arm}'] = scores[f'MEDIAN_COADD_SNR_{arm}']
+    for arm in ARM_PIXELS:
+        table[f'SNR_{arm}'] = scores[f'MEDIAN_COADD_SNR_{arm}']
     return table
 
 # %% ../../nbs/simulate/07_mock_survey.ipynb #e9ef2cd1
 def _simulate(n, seed, survey, processes):
     "Arms as arrays (N, npix) and the list of rows, from one or several processes."
     work = partial(simulate_target, seed=seed, survey=survey)
-    if n < 1: raise ValueError(f"n is {n}; simulate at least one spectrum")
+    if n < 1:
+        raise ValueError(f"n is {n}; simulate at least one spectrum")
     if processes > 1:
-        with ProcessPoolExecutor(processes) as pool: results = list(pool.map(work, range(n), chunksize=16))
-    else: results = [work(i) for i in range(n)]
+        with ProcessPoolExecutor(processes) as pool:
+            results = list(pool.map(work, range(n), chunksize=16))
+    else:
+        results = [work(i) for i in range(n)]
     arms = {arm: tuple(np.array([r[0][arm][k] for r in results]) for k in range(3)) for arm in ARM_PIXELS}
     return arms, [r[1] for r in results]
 
@@ -155,7 +164,8 @@ def simulate_spectra(
     survey = Survey(**settings)
     arms, rows = _simulate(n, seed, survey, processes)
     scores, meta = make_scores(arms, rows), make_fibermap(rows, survey)
-    for name in scores.colnames[1:4]: meta[name] = scores[name]
+    for name in scores.colnames[1:4]:
+        meta[name] = scores[name]
     parts = [Spectra(wave_arm(arm), flux, np.where(mask == 0, ivar, 0), meta) for arm, (flux, ivar, mask) in arms.items()]
     return merge_arms(parts), make_truth(rows, scores)
 
@@ -177,10 +187,13 @@ def coadd_hdus(arms, fibermap, scores, resolution):
     hdus[1].name, hdus[2].name = 'FIBERMAP', 'EXP_FIBERMAP'
     for arm, (flux, ivar, mask) in arms.items():
         images = dict(WAVELENGTH=wave_arm(arm), FLUX=flux, IVAR=ivar, MASK=mask)
-        if resolution: images['RESOLUTION'] = np.broadcast_to(resolution_diagonals(arm), (len(flux), 11, flux.shape[1])).copy()
-        for name, data in images.items(): hdus.append(fits.ImageHDU(data, name=f'{arm}_{name}'))
+        if resolution:
+            images['RESOLUTION'] = np.broadcast_to(resolution_diagonals(arm), (len(flux), 11, flux.shape[1])).copy()
+        for name, data in images.items():
+            hdus.append(fits.ImageHDU(data, name=f'{arm}_{name}'))
         hdus[-len(images)].header['BUNIT'], hdus[1 - len(images)].header['BUNIT'] = 'Angstrom', '10**-17 erg/(s cm2 Angstrom)'
-    hdus.append(fits.table_to_hdu(scores)); hdus[-1].name = 'SCORES'
+    hdus.append(fits.table_to_hdu(scores))
+    hdus[-1].name = 'SCORES'
     return fits.HDUList(hdus)
 
 # %% ../../nbs/simulate/07_mock_survey.ipynb #b0c144f1
@@ -202,7 +215,10 @@ def simulate_survey(
     hdus = coadd_hdus(arms, fibermap, scores, resolution)
     for key, value in dict(SURVEY=survey.survey, PROGRAM=survey.program, HPXPIXEL=survey.hpx, HPXNSIDE=64, HPXNEST=True, SPGRP='healpix',
                            SIMSEED=seed).items():
-        for hdu in hdus[:2]: hdu.header[key] = value
-    with write_atomic(coadd) as tmp: hdus.writeto(tmp, checksum=checksum)
-    with write_atomic(truth) as tmp: make_truth(rows, scores).write(tmp, format='fits')
+        for hdu in hdus[:2]:
+            hdu.header[key] = value
+    with write_atomic(coadd) as tmp:
+        hdus.writeto(tmp, checksum=checksum)
+    with write_atomic(truth) as tmp:
+        make_truth(rows, scores).write(tmp, format='fits')
     return coadd

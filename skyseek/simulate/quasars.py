@@ -89,7 +89,8 @@ def forest_transmission(
     "Transmission of the intergalactic gas in front of a quasar: the mean, or one lognormal realisation of it."
     depth = forest_depth(wave, z)
     end = np.searchsorted(wave, 1215.67)
-    if rng is None or z < 1.4: return np.exp(-depth)
+    if rng is None or z < 1.4:
+        return np.exp(-depth)
     noise = broaden(rng.standard_normal(end), 60.)
     depth[:end] = np.interp(depth[:end], *_depth_of_gas()) * np.exp(SCATTER * noise / noise.std())
     return np.exp(-depth)
@@ -149,7 +150,8 @@ def make_quasar(
     forest=True,  # True: one realisation of the forest and damped systems; False: only the mean transmission
 ): # (flux (L,) on wave_rest(), dict of parameters ALPHA LUMINOSITY EBV HOST)
     "Draw one quasar in its rest frame, seen through the gas in front of it."
-    if kind not in ('QSO', 'BAL', 'BLLAC'): raise ValueError(f"kind {kind!r} is not a quasar; use QSO, BAL or BLLAC")
+    if kind not in ('QSO', 'BAL', 'BLLAC'):
+        raise ValueError(f"kind {kind!r} is not a quasar; use QSO, BAL or BLLAC")
     wave, alpha = wave_rest(), rng.normal(-1.65, 0.25)
     luminosity = rng.normal(np.interp(z, [0, 1, 3], [-1, 0, 0.5]), 0.4)
     flux = _continuum(wave, alpha, rng)
@@ -170,7 +172,8 @@ def _in_front(wave, flux, kind, z, forest, rng, values):
     if host > 0.02:
         galaxy = make_galaxy('MIXED', rng, z)[0]
         flux = flux + galaxy * (host / (1 - host) * np.interp(5100., wave, flux) / np.interp(5100., wave, galaxy))
-    if kind == 'BAL': flux = flux * broad_absorption(wave, rng)
+    if kind == 'BAL':
+        flux = flux * broad_absorption(wave, rng)
     if forest and z > 2 and rng.random() < 0.12 * (z - 1.8):
         flux = flux * damped_absorber(wave, z, rng.uniform(max(1.9, 0.85 * z - 0.1), z), 20.3 + rng.exponential(0.35))
     return flux * forest_transmission(wave, z, rng if forest else None), values | dict(EBV=ebv, HOST=float(host))

@@ -228,12 +228,16 @@ TYPES = {'O': (30000, 42000), 'B': (10500, 28000), 'A': (7500, 10000), 'F': (605
 
 def _rare(kind, teff, rng):
     "Opacity rows that make an ordinary atmosphere a rare one."
-    if kind == 'CARBON': return dict(C2=rng.uniform(0.25, 1.2), TiO=0, VO=0, CaH=0)
-    if kind == 'LDWARF': return dict(KNa_wings=rng.uniform(0.3, 1.5), TiO=0.25 * rng.random(), CaH=0.1, CaII=0, FeI=0.1)
-    if kind != 'WD': return {}
+    if kind == 'CARBON':
+        return dict(C2=rng.uniform(0.25, 1.2), TiO=0, VO=0, CaH=0)
+    if kind == 'LDWARF':
+        return dict(KNa_wings=rng.uniform(0.3, 1.5), TiO=0.25 * rng.random(), CaH=0.1, CaII=0, FeI=0.1)
+    if kind != 'WD':
+        return {}
     none = dict.fromkeys(PEAKS, 0.0)
     x = np.log(teff / 12500)
-    if rng.random() < 0.75: return none | {'H_wd': 3.0 * np.exp(-(x / 0.6)**2), 'edge_wd': 1.5 * np.exp(-(x / 0.5)**2)}
+    if rng.random() < 0.75:
+        return none | {'H_wd': 3.0 * np.exp(-(x / 0.6)**2), 'edge_wd': 1.5 * np.exp(-(x / 0.5)**2)}
     return none | ({'HeI_wd': np.exp(-(np.log(teff / 19000) / 0.4)**2)} if rng.random() < 0.7 else {'CaII': 0.3 * rng.random()})
 
 # %% ../../nbs/simulate/01_stars.ipynb #8e462bf0

@@ -47,11 +47,16 @@ def draw_redshift(
     rng,  # numpy Generator
 ): # redshift
     "Redshift of a target given its class and what it really is."
-    if spectype == 'STAR': return rng.normal(0, 4e-4)
-    if spectype == 'QSO': return float(np.clip(rng.gamma(4.5, 0.41), 0.15, 5.5))
-    if target == 'BGS': return float(np.clip(rng.gamma(3.2, 0.078), 0.01, 0.7))
-    if target == 'LRG': return float(np.clip(rng.normal(0.74, 0.2), 0.25, 1.25))
-    if target == 'ELG': return float(np.clip(rng.normal(1.08, 0.34), 0.1, 1.65))
+    if spectype == 'STAR':
+        return rng.normal(0, 4e-4)
+    if spectype == 'QSO':
+        return float(np.clip(rng.gamma(4.5, 0.41), 0.15, 5.5))
+    if target == 'BGS':
+        return float(np.clip(rng.gamma(3.2, 0.078), 0.01, 0.7))
+    if target == 'LRG':
+        return float(np.clip(rng.normal(0.74, 0.2), 0.25, 1.25))
+    if target == 'ELG':
+        return float(np.clip(rng.normal(1.08, 0.34), 0.1, 1.65))
     return float(np.clip(rng.gamma(2.5, 0.25), 0.02, 1.65))
 
 def draw_magnitude(
@@ -110,7 +115,8 @@ def draw_source(
     if target == 'SKY':
         return np.zeros(len(fine_edges()) - 1), dict(CLASS='SKY', TRUE_SPECTYPE='SKY', TRUE_Z=0.0, SUBTYPE='', MAG=99.0, BAND='', EBV=0.0,
                                                      FLUX=dict.fromkeys(BANDS, 0.0), FLAGS=[])
-    if target not in CLASSES: raise ValueError(f"target class {target!r} is not one of {', '.join(CLASSES)} or SKY")
+    if target not in CLASSES:
+        raise ValueError(f"target class {target!r} is not one of {', '.join(CLASSES)} or SKY")
     spectype, kind = pick(CLASSES[target], rng)
     z, (band, mag), ebv = draw_redshift(target, spectype, rng), draw_magnitude(target, rng), rng.gamma(2, 0.02)
     fine, flux, subtype, word = _in_fibre(spectype, kind, z, band, mag, ebv, rng, library)

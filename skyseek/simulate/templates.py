@@ -30,8 +30,10 @@ class TemplateLibrary:
         if self.flux.shape != (len(self.table), len(self.wave)):
             raise ValueError(f"flux is {self.flux.shape}, wave has {len(self.wave)} pixels, table {len(self.table)} rows; they must be (T, L), L and T")
 
-    def __len__(self): return len(self.flux)
-    def __getitem__(self, rows): return TemplateLibrary(self.wave, self.flux[rows], self.table[rows])
+    def __len__(self):
+        return len(self.flux)
+    def __getitem__(self, rows):
+        return TemplateLibrary(self.wave, self.flux[rows], self.table[rows])
     def __repr__(self):
         names, counts = np.unique(self.table['SPECTYPE'].astype(str), return_counts=True)
         return f"TemplateLibrary[{len(self)} × {len(self.wave)}] " + ', '.join(f'{n} {c}' for n, c in zip(names, counts))
@@ -73,7 +75,8 @@ def builtin_library(
     for code, (spectype, n) in enumerate((('GALAXY', n_galaxy), ('QSO', n_qso), ('STAR', n_star))):
         for i in range(n):
             f, values = _draw(spectype, template_rng(seed, 7, code, i))
-            flux.append((f / f[window].mean()).astype(np.float32)); rows.append(values)
+            flux.append((f / f[window].mean()).astype(np.float32))
+            rows.append(values)
     table = _table(rows, wave)
     return TemplateLibrary(wave, np.array(flux).reshape(len(rows), len(wave)), table)
 
@@ -98,7 +101,8 @@ def air_to_vacuum(
 # %% ../../nbs/simulate/04_templates.ipynb #062289b6
 def _header_wave(header, n):
     "Wavelengths (n,) in Å from redrock's or SDSS's header keywords."
-    if 'COEFF0' in header: return 10 ** (header['COEFF0'] + header['COEFF1'] * np.arange(n))
+    if 'COEFF0' in header:
+        return 10 ** (header['COEFF0'] + header['COEFF1'] * np.arange(n))
     x = header['CRVAL1'] + header['CDELT1'] * np.arange(n)
     return 10**x if header.get('LOGLAM', 0) else x
 
@@ -111,7 +115,8 @@ def _read_vectors(hdus, path, archetypes):
     "Redrock or SDSS eigenvectors, or the spectra that the stored coefficients make of them."
     header, data = hdus[0].header, np.array(hdus[0].data, float)
     spectype, subtype = header.get('RRTYPE', '').strip(), header.get('RRSUBTYP', '').strip()
-    if not spectype: spectype, subtype = _sdss_type(header, path)
+    if not spectype:
+        spectype, subtype = _sdss_type(header, path)
     kind, names = 'eigenvector', [subtype] * len(data)
     if spectype == 'STAR' and ('NAME0' in header or len(data) == 1): 
         kind, names = 'spectrum', [str(header.get(f'NAME{i}', subtype)) for i in range(len(data))]
@@ -126,7 +131,8 @@ def _sdss_type(header, path):
     "SPECTYPE and SUBTYPE of an SDSS eigenspectrum file from OBJECT or, failing that, the file name."
     name = (header.get('OBJECT', '') or Path(path).name.removeprefix('spEigen')).upper()
     for key, pair in (('CV', ('STAR', 'CV')), ('STAR', ('STAR', '')), ('GAL', ('GALAXY', '')), ('QSO', ('QSO', ''))):
-        if key in name: return pair
+        if key in name:
+            return pair
     raise ValueError(f"{path}: galaxy, quasar or star? OBJECT is {name!r}; rename the file to spEigenGal…, spEigenQSO… or spEigenStar…")
 
 def _read_table(hdu, path):
@@ -145,9 +151,12 @@ def _read_one(path, archetypes):
     "Native wavelengths, flux rows and their descriptions of one template file of any known kind."
     try:
         with fits.open(path) as hdus:
-            if 'ARCHETYPES' in hdus: return _read_archetypes(hdus['ARCHETYPES'])
-            if hdus[0].data is not None and hdus[0].data.ndim == 2: return _read_vectors(hdus, path, archetypes)
-            if len(hdus) > 1 and {'WAVELENGTH', 'FLUX'} <= set(getattr(hdus[1].columns, 'names', ())): return _read_table(hdus[1], path)
+            if 'ARCHETYPES' in hdus:
+                return _read_archetypes(hdus['ARCHETYPES'])
+            if hdus[0].data is not None and hdus[0].data.ndim == 2:
+                return _read_vectors(hdus, path, archetypes)
+            if len(hdus) > 1 and {'WAVELENGTH', 'FLUX'} <= set(getattr(hdus[1].columns, 'names', ())):
+                return _read_table(hdus[1], path)
     except (OSError, KeyError, AttributeError, TypeError) as e:
         raise ValueError(f"{path}: not a readable template file ({e}); expected rrtemplate-*, spEigen*, Pickles or Kinney–Calzetti FITS") from e
     raise ValueError(f"{path}: no basis vectors and no WAVELENGTH and FLUX columns; expected rrtemplate-*, spEigen*, Pickles or Kinney–Calzetti FITS")
@@ -160,7 +169,8 @@ def read_library(
     "Read redrock, SDSS, Pickles or Kinney–Calzetti templates, flux-conserving, on one vacuum grid; zero where a template ends."
     wave, path = wave_rest() if wave is None else wave, Path(path)
     files = sorted(path.rglob('*.fits')) if path.is_dir() else [path]
-    if not files: raise ValueError(f"{path}: no *.fits in this folder; give a template file or a folder of templates")
+    if not files:
+        raise ValueError(f"{path}: no *.fits in this folder; give a template file or a folder of templates")
     edges, flux, tables = pixel_edges(wave), [], []
     for file in files:
         native, data, rows = _read_one(file, archetypes)
