@@ -517,7 +517,7 @@ def learned(monkeypatch, tmp_path):
     weights = SimpleNamespace(autoencoder=train_stub(), judge=train_stub(),
                               familiarity=SimpleNamespace(p_value=lambda x: np.where(np.arange(400) < 60, 0., .5)))
     for name, value in dict(load_weights=lambda *a: weights, _sample_targets=lambda *a: (range(400), {}),
-                            _with_chi2=lambda s, d: s, _look=lambda *a: (range(400), opinion, None, None, {}),
+                            look=lambda *a: (range(400), opinion, None, None, {}),
                             fit_reference=lambda *a, **k: AnomalyReference(n=400),
                             familiarity_inputs=lambda *a: None).items():
         monkeypatch.setattr(reference, name, value, raising=False)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'FORMAT', 'DRIVERS', 'ArrayStream', 'TrainSettings', 'learning_rate', 'pack_weights', 'fit', 'write_model',
-           'save_model', 'read_config', 'fingerprint', 'load_model', 'pick_device']
+           'save_model', 'read_config', 'fingerprint', 'load_model', 'shipped', 'pick_device']
 
 # %% ../../nbs/learn/03_training.ipynb #6b9876d0
 import json
@@ -15,6 +15,7 @@ import re
 import sys
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +301,13 @@ def load_model(
     except (OSError, SafetensorError, RuntimeError, TypeError, KeyError) as e:
         raise ValueError(f"{folder}: the weights cannot be loaded ({str(e).splitlines()[0]}); copy or train the model again") from e
     return model.to(device).eval()
+
+# %% ../../nbs/learn/03_training.ipynb #f19e72ac
+def shipped(
+    name: str = '', # of a model in it: autoencoder, classifier, judge, familiarity, anomaly
+) -> Path: # its folder
+    "Where the package keeps its weights."
+    return Path(str(files('skyseek')/'weights/default'))/name
 
 # %% ../../nbs/learn/03_training.ipynb #8b842161
 DRIVERS = 'nvidia*', 'nvhost*', 'dxg', 'kfd'  # in /dev: NVIDIA, its Jetson, Windows' subsystem, AMD

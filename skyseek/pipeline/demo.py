@@ -10,7 +10,6 @@ __all__ = ['log', 'REFERENCE', 'PARTS', 'DemoSettings', 'simulate_files', 'check
 import logging
 import shlex
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from shutil import copytree
 from time import perf_counter
@@ -31,9 +30,9 @@ from ..detect.metrics import evaluate_catalogue, format_table
 from ..learn.autoencoder import Autoencoder, train_autoencoder_file
 from ..learn.features import METADATA
 from ..learn.shards import build_features_file
-from ..learn.training import TrainSettings, fingerprint, load_model, pick_device, save_model
+from ..learn.training import TrainSettings, fingerprint, load_model, pick_device, save_model, shipped
 from .catalogue import make_catalogue, write_catalogue, write_report
-from .score import SHIPPED, load_weights, look, score_files
+from .score import load_weights, look, score_files
 from ..redshift.bases import library_bases
 from ..redshift.scan import redshift_file
 from ..redshift.second_opinion import correction_rates
@@ -77,7 +76,7 @@ def _train(folder, shards, truth, settings, progress):
     about = f"{plural(settings.n, 'simulated fibre')} with the answers of the built-in chi2 scan (demo)"
     train_classifier_file(shards, truth, autoencoder, folder/'classifier', model, progress=progress, about=about,
                           settings=TrainSettings(**CLASSIFIER_TRAINING, **where))
-    copytree(str(files('skyseek')/SHIPPED/'judge'), folder/'judge')
+    copytree(shipped('judge'), folder/'judge')
     return load_weights(folder, settings.device)
 
 # %% ../../nbs/pipeline/11_demo.ipynb #68f45cc7

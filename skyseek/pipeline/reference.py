@@ -7,7 +7,6 @@ __all__ = ['reference_files', 'reference_text']
 
 # %% ../../nbs/pipeline/03_reference.ipynb #cd48a852
 import os
-from importlib.resources import files
 from pathlib import Path
 from shutil import copyfile
 
@@ -21,8 +20,8 @@ from ..data.sdss import group_files, read_targets
 from ..data.spectra import concatenate
 from ..data.writing import MODEL_FILES, check_folder, write_folder
 from ..detect.familiarity import UNFAMILIAR, familiarity_inputs
-from ..learn.training import fingerprint, pick_device, write_model
-from .score import KEEP, SHIPPED, load_weights, look, match_grid, with_chi2
+from ..learn.training import fingerprint, pick_device, shipped, write_model
+from .score import KEEP, load_weights, look, match_grid
 
 # %% ../../nbs/pipeline/03_reference.ipynb #047a1ea0
 def _sample_targets(paths, weights, most, seed):
@@ -55,7 +54,7 @@ def reference_files(
 ): # (`AnomalyReference`, dict path → reason of files that cannot be read)
     "Learn from a survey, without labels, what is ordinary in it, and write weights with this reference sample."
     paths = unique_paths(list(paths))
-    folder, dst = Path(str(files('skyseek')/SHIPPED)) if folder is None else Path(folder), Path(os.path.realpath(dst))
+    folder, dst = shipped() if folder is None else Path(folder), Path(os.path.realpath(dst))
     if most < 1:
         raise ValueError(f"--most {most} (most): at least 300 spectra are needed")
     check_folder(dst)
@@ -64,7 +63,7 @@ def reference_files(
     device = pick_device(device)
     weights = load_weights(folder, device)
     spectra, failed = _sample_targets(paths, weights, most, seed)
-    looked, opinion, fit, _, code = look(with_chi2(spectra, device), weights, device)
+    looked, opinion, fit, _, code = look(spectra, weights, device)
     if opinion is None:
         raise ValueError(f"{folder}: has no judge/, which the anomaly scores need; give weights that have one")
     reference = fit_reference(looked, code, fit, opinion, seed=seed)

@@ -277,9 +277,10 @@ def second_look(
     judge=None, # `Judge`; None takes the posterior of the scan at its word
     bases=None, # list of `Basis`; None takes `default_bases()`
     device='cpu', # torch device
+    fit=None, # `RedshiftFit` of the same spectra, if it is at hand
 ): # `Spectra` with the columns EVIDENCE in meta, the Table of `second_opinion`, the `RedshiftFit`
     "Scan, list the candidates, judge them."
-    fit = scan_redshift(spectra, bases, device)
+    fit = scan_redshift(spectra, bases, device) if fit is None else fit
     cand = candidates(spectra, fit, device)
     x, meta = cand.features(spectra), spectra.meta.copy(copy_data=False)
     p = judge_candidates(judge, spectra, cand, x)
