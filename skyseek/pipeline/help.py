@@ -27,7 +27,8 @@ def _type_text(anno):
 def _lines(name, part):
     "One parameter in numpy's form."
     default = part.get('default', inspect.Parameter.empty)
-    shown = '' if default is inspect.Parameter.empty else f', default {getattr(default, "__name__", None) or repr(default)}'
+    given = getattr(default, '__name__', None) or repr(default)
+    shown = '' if default is inspect.Parameter.empty else f', default {given}'
     kind = _type_text(part['anno'])
     yield f'{name} : {kind}{shown}'.rstrip(' :') if kind or shown else name
     if part['docment']:
