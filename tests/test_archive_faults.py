@@ -69,16 +69,16 @@ def weights():
 @pytest.fixture
 def alone(monkeypatch, weights):
     "Pixels are done in this process, where a test can reach them; weights are loaded once."
-    monkeypatch.setattr('skyseek.pipeline.workers.local_executor', lambda workers: ThreadPoolExecutor(1))
-    monkeypatch.setattr('skyseek.pipeline.score.load_weights', lambda *_: weights)
+    monkeypatch.setattr('skyseek.pipeline.survey.local_executor', lambda workers: ThreadPoolExecutor(1))
+    monkeypatch.setattr('skyseek.pipeline.survey.load_weights', lambda *_: weights)
 
 
 @pytest.fixture
 def quickly(alone, monkeypatch):
     "Nothing is computed, and no summary is drawn."
     monkeypatch.setattr('skyseek.pipeline.survey._score_together', lambda spectra, job: [s.meta['TARGETID',] for s in spectra])
-    monkeypatch.setattr('skyseek.pipeline.catalogue.make_catalogue', lambda tables, *_: tables[0], raising=False)
-    monkeypatch.setattr('skyseek.pipeline.survey_catalogue.close_dataset', lambda dest: None)
+    monkeypatch.setattr('skyseek.pipeline.survey.make_catalogue', lambda tables, *_: tables[0], raising=False)
+    monkeypatch.setattr('skyseek.pipeline.survey.close_dataset', lambda dest: None)
 
 
 @contextmanager
@@ -173,7 +173,7 @@ def test_what_a_killed_run_had_fetched_is_removed_by_the_next(iron, tmp_path, qu
         def fetch(archive, survey, program, hpx, folder):
             Path(folder, f'coadd-{survey}-{program}-{hpx}.fits').write_bytes(b'half')
             os.kill(os.getpid(), signal.SIGKILL)
-        skyseek.data.byte_ranges.fetch_pair = fetch
+        skyseek.pipeline.survey.fetch_pair = fetch
         do(iron, tmp_path/'c', scratch=str(scratch))
         os._exit(0)
     os.waitpid(child, 0)
@@ -312,7 +312,7 @@ def test_a_survey_does_not_wait_for_drops(made, tmp_path, what, how):
 
 @pytest.mark.parametrize('how', ['body', 'head'])
 def test_fetching_does_not_wait_for_drops(tmp_path, monkeypatch, how):
-    monkeypatch.setattr('skyseek.data.download.TIMEOUT', .3, raising=False)
+    monkeypatch.setattr('skyseek.detect.visual_inspection.TIMEOUT', .3, raising=False)
     (tmp_path/'root').mkdir()
     with small_server(tmp_path/'root', dripping('.', how)) as address, within(10), pytest.raises(ReadError): fetch_file(address, 'x.csv', tmp_path/'d', patience=0, tries=2)
     assert not list((tmp_path/'d').rglob('*.csv'))
@@ -519,7 +519,7 @@ def test_a_part_that_is_cut_is_done_again(tmp_path, caplog, how):
 
 
 def test_a_survey_does_again_what_is_cut(iron, tmp_path, quickly, monkeypatch):
-    monkeypatch.setattr('skyseek.pipeline.survey_catalogue.close_dataset', summarise)
+    monkeypatch.setattr('skyseek.pipeline.survey.close_dataset', summarise)
     dest = tmp_path/'c'
     do(iron, dest)
     whole, part = read_dataset(dest), list_parts(dest)[0]
@@ -579,7 +579,7 @@ def test_parts_that_come_and_go_while_they_are_exported(tmp_path, monkeypatch, h
 
 
 def test_an_export_says_what_the_catalogue_was_made_with(made, tmp_path, alone, weights, monkeypatch):
-    monkeypatch.setattr('skyseek.pipeline.survey_catalogue.close_dataset', lambda dest: None)
+    monkeypatch.setattr('skyseek.pipeline.survey.close_dataset', lambda dest: None)
     do(made, tmp_path/'c', pixels=(5,))
     for meta in (Table.read(export_fits(tmp_path/'c', tmp_path/'x.fits')).meta, read_dataset(tmp_path/'c').meta):
         assert (meta['WEIGHTS'], meta['ARCHIVE']) == (weights.name, 'iron') and meta['SKYSEEK'] and meta['TRAINED'].startswith(weights.about[:20])

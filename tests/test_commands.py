@@ -555,12 +555,12 @@ def test_bars_are_shown_on_a_terminal_only(survey, tmp_path, monkeypatch):
 
 
 BARS = {
-    'train': 'fit',
-    'autoencoder': 'train_autoencoder_file',
-    'classifier': 'train_classifier_file',
-    'encoders': 'train_gasnet',
-    'catalogue': 'score_files',
-    'demo': 'run_demo',
+    'learn.training': 'fit',
+    'learn.autoencoder': 'train_autoencoder_file',
+    'detect.classifier': 'train_classifier_file',
+    'gasnet.gasnet3_networks': 'train_gasnet',
+    'pipeline.score': 'score_files',
+    'pipeline.demo': 'run_demo',
 }
 
 

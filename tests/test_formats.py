@@ -878,4 +878,4 @@ def test_only_https_is_spoken(url):
 
 def test_sparcl_needs_no_package_of_its_own():
     settings = (Path(__file__).resolve().parent.parent/'settings.ini').read_text()
-    assert 'sparclclient' not in settings and 'sparclclient' not in (Path(__file__).resolve().parent.parent/'skyseek'/'sparcl.py').read_text()
+    assert 'sparclclient' not in settings and 'sparclclient' not in (Path(__file__).resolve().parent.parent/'skyseek/data/sparcl.py').read_text()

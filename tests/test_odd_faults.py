@@ -13,7 +13,7 @@ from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
 
-from skyseek.anomaly.scores import rerank as active, stellar_autoencoder as outliers, wgan_scores as imagescores
+from skyseek.anomaly import rerank as active, stellar_autoencoder as outliers, wgan_scores as imagescores
 from skyseek.learn import training as train
 from skyseek.pipeline import reference
 from skyseek.anomaly.rerank import catalogue_features, rerank
@@ -295,14 +295,14 @@ def test_networks_change_all_at_once(galaxies, tmp_path, monkeypatch):
     "Killed between two networks, the old set is there as it was; a mixture is refused."
     images = read_cutouts(galaxies/'stamps', 16).images
     for name in ('a', 'b'): train_images(tmp_path/name, images, 1)
-    before, packed, calls = snapshot(tmp_path/'a'), train._packed, []
+    before, packed, calls = snapshot(tmp_path/'a'), train.pack_weights, []
 
     def dies(*args):
         calls.append(1)
         if len(calls) == 2: raise KeyboardInterrupt
         return packed(*args)
     with monkeypatch.context() as m:
-        m.setattr(train, '_packed', dies)
+        m.setattr(train, 'pack_weights', dies)
         with pytest.raises(KeyboardInterrupt): train_images(tmp_path/'a', images, 2)
     assert snapshot(tmp_path/'a') == before
     train_images(tmp_path/'c', images, 3)
@@ -538,7 +538,7 @@ def test_reference_says_what_is_out_of_distribution(learned, run):
     assert sorted(p.name for p in (learned/'mine').iterdir()) == sorted(p.name for p in shipped().iterdir())
 
 
-def shipped(): return Path(reference.__file__).parent/'weights/default'
+def shipped(): return Path(reference.__file__).parent.parent/'weights/default'
 
 
 def test_reference_is_written_whole_or_not_at_all(learned, monkeypatch):
@@ -548,7 +548,7 @@ def test_reference_is_written_whole_or_not_at_all(learned, monkeypatch):
     assert [p.name for p in (learned/'thesis').iterdir()] == ['notes.txt']
     reference.reference_files([learned/'a.fits'], learned/'mine')
     before = snapshot(learned/'mine')
-    monkeypatch.setattr(train, '_packed', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(train, 'pack_weights', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt): reference.reference_files([learned/'a.fits'], learned/'mine', seed=2)
     assert snapshot(learned/'mine') == before and not list(learned.glob('.tmp*'))
 
