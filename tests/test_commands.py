@@ -18,7 +18,7 @@ from astropy.table import Table
 from surveys import coadd_parts, redrock_table, write_coadd, write_pair, write_parts
 
 import skyseek
-from skyseek.pipeline.cli import _parser, main
+from skyseek.pipeline.cli import main, make_parser
 from skyseek.data.tables import read_redrock
 
 ESC = '\x1b[2J\x07'
@@ -577,7 +577,7 @@ def test_bars_follow_one_rule_in_python_too(module):
 
 def commands():
     """(name, parser) of every command."""
-    return next(a for a in _parser()._actions if hasattr(a, 'choices') and isinstance(a.choices, dict)).choices.items()
+    return next(a for a in make_parser()._actions if hasattr(a, 'choices') and isinstance(a.choices, dict)).choices.items()
 
 
 def test_options_are_the_same_everywhere():
@@ -607,7 +607,7 @@ def test_options_are_the_same_everywhere():
 )
 def test_destinations_follow_o_or_come_last(run, tmp_path, monkeypatch, line):
     seen = []
-    monkeypatch.setattr('skyseek.pipeline.cli_survey._list_todo', lambda a, settings: seen.append((a.source, a.output)) or 0)
+    monkeypatch.setattr('skyseek.pipeline.cli_survey._list_todo', lambda source, output, _: seen.append((source, output)) or 0)
     code, _, err = run(*line.replace('SOURCE', str(tmp_path)).replace('DEST', str(tmp_path / 'c')).split())
     assert code == 0 and seen == [(str(tmp_path), tmp_path / 'c')], err
 

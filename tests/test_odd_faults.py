@@ -18,7 +18,7 @@ from skyseek.learn import training as train
 from skyseek.pipeline import reference
 from skyseek.anomaly.rerank import catalogue_features, rerank
 from skyseek.anomaly.scores import AnomalyReference, SCORES
-from skyseek.pipeline.cli import _parser, main
+from skyseek.pipeline.cli import main, make_parser
 from skyseek.anomaly.cutouts import Cutouts, cutout_table, read_cutouts, read_hdf5, write_hdf5
 from skyseek.data.files import read_written_table, write_spectra, write_table
 from skyseek.data.hdus import ReadError
@@ -558,14 +558,14 @@ def test_reference_is_written_whole_or_not_at_all(learned, monkeypatch):
 @pytest.mark.parametrize('words', ['rank c -o l', 'reference c -o w', 'train-stars s -o w', 'score-stars s -o t',
                                    'train-galaxies i -o w', 'score-galaxies i -o t --weights w'])
 def test_options_are_the_same_everywhere(words):
-    a = _parser().parse_args([*words.split(), '--overwrite'])
+    a = make_parser().parse_args([*words.split(), '--overwrite'])
     assert a.overwrite and getattr(a, 'device', 'auto') == 'auto'
-    if hasattr(a, 'weights'): assert _parser().parse_args([*words.split(), '--model', 'm']).weights == Path('m')
+    if hasattr(a, 'weights'): assert make_parser().parse_args([*words.split(), '--model', 'm']).weights == Path('m')
 
 
 def test_auto_is_resolved(monkeypatch):
-    from skyseek.learn.training import pick_device
-    monkeypatch.setattr('skyseek.learn.training._no_driver', lambda: False)
+    from skyseek.learn.devices import pick_device
+    monkeypatch.setattr('skyseek.learn.devices._no_driver', lambda: False)
     for found, device in ((1, 'cuda'), (0, 'cpu')):
         monkeypatch.setattr('torch.cuda.is_available', lambda found=found: found > 0)
         monkeypatch.setattr('torch.cuda.device_count', lambda found=found: found)

@@ -29,7 +29,8 @@ from ..data.sdss import group_files, read_targets, spectrum_files
 from ..data.spectra import resample
 from ..data.truth import split_of
 from ..learn.features import fill_masked
-from ..learn.training import ArrayStream, TrainSettings, fit, load_model, pick_device
+from ..learn.devices import pick_device
+from ..learn.training import ArrayStream, TrainSettings, fit, load_model
 
 # %% ../../nbs/anomaly/05_stellar_autoencoder.ipynb #5b8993da
 N_STELLAR, PIVOT = 640, 5550.  # points from 4000 to 7195 Å; where the flux is set to 1, Å

@@ -22,7 +22,8 @@ from torch import nn
 
 from ..data.files import progress_bar
 from ..data.writing import write_atomic
-from ..learn.training import pack_weights, pick_device
+from ..learn.devices import pick_device
+from ..learn.training import pack_weights
 
 # %% ../../nbs/anomaly/09_wgan.ipynb #1e3a8b2b
 @dataclass(frozen=True)

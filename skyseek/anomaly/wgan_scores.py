@@ -26,7 +26,8 @@ from ..data.hdus import ReadError
 from ..data.records import describe_columns, provenance
 from ..data.writing import check_folder, check_new
 from ..learn.model_sets import checkpoint_path, load_set, save_set
-from ..learn.training import ArrayStream, TrainSettings, fingerprint, fit, pick_device
+from ..learn.devices import pick_device
+from ..learn.training import ArrayStream, TrainSettings, fingerprint, fit
 
 # %% ../../nbs/anomaly/10_wgan_scores.ipynb #c10babd9
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,8 @@ from ..detect.metrics import evaluate_catalogue, format_table
 from ..learn.autoencoder import Autoencoder, train_autoencoder_file
 from ..learn.features import METADATA
 from ..learn.shards import build_features_file
-from ..learn.training import TrainSettings, fingerprint, load_model, pick_device, save_model, shipped
+from ..learn.devices import pick_device
+from ..learn.training import TrainSettings, fingerprint, load_model, save_model, shipped
 from .catalogue import make_catalogue, write_catalogue, write_report
 from .score import load_weights, look, score_files
 from ..redshift.bases import library_bases

@@ -20,7 +20,8 @@ from ..data.sdss import group_files, read_targets
 from ..data.spectra import concatenate
 from ..data.writing import MODEL_FILES, check_folder, write_folder
 from ..detect.familiarity import UNFAMILIAR, familiarity_inputs
-from ..learn.training import fingerprint, pick_device, shipped, write_model
+from ..learn.devices import pick_device
+from ..learn.training import fingerprint, shipped, write_model
 from .score import KEEP, load_weights, look, match_grid
 
 # %% ../../nbs/pipeline/03_reference.ipynb #047a1ea0
