@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TOP = {'README.md', 'settings.ini', 'setup.py', 'nbs', 'skyseek', 'tests', '_quarto.yml', 'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md'}
+TOP = {'README.md', 'settings.ini', 'setup.py', 'nbs', 'skyseek', 'tests', '_quarto.yml', 'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md', 'CITATION.cff'}
 NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(ROOT).parts))
 MODULES = sorted(p for p in (ROOT / 'skyseek').rglob('*.py') if p.name not in ('_modidx.py', '__init__.py'))
 WINGS = 'data', 'simulate', 'learn', 'redshift', 'gasnet', 'detect', 'explain', 'anomaly', 'pipeline'
@@ -227,7 +227,7 @@ def test_import_skyseek_loads_nothing_heavy():
 def test_the_front_door_hands_out_what_it_lists():
     import skyseek
     for name in skyseek.__all__: assert (getattr(skyseek, name).__doc__ or '').strip(), name
-    assert 'Parameters' in skyseek.score.__doc__ and '(N,' in skyseek.label_wrong.__doc__
+    assert 'Parameters' in skyseek.score.__doc__ and '(N,' in skyseek.match_truth.__doc__
 
 
 @named(MODULES)
