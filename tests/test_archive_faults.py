@@ -32,10 +32,8 @@ import skyseek.pipeline.survey
 from skyseek.data.archive import Archive, list_pixels, open_archive
 from skyseek.redshift.scan import redshift_file
 from skyseek.simulate.mock_archive import write_archive
-from skyseek.pipeline.survey_catalogue import (
-    close_dataset, export_fits, is_whole, list_parts, part_path, read_dataset, read_repeats, summarise,
-    truth_from_repeats, write_part,
-)
+from skyseek.pipeline.parts import is_whole, list_parts, part_path, read_dataset, write_part
+from skyseek.pipeline.survey_catalogue import close_dataset, export_fits, read_repeats, summarise, truth_from_repeats
 from skyseek.data.desi import read_coadd
 from skyseek.simulate.mock_archive import simulate_edr
 from skyseek.data.hdus import ReadError, open_fits
@@ -69,16 +67,16 @@ def weights():
 @pytest.fixture
 def alone(monkeypatch, weights):
     "Pixels are done in this process, where a test can reach them; weights are loaded once."
-    monkeypatch.setattr('skyseek.pipeline.workers.local_executor', lambda workers: ThreadPoolExecutor(1))
-    monkeypatch.setattr('skyseek.pipeline.score.load_weights', lambda *_: weights)
+    monkeypatch.setattr('skyseek.pipeline.survey.local_executor', lambda workers: ThreadPoolExecutor(1))
+    monkeypatch.setattr('skyseek.pipeline.survey.load_weights', lambda *_: weights)
 
 
 @pytest.fixture
 def quickly(alone, monkeypatch):
     "Nothing is computed, and no summary is drawn."
     monkeypatch.setattr('skyseek.pipeline.survey._score_together', lambda spectra, job: [s.meta['TARGETID',] for s in spectra])
-    monkeypatch.setattr('skyseek.pipeline.catalogue.make_catalogue', lambda tables, *_: tables[0], raising=False)
-    monkeypatch.setattr('skyseek.pipeline.survey_catalogue.close_dataset', lambda dest: None)
+    monkeypatch.setattr('skyseek.pipeline.survey.make_catalogue', lambda tables, *_: tables[0])
+    monkeypatch.setattr('skyseek.pipeline.survey.close_dataset', lambda dest: None)
 
 
 @contextmanager
@@ -160,7 +158,7 @@ def test_temporary_names_carry_the_run_that_is_on_the_list(iron, tmp_path, quick
     def write(table, where, **options):
         names.append(Path(where).parent.name)
         return real(table, where, **options)
-    monkeypatch.setattr('skyseek.pipeline.survey_catalogue.pq.write_table', write)
+    monkeypatch.setattr('skyseek.pipeline.parts.pq.write_table', write)
     do(iron, dest)
     (run,) = ended_runs(dest)[0]
     assert len(names) == 2 and all(name.startswith(f'.tmp-{run}-') for name in names) and 'SKYSEEK_RUN' not in os.environ
@@ -456,7 +454,7 @@ def spoil(monkeypatch, where, error):
 @pytest.mark.parametrize('where', ['extract', 'score_spectra'])
 def test_a_fault_of_ours_is_called_one(made, tmp_path, alone, monkeypatch, caplog, where, error):
     spoil(monkeypatch, where, error)
-    monkeypatch.setattr(skyseek.pipeline.survey, 'make_catalogue', lambda tables, *_: Table(), raising=False)
+    monkeypatch.setattr(skyseek.pipeline.survey, 'make_catalogue', lambda tables, *_: Table())
     if where == 'extract': monkeypatch.setattr('skyseek.pipeline.survey._score_together', lambda spectra, job: [s.meta['TARGETID',] for s in spectra])
     caplog.set_level(logging.DEBUG, 'skyseek')
     records = {}
@@ -519,7 +517,7 @@ def test_a_part_that_is_cut_is_done_again(tmp_path, caplog, how):
 
 
 def test_a_survey_does_again_what_is_cut(iron, tmp_path, quickly, monkeypatch):
-    monkeypatch.setattr('skyseek.pipeline.survey_catalogue.close_dataset', summarise)
+    monkeypatch.setattr('skyseek.pipeline.survey.close_dataset', summarise)
     dest = tmp_path/'c'
     do(iron, dest)
     whole, part = read_dataset(dest), list_parts(dest)[0]
@@ -579,7 +577,7 @@ def test_parts_that_come_and_go_while_they_are_exported(tmp_path, monkeypatch, h
 
 
 def test_an_export_says_what_the_catalogue_was_made_with(made, tmp_path, alone, weights, monkeypatch):
-    monkeypatch.setattr('skyseek.pipeline.survey_catalogue.close_dataset', lambda dest: None)
+    monkeypatch.setattr('skyseek.pipeline.survey.close_dataset', lambda dest: None)
     do(made, tmp_path/'c', pixels=(5,))
     for meta in (Table.read(export_fits(tmp_path/'c', tmp_path/'x.fits')).meta, read_dataset(tmp_path/'c').meta):
         assert (meta['WEIGHTS'], meta['ARCHIVE']) == (weights.name, 'iron') and meta['SKYSEEK'] and meta['TRAINED'].startswith(weights.about[:20])
