@@ -461,7 +461,7 @@ def test_a_fault_of_ours_is_called_one(made, tmp_path, alone, monkeypatch, caplo
     for hpx in (5, 42)[:1 + (where == 'extract')]:
         record, = survey_part(Job(open_archive(made), 'main', 'dark', (hpx,), str(tmp_path)))
         records[hpx] = record
-        skyseek.pipeline.survey._remember(tmp_path, record)
+        skyseek.pipeline.runs.note_failure(tmp_path, record)
     said, note = records[5]['error'], json.loads((tmp_path/'failed/main-dark-5.json').read_text())
     assert 'a fault of skyseek' in said and type(error).__name__ in said and '\n' not in said
     assert 'bad_step' in note['traceback'] and 'bad_step' in caplog.text and not any(r['error'] for h, r in records.items() if h != 5)
