@@ -75,7 +75,7 @@ def alone(monkeypatch, weights):
 def quickly(alone, monkeypatch):
     "Nothing is computed, and no summary is drawn."
     monkeypatch.setattr('skyseek.pipeline.survey._score_together', lambda spectra, job: [s.meta['TARGETID',] for s in spectra])
-    monkeypatch.setattr('skyseek.pipeline.survey.make_catalogue', lambda tables, *_: tables[0])
+    monkeypatch.setattr('skyseek.pipeline.survey.make_catalogue', lambda tables, *_: tables[0], raising=False)
     monkeypatch.setattr('skyseek.pipeline.survey.close_dataset', lambda dest: None)
 
 
@@ -171,7 +171,7 @@ def test_what_a_killed_run_had_fetched_is_removed_by_the_next(iron, tmp_path, qu
         def fetch(archive, survey, program, hpx, folder):
             Path(folder, f'coadd-{survey}-{program}-{hpx}.fits').write_bytes(b'half')
             os.kill(os.getpid(), signal.SIGKILL)
-        skyseek.data.byte_ranges.fetch_pair = fetch
+        skyseek.pipeline.survey.fetch_pair = fetch
         do(iron, tmp_path/'c', scratch=str(scratch))
         os._exit(0)
     os.waitpid(child, 0)
@@ -310,7 +310,7 @@ def test_a_survey_does_not_wait_for_drops(made, tmp_path, what, how):
 
 @pytest.mark.parametrize('how', ['body', 'head'])
 def test_fetching_does_not_wait_for_drops(tmp_path, monkeypatch, how):
-    monkeypatch.setattr('skyseek.data.download.TIMEOUT', .3, raising=False)
+    monkeypatch.setattr('skyseek.detect.visual_inspection.TIMEOUT', .3, raising=False)
     (tmp_path/'root').mkdir()
     with small_server(tmp_path/'root', dripping('.', how)) as address, within(10), pytest.raises(ReadError): fetch_file(address, 'x.csv', tmp_path/'d', patience=0, tries=2)
     assert not list((tmp_path/'d').rglob('*.csv'))
@@ -454,7 +454,7 @@ def spoil(monkeypatch, where, error):
 @pytest.mark.parametrize('where', ['extract', 'score_spectra'])
 def test_a_fault_of_ours_is_called_one(made, tmp_path, alone, monkeypatch, caplog, where, error):
     spoil(monkeypatch, where, error)
-    monkeypatch.setattr(skyseek.pipeline.survey, 'make_catalogue', lambda tables, *_: Table())
+    monkeypatch.setattr(skyseek.pipeline.survey, 'make_catalogue', lambda tables, *_: Table(), raising=False)
     if where == 'extract': monkeypatch.setattr('skyseek.pipeline.survey._score_together', lambda spectra, job: [s.meta['TARGETID',] for s in spectra])
     caplog.set_level(logging.DEBUG, 'skyseek')
     records = {}

@@ -182,6 +182,7 @@ def join_parts(
             raise ValueError(f"{path}: has other columns than {parts[0].name}; remove it, and {_REDO}")
     return pa.concat_tables(tables)
 
+# %% ../../nbs/pipeline/04_parts.ipynb #41a70239
 def part_facts(
     schema: pa.Schema, # of a part
 ) -> dict: # empty if there are none
@@ -215,6 +216,7 @@ def list_parts(
             keys[path] = name[1], name[2], int(name[3])
     return sorted(keys, key=keys.get)
 
+# %% ../../nbs/pipeline/04_parts.ipynb #4fff2514
 def read_dataset(
     dest: Path | str, # folder of a catalogue
     columns: list[str] | None = None, # names; None: all

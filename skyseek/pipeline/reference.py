@@ -55,12 +55,9 @@ def reference_files(
     seed: int = 0, # of the random sample
     device: str = 'cpu', # torch device; 'auto' is CUDA if there is one
 ) -> tuple[AnomalyReference, dict]: # the reference; path → reason for each file that cannot be read
-    """Fit a reference sample to a survey, without labels, and write weights that contain it.
-
-    Raises `ValueError` if no file has targets, if the weights have no candidate ranker, or if `dst` holds other files.
-    """
-    paths, dst = unique_paths(list(paths)), Path(os.path.realpath(dst))
-    folder = Path(str(files('skyseek')/SHIPPED)) if folder is None else Path(folder)
+    "Fit a reference sample, without labels; write weights with it. `ValueError` if no file has targets."
+    paths = unique_paths(list(paths))
+    folder, dst = Path(str(files('skyseek')/SHIPPED)) if folder is None else Path(folder), Path(os.path.realpath(dst))
     if most < 1:
         raise ValueError(f"--most {most} (most): at least 300 spectra are needed")
     check_folder(dst)
@@ -73,9 +70,9 @@ def reference_files(
     if opinion is None:
         raise ValueError(f"{folder}: has no judge/, which the anomaly scores need; give weights that have one")
     reference = fit_reference(looked, code, fit, opinion, seed=seed)
-    about = dict(autoencoder=fingerprint(weights.autoencoder), judge=fingerprint(weights.judge), spectra=len(spectra),
-                 files=len(paths) - len(failed), weights=folder.name, most=most, seed=seed,
-                 unfamiliar=_unfamiliar(weights, code, looked))
+    about = dict(spectra=len(spectra), files=len(paths) - len(failed), weights=folder.name, most=most, seed=seed)
+    about |= dict(autoencoder=fingerprint(weights.autoencoder), judge=fingerprint(weights.judge))
+    about |= dict(unfamiliar=_unfamiliar(weights, code, looked))
     with write_folder(dst) as new:
         _write_weights(reference, folder, new, about)
     return reference, failed

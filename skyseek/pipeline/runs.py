@@ -106,10 +106,7 @@ def ended_runs(
     dest: Path | str, # folder of a catalogue
     sure: bool = True, # the folder is locked: no other run of this list is alive
 ) -> tuple[set, set]: # names of runs that have ended; of runs of which it is not known
-    """Runs that may have left temporary files.
-
-    A run that holds no lock has ended. But the workers of a cluster may still be alive when their run was killed.
-    """
+    "Runs that may have left temporary files. On a cluster, workers may be alive when their run was killed."
     ended, open_ = set(), {}
     try:
         lines = (Path(dest)/'.runs').read_text(encoding='utf-8', errors='replace').splitlines()
@@ -225,6 +222,7 @@ def open_jobs(
     failed = np.array([failure_note(dest, *key).exists() for key in keys], bool) & ~done
     return pixels[~done & (retry_failed | ~failed)], int(done.sum()), int(failed.sum())
 
+# %% ../../nbs/pipeline/07_runs.ipynb #978de625
 def note_failure(
     dest: Path | str, # folder of a catalogue
     record: dict, # of one pixel: survey program hpx error passing traceback

@@ -313,6 +313,14 @@ def _record(dest, records, total, failed):
             total.update(done=1, n=r['n'], bytes=r['bytes'])
 
 # %% ../../nbs/pipeline/08_survey.ipynb #fe130c71
+def _absolute(s):
+    "Settings with absolute paths; `ValueError` if there is no folder for what is fetched."
+    absolute = lambda path: path and str(Path(path).resolve())
+    s = replace(s, weights=absolute(s.weights), scratch=absolute(s.scratch))
+    if s.scratch and not Path(s.scratch).is_dir():
+        raise ValueError(f"{s.scratch}: no such folder for what is fetched; make it, or give another")
+    return s
+
 def _do(archive, jobs, dest, s, total, before, progress):
     "Do the jobs, count in `total`; returns the failures, pixel → reason."
     executor, limit = _executor_of(s)
@@ -362,11 +370,7 @@ def run_survey(
     Raises `ValueError` if the archive or the weights cannot be read, if the folder belongs to another run, release
     or set of weights, if the network or the scheduler is lost, or if the destination cannot be written.
     """
-    absolute = lambda path: path and str(Path(path).resolve())
-    s = replace(settings, weights=absolute(settings.weights), scratch=absolute(settings.scratch))
-    dest = Path(dest).resolve()
-    if s.scratch and not Path(s.scratch).is_dir():
-        raise ValueError(f"{s.scratch}: no such folder for what is fetched; make it, or give another")
+    s, dest = _absolute(settings), Path(dest).resolve()
     archive = open_archive(source, s.endpoint, s.timeout, s.patience)
     pixels = list_pixels(archive, s.surveys, s.programs, s.pixels)
     identity = _identity(archive, load_weights(s.weights))

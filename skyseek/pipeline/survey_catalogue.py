@@ -69,10 +69,7 @@ def truth_from_repeats(
     deeper: float = 2., # how many times deeper (TSNR2_LRG) the other observation must be
     secure: float = 100., # least DELTACHI2 of the deep redshift
 ) -> Table: # columns of REPEAT_TRUTH, a row for each shallow observation
-    """The deep redshift and type of targets that were observed twice, as the truth of their shallow observations.
-
-    Raises `ValueError` if columns are missing, or if no target was observed again deep enough.
-    """
+    "The deep redshift and type of repeated targets as truth of their shallow observations; `ValueError` if none is."
     lacking = [c for c in REPEAT_COLUMNS if c not in table.colnames]
     if lacking:
         raise ValueError(f"the table lacks {', '.join(lacking)}; give a catalogue of `skyseek survey`, "
@@ -223,6 +220,7 @@ def _write_metadata(dest, parts):
     with write_atomic(dest/'catalogue/_metadata') as tmp:
         pq.write_metadata(schema, tmp, metadata_collector=collected)
 
+# %% ../../nbs/pipeline/05_survey_catalogue.ipynb #e1220c77
 def _most_anomalous(parts, most):
     "Rows with the largest ANOMALY, in order. The limit is found from one column, so that few rows are read in full."
     scores = {}
@@ -316,6 +314,7 @@ def _choose(table, primary):
     rank[known[np.argsort(-score[known], kind='stable')]] = 1 + np.arange(len(known))
     return keep, first, rank
 
+# %% ../../nbs/pipeline/05_survey_catalogue.ipynb #710f161d
 def _table_header(names, dtype, n, cards):
     "Header of the table HDU: its columns, and what the catalogue was made with."
     header = fits.Header([
@@ -337,10 +336,7 @@ def export_fits(
     dst: Path | str, # FITS file to write
     primary: bool = False, # only one row for each target
 ) -> Path: # the path
-    """The whole catalogue as one FITS table, in bounded memory.
-
-    Raises `ValueError` if there are no parts, or if they change while they are exported.
-    """
+    "The whole catalogue as one FITS table, in bounded memory; `ValueError` if it changes meanwhile."
     parts = list_parts(dest)
     if not parts:
         raise ValueError(f"{dest}: no parts of a catalogue there; run `skyseek survey` first, or check the folder")

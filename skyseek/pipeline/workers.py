@@ -98,7 +98,7 @@ HOPELESS = 12  # deaths in a row before a run ends
 
 # %% ../../nbs/pipeline/06_workers.ipynb #ad523c72
 class _Pool:
-    "Workers and their jobs; made anew when one of them has died."
+    "Workers and their jobs."
     def __init__(self, executor, work):
         self.executor, self.work, self.pool = executor, work, executor()
         self.running, self.done = {}, SimpleQueue()
@@ -122,11 +122,6 @@ class _Pool:
         nothing_left = not (some or self.running)
         return [(self.running.pop(f), f) for f in some if f not in broken], bool(broken) or nothing_left
 
-    def renew(self): # → list of jobs that were lost, in the order in which they were given
-        lost, self.running = list(self.running.values()), {}
-        self.stop()
-        self.pool = self.executor()
-        return lost
 
 # %% ../../nbs/pipeline/06_workers.ipynb #9632fb78
 @patch
@@ -140,6 +135,14 @@ def stop(self: _Pool) -> None:
     except TypeError:
         self.pool.shutdown(wait=False)  # Dask's
 
+@patch
+def renew(self: _Pool) -> list: # jobs that were lost, in the order in which they were given
+    "A new pool in place of a broken one."
+    lost, self.running = list(self.running.values()), {}
+    self.stop()
+    self.pool = self.executor()
+    return lost
+
 # %% ../../nbs/pipeline/06_workers.ipynb #a01544ff
 def run_jobs(
     jobs: list, # of `Job`, or others with name, survey, program and pixels
@@ -147,33 +150,27 @@ def run_jobs(
     limit: int, # jobs that are handed out at a time; four for each process of this machine
     work: Callable, # function job → list of records: dicts with survey, program, hpx, error and passing
 ) -> Iterator[list[dict]]: # lists of records, as jobs are finished
-    """Hand jobs to workers. The jobs of a worker that died are repeated, one at a time.
-
-    Raises `NetworkLost`, `DestinationError`, and `ValueError` if workers die at once or the scheduler is gone.
-    """
+    "Hand jobs to workers; repeat those of dead ones. `NetworkLost`, `DestinationError` and `ValueError` end the run."
     waiting, suspects, deaths, pool, quiet, dead = deque(jobs), deque(), Counter(), _Pool(executor, work), 0, 0
+    begun = limit//4 + 1  # jobs that have begun when a pool breaks, at most
     try:
         while waiting or suspects or pool.running:
-            refused = pool.give(_next_jobs(waiting, suspects, limit - len(pool.running), bool(pool.running)))
-            waiting.extendleft(reversed(refused))
+            some = _next_jobs(waiting, suspects, limit - len(pool.running), bool(pool.running))
+            waiting.extendleft(reversed(pool.give(some)))
             finished, broken = pool.take()
             for job, future in finished:
                 records, died = _outcome(future, job)
                 dead = dead + 1 if died else 0
-                if died:
-                    records = _suspect(job, suspects, deaths)
+                records = _suspect(job, suspects, deaths) if died else records
                 quiet = 0 if not all(r['passing'] for r in records) else quiet + len(records)
                 yield records
-                if quiet >= QUIET:
-                    raise NetworkLost
+                _check(quiet=quiet)
             if broken:
-                dead, lost, begun = dead + 1, pool.renew(), limit//4 + 1  # no more than that had begun
+                dead, lost = dead + 1, pool.renew()
                 for job in lost[:begun]:
                     yield _suspect(job, suspects, deaths)
                 waiting.extendleft(reversed(lost[begun:]))
-            if dead >= HOPELESS:
-                raise ValueError(f"the workers die as soon as they begin, {dead} times in a row; "
-                                 f"try one file with `skyseek score`, and look at the memory of the machine")
+            _check(dead=dead)
     finally:
         pool.stop()
 
@@ -183,6 +180,14 @@ def _next_jobs(waiting, suspects, free, busy):
     if suspects:
         return [] if busy else [suspects.popleft()]
     return [waiting.popleft() for _ in range(min(free, len(waiting)))]
+
+def _check(quiet=0, dead=0):
+    "Raise if there are too many failures of the network, or deaths of workers, in a row."
+    if quiet >= QUIET:
+        raise NetworkLost
+    if dead >= HOPELESS:
+        raise ValueError(f"the workers die as soon as they begin, {dead} times in a row; "
+                         f"try one file with `skyseek score`, and look at the memory of the machine")
 
 def _suspect(job, suspects, deaths):
     "Put a job on the list of suspects, or report its pixels as failed."
@@ -198,6 +203,7 @@ def _failure(job, hpx, error, trace=''):
     return dict(survey=job.survey, program=job.program, hpx=int(hpx), n=0, bytes=0, seconds=0.,
                 error=error, passing=False, notes='', traceback=trace)
 
+# %% ../../nbs/pipeline/06_workers.ipynb #25176ac6
 def _outcome(future, job):
     "(records, did its worker die)."
     error = CancelledError() if future.cancelled() else future.exception()
