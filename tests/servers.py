@@ -166,7 +166,7 @@ def part_bytes(path):
     import numpy as np
     import pyarrow.parquet as pq
 
-    from skyseek.pipeline.columns import as_table
+    from skyseek.pipeline.parts import as_table
     table = as_table(pq.read_table(path))
     columns = (np.asarray(table[c]) for c in table.colnames)
     return b''.join(np.ascontiguousarray(x.astype('S') if x.dtype.kind == 'U' else x).tobytes() for x in columns)

@@ -32,10 +32,8 @@ import skyseek.pipeline.survey
 from skyseek.data.archive import Archive, list_pixels, open_archive
 from skyseek.redshift.scan import redshift_file
 from skyseek.simulate.mock_archive import write_archive
-from skyseek.pipeline.survey_catalogue import (
-    close_dataset, export_fits, is_whole, list_parts, part_path, read_dataset, read_repeats, summarise,
-    truth_from_repeats, write_part,
-)
+from skyseek.pipeline.parts import is_whole, list_parts, part_path, read_dataset, write_part
+from skyseek.pipeline.survey_catalogue import close_dataset, export_fits, read_repeats, summarise, truth_from_repeats
 from skyseek.data.desi import read_coadd
 from skyseek.simulate.mock_archive import simulate_edr
 from skyseek.data.hdus import ReadError, open_fits
@@ -160,7 +158,7 @@ def test_temporary_names_carry_the_run_that_is_on_the_list(iron, tmp_path, quick
     def write(table, where, **options):
         names.append(Path(where).parent.name)
         return real(table, where, **options)
-    monkeypatch.setattr('skyseek.pipeline.survey_catalogue.pq.write_table', write)
+    monkeypatch.setattr('skyseek.pipeline.parts.pq.write_table', write)
     do(iron, dest)
     (run,) = ended_runs(dest)[0]
     assert len(names) == 2 and all(name.startswith(f'.tmp-{run}-') for name in names) and 'SKYSEEK_RUN' not in os.environ
@@ -463,7 +461,7 @@ def test_a_fault_of_ours_is_called_one(made, tmp_path, alone, monkeypatch, caplo
     for hpx in (5, 42)[:1 + (where == 'extract')]:
         record, = survey_part(Job(open_archive(made), 'main', 'dark', (hpx,), str(tmp_path)))
         records[hpx] = record
-        skyseek.pipeline.survey._remember(tmp_path, record)
+        skyseek.pipeline.runs.note_failure(tmp_path, record)
     said, note = records[5]['error'], json.loads((tmp_path/'failed/main-dark-5.json').read_text())
     assert 'a fault of skyseek' in said and type(error).__name__ in said and '\n' not in said
     assert 'bad_step' in note['traceback'] and 'bad_step' in caplog.text and not any(r['error'] for h, r in records.items() if h != 5)

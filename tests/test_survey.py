@@ -20,7 +20,7 @@ from skyseek.data.archive import Archive, list_pixels, open_archive
 from skyseek.redshift.scan import redshift_file
 from skyseek.simulate.mock_archive import write_archive
 from skyseek.pipeline.cli import main
-from skyseek.pipeline.survey_catalogue import list_parts, read_dataset
+from skyseek.pipeline.parts import list_parts, read_dataset
 from skyseek.data.tables import read_truth
 from skyseek.pipeline.workers import DestinationError, local_executor, run_jobs
 from skyseek.pipeline.runs import begin_run

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq  # noqa: E402
 from servers import bucket, free_port, part_bytes, serving  # noqa: E402
 
 from skyseek.data.archive import Archive  # noqa: E402
-from skyseek.pipeline.survey_catalogue import list_parts  # noqa: E402
+from skyseek.pipeline.parts import list_parts  # noqa: E402
 from skyseek.data.desi import extract, read_coadd  # noqa: E402
 from skyseek.data.byte_ranges import needed_ranges, plan_pieces  # noqa: E402
 from skyseek.data.files import write_spectra  # noqa: E402
