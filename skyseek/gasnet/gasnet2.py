@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Z_RANGES', 'FLAGS', 'WIDEST', 'FAINTEST', 'GaSNet2Classifier', 'plot_confusion', 'GaSNet2Redshift', 'measure_spectra',
-           'conformal_quantile', 'calibrate_redshift', 'to_compact', 'GaSNet2', 'load_gasnet2',
-           'subclass_probabilities', 'fit_published']
+           'conformal_quantile', 'calibrate_redshift', 'to_compact', 'GaSNet2', 'subclass_probabilities',
+           'fit_published']
 
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #6128c02b
 import math
@@ -20,14 +20,15 @@ from astropy.table import Table
 from fastcore.basics import patch
 from torch import nn
 
-from ..data.spectra import resample
+from ..data.constants import ZWARN_BITS
+from ..data.spectra import Spectra, resample
 from .gasnet2_layers import GaSNet2Settings, RestFilters, half_width, interpolated, peak_position
 from .gasnet2_layers import published_start, residual_network, unit_rms
-from .sdss_subclasses import N_PIXEL, SPECTYPES, SUBCLASSES, wave_compact
-from ..learn.training import load_model, save_model
+from .sdss_subclasses import N_PIXEL, SPECTYPES, SUBCLASSES, SubclassStream, wave_compact
+from ..learn.training import save_model
 
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #9c6a732a
-Z_RANGES = {'GALAXY': (0., .9), 'QSO': (.03, 5.), 'STAR': (-.0065, .0065)}  # where each type is looked for
+Z_RANGES = {'GALAXY': (0., .9), 'QSO': (.03, 5.), 'STAR': (-.0065, .0065)}  # redshifts of each type
 
 class GaSNet2Classifier(nn.Module):
     "Spectrum to thirteen subclasses. `forward(batch)` gives logits (B, 13)."
@@ -48,14 +49,15 @@ class GaSNet2Classifier(nn.Module):
         self.register_buffer('prior', torch.tensor(prior, dtype=torch.float32), persistent=False)
 
     @property
-    def config(self):
+    def config(self) -> dict: # fields of `GaSNet2Settings`
         return asdict(self.settings)
 
-    def joint(self, batch): # (B, 13, shifts): scores of subclass and shift together
+    def joint(self, batch: dict) -> torch.Tensor: # (B, 13, shifts)
+        "Scores of subclass and shift together."
         x = self.rest.trunk(batch['flux'], batch['ivar'])
         return self.rest.scores(x) + self.shape(x)[:, :, None] + self.prior
 
-    def forward(self, batch): # (B, 13)
+    def forward(self, batch: dict) -> torch.Tensor: # (B, 13)
         if self.settings.form == 'published':
             return self.net(unit_rms(batch['flux']))
         return self.joint(batch).logsumexp(-1)
@@ -64,40 +66,43 @@ class GaSNet2Classifier(nn.Module):
 @patch
 def loss(
     self: GaSNet2Classifier,
-    batch, # dict of flux, ivar (B, 3600), label, z (B,)
-): # scalar
+    batch: dict, # dict of flux, ivar (B, 3600), label, z (B,)
+) -> torch.Tensor: # scalar
     "Cross-entropy of the subclass, and 0.3 of that of subclass and redshift (published: the former alone)."
     if self.settings.form == 'published':
         return F.cross_entropy(self(batch), batch['label'])
     joint = self.joint(batch)
     both = joint.flatten(1).log_softmax(1).view(joint.shape)[torch.arange(len(joint)), batch['label']]
-    return F.cross_entropy(joint.logsumexp(-1), batch['label']) - .3*interpolated(both, self.rest.position(batch['z'])).mean()
+    at_truth = interpolated(both, self.rest.position(batch['z']))
+    return F.cross_entropy(joint.logsumexp(-1), batch['label']) - .3*at_truth.mean()
 
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #cf2599e5
 def plot_confusion(
-    label, # (N,) true index into SUBCLASSES
-    predicted, # (N,) predicted index
-    ax=None, # matplotlib axes; None makes them
-): # the axes
-    "Per cent of each true subclass (row) that gets each answer (column)."
-    ax, names = ax or plt.subplots(figsize=(6, 5.4), layout='constrained')[1], [s.removeprefix('STAR ') for s in SUBCLASSES]
+    label: np.ndarray, # (N,) true index into SUBCLASSES
+    predicted: np.ndarray, # (N,) predicted index
+    ax: plt.Axes | None = None, # matplotlib axes; None makes them
+) -> plt.Axes:
+    "Per cent of each true subclass (row) that is classified as each subclass (column)."
+    ax = ax or plt.subplots(figsize=(6, 5.4), layout='constrained')[1]
+    names = [s.removeprefix('STAR ') for s in SUBCLASSES]
     table = np.zeros((len(names), len(names)))
     np.add.at(table, (np.asarray(label), np.asarray(predicted)), 1)
     table = 100*table/np.maximum(table.sum(1, keepdims=True), 1)
     ax.imshow(table, cmap='Blues', vmin=0, vmax=100)
     for i, j in zip(*np.nonzero(table >= .5)):
-        ax.text(j, i, f'{table[i, j]:.0f}', ha='center', va='center', fontsize=7, color='w' if table[i, j] > 55 else 'k')
+        colour = 'w' if table[i, j] > 55 else 'k'
+        ax.text(j, i, f'{table[i, j]:.0f}', ha='center', va='center', fontsize=7, color=colour)
     ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     ax.set_yticks(range(len(names)), names, fontsize=7)
-    ax.set(xlabel='answer', ylabel='truth')
+    ax.set(xlabel='predicted subclass', ylabel='true subclass')
     return ax
 
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #aa16fb33
 class GaSNet2Redshift(nn.Module):
-    "Spectrum to redshift and σ for one spectral type (or subclass); `calibration` holds what `calibrate_redshift` learnt."
+    "Spectrum to redshift and σ for one spectral type (or subclass); `calibration` is set by `calibrate_redshift`."
     def __init__(
         self,
-        spectype='GALAXY', # key of Z_RANGES, or one of SUBCLASSES
+        spectype: str = 'GALAXY', # key of Z_RANGES, or one of SUBCLASSES
         **settings, # fields of `GaSNet2Settings`
     ):
         super().__init__()
@@ -113,21 +118,22 @@ class GaSNet2Redshift(nn.Module):
         self.size = nn.Sequential(nn.Linear(10, 24), nn.Tanh(), nn.Linear(24, 1))
 
     @property
-    def config(self):
+    def config(self) -> dict: # spectype and fields of `GaSNet2Settings`
         return dict(spectype=self.spectype) | asdict(self.settings)
 
-    def members(self, batch): # published: (B, members) redshifts times ten
+    def members(self, batch: dict) -> torch.Tensor: # (B, members) redshifts times ten
+        "What each published network puts out."
         return torch.cat([net(unit_rms(batch['flux'])) for net in self.nets], dim=1)
 
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #69438b79
 @patch
 def log_size(
     self: GaSNet2Redshift,
-    log_p, # (B, S) log probability of each shift
-    at, # (B,) position of the peak in steps
-    flux, # (B, 3600)
-    ivar, # (B, 3600)
-): # (B,)
+    log_p: torch.Tensor, # (B, S) log probability of each shift
+    at: torch.Tensor, # (B,) position of the peak in steps
+    flux: torch.Tensor, # (B, 3600)
+    ivar: torch.Tensor, # (B, 3600)
+) -> torch.Tensor: # (B,)
     "Log of the error's size in steps, from seven scores around the peak, the two widths and the S/N."
     k = (at.round().long()[:, None] + torch.arange(-3, 4, device=at.device)).clamp(0, log_p.shape[1] - 1)
     widths = torch.stack([half_width(log_p.exp(), at, s) for s in (.6827, .9545)], dim=1).log()
@@ -138,9 +144,9 @@ def log_size(
 @patch
 def loss(
     self: GaSNet2Redshift,
-    batch, # dict of flux, ivar (B, 3600), z (B,)
-): # scalar
-    "Cross-entropy of the shift, averaged over the members, plus the likelihood of the error's size (published: Huber loss, δ = 0.1, of ten times z)."
+    batch: dict, # dict of flux, ivar (B, 3600), z (B,)
+) -> torch.Tensor: # scalar
+    "Cross-entropy of the shift, mean of the members, plus the likelihood of the error's size; published: Huber loss."
     if self.settings.form == 'published':
         out = self.members(batch)
         return F.huber_loss(out, (10*batch['z'].clamp(0, 5))[:, None].expand_as(out), delta=.1)
@@ -158,19 +164,21 @@ def loss(
 @torch.no_grad()
 def measure(
     self: GaSNet2Redshift,
-    flux, # (B, 3600)
-    ivar, # (B, 3600)
-): # (B, 4): z, half-widths of the 68 % and 95 % intervals, and distance to the nearer end of the redshift range, all in z
+    flux: torch.Tensor, # (B, 3600)
+    ivar: torch.Tensor, # (B, 3600)
+) -> torch.Tensor: # (B, 4) z, half-widths of the 68 % and 95 % intervals, distance to the end of the range
     "Redshift and calibrated intervals; published: mean, standard deviation and twice it, of the ten members."
     if self.settings.form == 'published':
         z = self.members(dict(flux=flux))/10
         mean, sigma = z.mean(1), z.std(1)
-        return torch.stack([mean, self.calibration[0]*sigma, self.calibration[1]*2*sigma, torch.minimum(mean, 5 - mean)], dim=1)
+        core, tail = self.calibration[0]*sigma, self.calibration[1]*2*sigma
+        return torch.stack([mean, core, tail, torch.minimum(mean, 5 - mean)], dim=1)
     log_p = self.rest.scores(self.rest.trunk(flux, ivar)).log_softmax(-1).logsumexp(1) - math.log(self.settings.members)
     at = peak_position(log_p.exp())
     sigma = self.log_size(log_p, at, flux, ivar).exp()
     core, tail = (half_width(log_p.exp(), at, s) for s in (.6827, .9545))
-    core, tail = torch.where(core > 2, torch.maximum(core, sigma), sigma), torch.where(tail > 4, torch.maximum(tail, 2*sigma), 2*sigma)
+    core = torch.where(core > 2, torch.maximum(core, sigma), sigma)
+    tail = torch.where(tail > 4, torch.maximum(tail, 2*sigma), 2*sigma)
     z = 10**((self.rest.first + at)*self.rest.step) - 1
     step = (1 + z)*math.log(10)*self.rest.step
     edge = torch.minimum(at, self.rest.shifts - 1 - at)
@@ -178,34 +186,36 @@ def measure(
 
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #df0d4693
 def measure_spectra(
-    model, # `GaSNet2Redshift`
-    spectra, # `Spectra` on wave_compact()
-    batch_size=128, # spectra at a time
-    device='cpu', # torch device
-): # (N, 4) float64, as from `measure`
+    model: GaSNet2Redshift, # `GaSNet2Redshift`
+    spectra: Spectra, # `Spectra` on wave_compact()
+    batch_size: int = 128, # spectra at a time
+    device: str = 'cpu', # torch device
+) -> np.ndarray: # (N, 4) float64, columns as of `measure`
     "Redshifts and intervals of many spectra."
     model = model.to(device).eval()
-    parts = [model.measure(*(torch.tensor(a[i:i + batch_size], device=device) for a in (spectra.flux, spectra.ivar))) for i in range(0, len(spectra), batch_size)]
+    some = lambda array, i: torch.tensor(array[i:i + batch_size], device=device)
+    parts = [model.measure(some(spectra.flux, i), some(spectra.ivar, i)) for i in range(0, len(spectra), batch_size)]
     return torch.cat(parts).double().cpu().numpy() if parts else np.zeros((0, 4))
 
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #47a87b3a
 def conformal_quantile(
-    ratio, # (N,) |error| over quoted half-width
-    share, # coverage wanted
-): # the factor by which to multiply the half-widths
+    ratio: np.ndarray, # (N,) |error| over quoted half-width
+    share: float, # coverage wanted
+) -> float: # factor for the half-widths
     "Factor that gives the wanted coverage on the next spectrum of the same population."
     ratio = np.sort(np.asarray(ratio, float))
     rank = math.ceil((len(ratio) + 1)*share)
     if rank > len(ratio):
-        raise ValueError(f"{len(ratio)} validation spectra are too few for {100*share:.2f} % coverage; give at least {math.ceil(share/(1 - share))}")
+        least = math.ceil(share/(1 - share))
+        raise ValueError(f'{len(ratio)} spectra are too few for {100*share:.2f} % coverage; give at least {least}')
     return float(ratio[rank - 1])
 
 def calibrate_redshift(
-    model, # `GaSNet2Redshift`; changed in place
-    spectra, # validation `Spectra` on wave_compact(), of the type the model is for
-    z_true, # (N,) their redshifts
+    model: GaSNet2Redshift, # `GaSNet2Redshift`; changed in place
+    spectra: Spectra, # validation `Spectra` on wave_compact(), of the type the model is for
+    z_true: np.ndarray, # (N,) their redshifts
     **options, # of `measure_spectra`
-): # the two factors
+) -> list[float]: # factors of the 68 % and the 95 % interval
     "Learn the scale of the 68 % and the 95 % interval from spectra that were not trained on."
     model.calibration.fill_(1)
     z, core, tail, _ = measure_spectra(model, spectra, **options).T
@@ -215,13 +225,14 @@ def calibrate_redshift(
     return factors
 
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #2c9364d5
-FLAGS = {'LITTLE_COVERAGE': 1, 'SMALL_DELTA_CHI2': 2, 'Z_FITLIMIT': 5, 'NODATA': 9, 'POORDATA': 11}  # bits of ZWARN
+FLAGS = {name: ZWARN_BITS[name] for name in ('LITTLE_COVERAGE', 'SMALL_DELTA_CHI2', 'Z_FITLIMIT', 'NODATA')}
+FLAGS['POORDATA'] = 11  # bits of ZWARN
 WIDEST, FAINTEST = 0.01, 0.3  # 95 % half-width over 1 + z; median S/N per pixel
 
 def to_compact(
-    spectra, # `Spectra` on any grid
-): # `Spectra` on wave_compact()
-    "Bring spectra to the networks' grid; pixels they do not cover get ivar 0. Finite but outlandish values are ignored too."
+    spectra: Spectra, # `Spectra` on any grid
+) -> Spectra: # `Spectra` on wave_compact()
+    "Bring spectra to the networks' grid; ivar is 0 in pixels without data or with a value no spectrograph delivers."
     if spectra.wave.shape != (N_PIXEL,) or not np.allclose(spectra.wave, wave_compact(), rtol=1e-7, atol=0):
         spectra = resample(spectra, wave_compact())
     wild = (np.abs(spectra.flux) > 1e15) | (spectra.ivar > 1e15) | ((spectra.ivar > 0) & (spectra.ivar < 1e-15))
@@ -236,92 +247,94 @@ class GaSNet2:
     classifier: GaSNet2Classifier
     redshifts: dict  # spectral type or subclass → `GaSNet2Redshift`
 
-    def save(self, folder, card='', **extra): # folder to write; card and extra as in `save_model`
-        "Write a folder with one model folder for each network."
-        parts = {'classifier': self.classifier} | {f'redshift-{k.replace(" ", "-")}': m for k, m in self.redshifts.items()}
-        for name, model in parts.items():
+    def save(
+        self,
+        folder: Path | str, # to write into
+        card: str = '', # text of the model cards
+        **extra, # as in `save_model`
+    ) -> Path: # the folder
+        "Write one model folder for each network: classifier, redshift-GALAXY and so on."
+        models = {'classifier': self.classifier}
+        models |= {f'redshift-{name.replace(" ", "-")}': model for name, model in self.redshifts.items()}
+        for name, model in models.items():
             save_model(model, Path(folder)/name, card, **extra)
         return Path(folder)
-
-def load_gasnet2(
-    folder, # written by its method `save`
-    device='cpu', # torch device
-): # `GaSNet2`
-    "Read classifier and regressors."
-    models = [load_model(p, GaSNet2Redshift, device) for p in sorted(Path(folder).glob('redshift-*'))]
-    return GaSNet2(load_model(Path(folder)/'classifier', GaSNet2Classifier, device), {m.spectype: m for m in models})
 
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #7c854301
 @torch.no_grad()
 def subclass_probabilities(
-    model, # `GaSNet2Classifier`
-    spectra, # `Spectra` on wave_compact()
-    batch_size=128, # spectra at a time
-    device='cpu', # torch device
-): # (N, 13) float64
+    model: GaSNet2Classifier, # `GaSNet2Classifier`
+    spectra: Spectra, # `Spectra` on wave_compact()
+    batch_size: int = 128, # spectra at a time
+    device: str = 'cpu', # torch device
+) -> np.ndarray: # (N, 13) float64
     "Probability of each subclass."
     model = model.to(device).eval()
-    batch = lambda i: {k: torch.tensor(a[i:i + batch_size], device=device) for k, a in (('flux', spectra.flux), ('ivar', spectra.ivar))}
-    parts = [model(batch(i)).double().softmax(1).cpu().numpy() for i in range(0, len(spectra), batch_size)]
+    some = lambda array, i: torch.tensor(array[i:i + batch_size], device=device)
+    batches = (dict(flux=some(spectra.flux, i), ivar=some(spectra.ivar, i)) for i in range(0, len(spectra), batch_size))
+    parts = [model(batch).double().softmax(1).cpu().numpy() for batch in batches]
     return np.concatenate(parts) if parts else np.zeros((0, len(SUBCLASSES)))
 
 def _zwarn(spectra, out, has_model):
-    "Bits of ZWARN from coverage, S/N and the answer (N, 4)."
-    share = spectra.good.mean(axis=1)
+    "ZWARN from coverage, S/N and what the regressors measured (N, 4)."
+    coverage = spectra.good.mean(axis=1)
+    z, core, tail, edge = out.T
     with np.errstate(invalid='ignore'):
-        bits = {'NODATA': share == 0, 'LITTLE_COVERAGE': share < .6, 'SMALL_DELTA_CHI2': ~(out[:, 2] <= WIDEST*(1 + out[:, 0])),
-                'Z_FITLIMIT': out[:, 3] < .5*out[:, 1], 'POORDATA': (spectra.snr < FAINTEST) | ~has_model}
+        bits = dict(NODATA=coverage == 0, LITTLE_COVERAGE=coverage < .6, SMALL_DELTA_CHI2=~(tail <= WIDEST*(1 + z)),
+                    Z_FITLIMIT=edge < .5*core, POORDATA=(spectra.snr < FAINTEST) | ~has_model)
     return sum(np.where(hit, 1 << FLAGS[name], 0) for name, hit in bits.items())
 
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #8b2d36d0
 @patch
 def predict(
     self: GaSNet2,
-    spectra, # `Spectra` on any grid
-    batch_size=128, # spectra at a time
-    device='cpu', # torch device
-): # Table: TARGETID SPECTYPE SUBCLASS P (13) Z ZERR ZERR95 ZWARN, one row a spectrum
-    "Subclass, redshift and calibrated half-widths of the 68 % (ZERR) and 95 % (ZERR95) interval; ZWARN is 0 where the answer can be used."
+    spectra: Spectra, # `Spectra` on any grid
+    batch_size: int = 128, # spectra at a time
+    device: str = 'cpu', # torch device
+) -> Table: # one row a spectrum: TARGETID SPECTYPE SUBCLASS P (13) Z ZERR ZERR95 ZWARN
+    "Subclass, redshift, half-widths of the 68 % (ZERR) and 95 % (ZERR95) interval; ZWARN is 0 for a usable redshift."
     compact = to_compact(spectra)
     p = subclass_probabilities(self.classifier, compact, batch_size, device)
     names = np.array(SUBCLASSES)[p.argmax(1)] if len(p) else np.zeros(0, 'U20')
     kinds = np.array([s.split()[0] for s in names], 'U6')
     out, nodata = np.full((len(p), 4), np.nan), ~compact.good.any(axis=1)
-    key = np.array([s if s in self.redshifts else k if k in self.redshifts else '' for s, k in zip(names, kinds)], 'U20')
+    known = lambda *names: next((name for name in names if name in self.redshifts), '')
+    key = np.array([known(name, kind) for name, kind in zip(names, kinds)], 'U20')
     for name in self.redshifts:
         rows = np.flatnonzero((key == name) & ~nodata)
         if len(rows):
             out[rows] = measure_spectra(self.redshifts[name], compact[rows], batch_size, device)
     zwarn = _zwarn(compact, out, key != '')
     p, names, kinds = np.where(nodata[:, None], np.nan, p), np.where(nodata, '', names), np.where(nodata, '', kinds)
-    return Table(dict(TARGETID=np.asarray(spectra.meta['TARGETID']), SPECTYPE=kinds, SUBCLASS=np.array([' '.join(n.split()[1:]) for n in names], 'U12'),
-                      P=p, Z=out[:, 0], ZERR=out[:, 1], ZERR95=out[:, 2], ZWARN=zwarn.astype(np.int64)))
+    subclass = np.array([' '.join(n.split()[1:]) for n in names], 'U12')
+    return Table(dict(TARGETID=np.asarray(spectra.meta['TARGETID']), SPECTYPE=kinds, SUBCLASS=subclass, P=p,
+                      Z=out[:, 0], ZERR=out[:, 1], ZERR95=out[:, 2], ZWARN=zwarn.astype(np.int64)))
 
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #bdad66d2
 @patch
 def error(
     self: GaSNet2Classifier,
-    batch, # dict of flux, ivar, label
-): # scalar: share of wrong subclasses
+    batch: dict, # dict of flux, ivar, label
+) -> torch.Tensor: # scalar: fraction of wrong subclasses
     "What the authors select the best epoch of the classifier by."
     return (self(batch).argmax(1) != batch['label']).float().mean()
 
 @patch
 def error(
     self: GaSNet2Redshift,
-    batch, # dict of flux, ivar, z
-): # scalar: mean absolute error of z
+    batch: dict, # dict of flux, ivar, z
+) -> torch.Tensor: # scalar: mean absolute error of z
     "What the authors select the best epoch of a regressor by."
     return (self.measure(batch['flux'], batch['ivar'])[:, 0] - batch['z']).abs().mean()
 
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #a52d9f8d
 def fit_published(
-    model, # `GaSNet2Classifier` or `GaSNet2Redshift`, trained in place
-    train, # stream of batches
-    validation, # stream of batches
-    epochs=50, # passes
-    lr=1e-3, # first learning rate, halved every five epochs
-): # list of validation errors, one per epoch
+    model: nn.Module, # `GaSNet2Classifier` or `GaSNet2Redshift`, trained in place
+    train: SubclassStream, # stream of batches
+    validation: SubclassStream, # stream of batches
+    epochs: int = 50, # passes
+    lr: float = 1e-3, # first learning rate
+) -> list[float]: # list of validation errors, one per epoch
     "The authors' schedule: Adam, learning rate halved every five epochs until the fiftieth, best epoch kept."
     optimizer, errors, best = torch.optim.Adam(model.parameters(), lr), [], None
     for epoch in range(epochs):

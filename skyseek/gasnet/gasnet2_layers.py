@@ -39,47 +39,55 @@ class GaSNet2Settings:
         if self.form not in ('rest', 'published'):
             raise ValueError(f"form={self.form!r}; choose rest or published")
 
-def as_published(**changes): # settings to change, e.g. members=2 to save time
-    "The networks of arXiv 2311.04146: 3.90 M parameters for the classifier, 3.89 M for each of ten members of a redshift regressor."
-    return GaSNet2Settings(**(dict(form='published', blocks=(16, 32, 64, 128, 256, 512), dense=256, dropout=.5) | changes))
+def as_published(
+    **changes, # settings to change, e.g. members=2 to save time
+) -> GaSNet2Settings:
+    "The networks of arXiv 2311.04146: 3.90 M parameters the classifier, 3.89 M each of ten redshift regressors."
+    published = dict(form='published', blocks=(16, 32, 64, 128, 256, 512), dense=256, dropout=.5)
+    return GaSNet2Settings(**(published | changes))
 
 # %% ../../nbs/gasnet/02_gasnet2_layers.ipynb #8351d7bd
 class ResidualBlock(nn.Module):
-    "conv 5 → norm → ReLU → conv 5 in steps of 3 → norm → ReLU → running maximum of 5, plus conv 5 in steps of 3 of the input."
-    def __init__(self, channels_in, channels):
+    "Two convolutions of width 5, the second in steps of 3, and a running maximum of 5; plus a short cut."
+    def __init__(
+        self,
+        channels_in: int, # channels of the input
+        channels: int, # channels of the output
+    ):
         super().__init__()
         self.conv1, self.norm1 = nn.Conv1d(channels_in, channels, 5, padding=2), nn.BatchNorm1d(channels)
         self.conv2, self.norm2 = nn.Conv1d(channels, channels, 5, 3), nn.BatchNorm1d(channels)
         self.shortcut = nn.Conv1d(channels_in, channels, 5, 3)
 
-    def forward(self, x): # (B, C, L) → (B, channels, (L - 5)//3 + 1)
+    def forward(self, x: torch.Tensor) -> torch.Tensor: # (B, C, L) → (B, channels, (L - 5)//3 + 1)
         y = F.relu(self.norm1(self.conv1(x)))
         y = F.relu(self.norm2(self.conv2(y)))
         return F.max_pool1d(y, 5, 1, 2) + self.shortcut(x)
 
 def residual_network(
-    settings, # `GaSNet2Settings`
-    outputs, # numbers it answers with
-    channels=1, # of the input
-    length=N_PIXEL, # pixels of the input
-): # module (B, channels, length) → (B, outputs)
+    settings: GaSNet2Settings, # `GaSNet2Settings`
+    outputs: int, # numbers that it puts out
+    channels: int = 1, # of the input
+    length: int = N_PIXEL, # pixels of the input
+) -> nn.Module: # module (B, channels, length) → (B, outputs)
     "Residual blocks and two dense layers."
     sizes = [channels, *settings.blocks]
     for _ in settings.blocks:
         length = (length - 5)//3 + 1
-    return nn.Sequential(*[ResidualBlock(a, b) for a, b in zip(sizes, sizes[1:])], nn.Flatten(), nn.Dropout(settings.dropout),
+    blocks = [ResidualBlock(a, b) for a, b in zip(sizes, sizes[1:])]
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Dropout(settings.dropout),
                          nn.Linear(length*sizes[-1], settings.dense), nn.ReLU(), nn.Linear(settings.dense, outputs))
 
 # %% ../../nbs/gasnet/02_gasnet2_layers.ipynb #db168e62
 def unit_rms(
-    flux, # (B, L)
-): # (B, 1, L)
+    flux: torch.Tensor, # (B, L)
+) -> torch.Tensor: # (B, 1, L)
     "The published input: flux divided by its L2 norm, times the square root of the number of pixels; zero stays zero."
     return (flux/flux.norm(dim=-1, keepdim=True).clamp(min=1e-20)*flux.shape[-1]**.5)[:, None]
 
 def published_start(
-    model, # a module
-): # the same module
+    model: nn.Module, # changed in place
+) -> nn.Module: # the same module
     "The published start, in place: kernels from N(0, 0.001²), biases zero."
     for m in model.modules():
         if isinstance(m, (nn.Conv1d, nn.Linear)):
@@ -93,9 +101,9 @@ def _slow(x, width=151):
     return F.avg_pool1d(F.pad(x, (width//2, width//2), mode='replicate'), width, 1)
 
 def noise_input(
-    flux, # (B, L)
-    ivar, # (B, L); 0 is ignored
-): # (B, 4, L): fast S/N, fast flux, slow flux, log noise
+    flux: torch.Tensor, # (B, L)
+    ivar: torch.Tensor, # (B, L); 0 is ignored
+) -> torch.Tensor: # (B, 4, L): fast S/N, fast flux, slow flux, log noise
     "The input of our networks; it does not depend on the unit of flux."
     good = ivar > 0
     unit = flux.abs().amax(1, keepdim=True).clamp(min=1e-30)
@@ -117,9 +125,9 @@ class RestFilters(nn.Module):
     "Convolutional trunk and `outputs` learned filters in the rest frame: flux, ivar → a score for every shift."
     def __init__(
         self,
-        outputs, # number of filters
-        z_range, # (lowest, highest) redshift
-        settings, # `GaSNet2Settings`
+        outputs: int, # number of filters
+        z_range: tuple, # (lowest, highest) redshift
+        settings: GaSNet2Settings, # `GaSNet2Settings`
     ):
         super().__init__()
         s, self.settings, self.step = settings, settings, settings.stride*settings.pool*LOG_STEP
@@ -137,10 +145,10 @@ class RestFilters(nn.Module):
 @patch
 def trunk(
     self: RestFilters,
-    flux, # (B, 3600)
-    ivar, # (B, 3600)
-): # (B, width, 3600/stride)
-    "What the filters, and the classifier's residual blocks, look at."
+    flux: torch.Tensor, # (B, 3600)
+    ivar: torch.Tensor, # (B, 3600)
+) -> torch.Tensor: # (B, width, 3600/stride)
+    "Features that the filters, and the residual blocks of the classifier, are applied to."
     x = F.relu(self.norm(self.stem(noise_input(flux, ivar))))
     for conv, norm in zip(self.convs, self.norms):
         x = x + F.relu(norm(conv(x)))
@@ -149,8 +157,8 @@ def trunk(
 @patch
 def scores(
     self: RestFilters,
-    x, # (B, width, 3600/stride) from `trunk`
-): # (B, outputs, shifts); shift k is log10(1 + z) = (first + k)·step
+    x: torch.Tensor, # (B, width, 3600/stride) from `trunk`
+) -> torch.Tensor: # (B, outputs, shifts); shift k is log10(1 + z) = (first + k)·step
     "Correlation of the features with every filter at every shift."
     seen = F.avg_pool1d(self.features(x), self.settings.pool)
     seen, known = torch.fft.rfft(seen, self.n_fft), torch.fft.rfft(self.filters, self.n_fft)
@@ -161,15 +169,15 @@ def scores(
 @patch
 def position(
     self: RestFilters,
-    z, # (B,) redshifts
-): # (B,)
-    "Where redshifts lie, in steps."
+    z: torch.Tensor, # (B,) redshifts
+) -> torch.Tensor: # (B,) steps
+    "Positions of redshifts among the shifts, in steps."
     return (torch.log10(1 + z)/self.step - self.first).clamp(0, self.shifts - 1.001)
 
 # %% ../../nbs/gasnet/02_gasnet2_layers.ipynb #b6e89e47
 def peak_position(
-    p, # (B, S) probability of each shift
-): # (B,) position in steps
+    p: torch.Tensor, # (B, S) probability of each shift
+) -> torch.Tensor: # (B,) position in steps
     "Mean position around the highest peak."
     k = torch.arange(p.shape[1], device=p.device)
     smooth = F.avg_pool1d(F.pad(p[:, None], (3, 3)), 7, 1)[:, 0]
@@ -177,11 +185,11 @@ def peak_position(
     return (near*k).sum(1)/near.sum(1).clamp(min=1e-30)
 
 def half_width(
-    p, # (B, S) probability of each shift
-    at, # (B,) position in steps
-    share, # probability wanted
-): # (B,) half-width in steps
-    "How far to both sides of `at` one must go to enclose a share of the probability."
+    p: torch.Tensor, # (B, S) probability of each shift
+    at: torch.Tensor, # (B,) position in steps
+    share: float, # probability wanted
+) -> torch.Tensor: # (B,) half-width in steps
+    "Half-width of the interval around `at` that encloses a fraction of the probability."
     total = F.pad(p.cumsum(1), (1, 0))
     def below(x):
         x = (x + .5).clamp(0, p.shape[1] - 1e-3)
@@ -195,12 +203,12 @@ def half_width(
 
 # %% ../../nbs/gasnet/02_gasnet2_layers.ipynb #8606208f
 def interpolated(
-    log_p, # (B, …, S) scores; below −1000 where a shift is not allowed
-    at, # (B,) position in steps, below S − 1
-): # (B, …)
-    "Scores between two shifts, linear; one that is not allowed leaves it to the other."
+    log_p: torch.Tensor, # (B, …, S) scores; below −1000 where a shift is not allowed
+    at: torch.Tensor, # (B,) position in steps, below S − 1
+) -> torch.Tensor: # (B, …)
+    "Scores between two shifts, linear; where one is not allowed, the score of the other."
     i = at.long()
-    share = (at - i).view(-1, *[1]*(log_p.ndim - 2))
+    part = (at - i).view(-1, *[1]*(log_p.ndim - 2))
     pick = lambda k: log_p.gather(-1, k.view(-1, *[1]*(log_p.ndim - 1)).expand(*log_p.shape[:-1], 1))[..., 0]
     low, high = pick(i), pick(i + 1)
-    return (1 - share)*torch.where(low < -1e3, high, low) + share*torch.where(high < -1e3, low, high)
+    return (1 - part)*torch.where(low < -1e3, high, low) + part*torch.where(high < -1e3, low, high)

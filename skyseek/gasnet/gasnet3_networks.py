@@ -9,6 +9,7 @@ __all__ = ['PIXEL', 'RANGES', 'GasnetSettings', 'as_published', 'log_grid', 'pol
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #b213bec5
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..data.spectra import Spectra
 from ..learn.training import ArrayStream, TrainSettings, fit
 from ..redshift.bases import Basis
 from ..redshift.chi2 import log_sums
@@ -28,14 +30,14 @@ RANGES = {'STAR': (-0.005, 0.005), 'GALAXY': (0., 1.5), 'QSO': (0., 5.)}  # reds
 class GasnetSettings:
     "Shape and choices of one class's network; `as_published(spectype)` gives the released ones."
     spectype: str = 'GALAXY'  # STAR, GALAXY or QSO
-    zmin: float = None  # lowest redshift; None takes RANGES
-    zmax: float = None  # highest redshift
+    zmin: float | None = None  # lowest redshift; None takes RANGES
+    zmax: float | None = None  # highest redshift
     k: int = 10  # number of eigenspectra
-    first: int = 35563  # first pixel on the comb: log10 λ from first*PIXEL
+    first: int = 35563  # first pixel of the grid: log10 λ from first*PIXEL
     n_wave: int = 4076  # pixels of the input
     degree: int = 3  # of the continuum's polynomial in log λ
     weighted: bool = True  # weight the continuum fit by inverse variance
-    inputs: str = 'noise'  # what the encoder sees: 'noise' (ours) or 'flux' (published)
+    inputs: str = 'noise'  # input of the encoder: 'noise' (ours) or 'flux' (published)
     loss: str = 'profile'  # 'profile' (ours), 'chi2' (published Encoder) or 'smooth_l1' (published U-Net)
     scan: str = 'profile'  # 'profile' (ours) or 'published'
 
@@ -45,42 +47,44 @@ class GasnetSettings:
         for name, value in zip(('zmin', 'zmax'), RANGES[self.spectype]):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        for name, known in dict(inputs=('noise', 'flux'), loss=('profile', 'chi2', 'smooth_l1'), scan=('profile', 'published')).items():
+        choices = dict(inputs=('noise', 'flux'), loss=('profile', 'chi2', 'smooth_l1'), scan=('profile', 'published'))
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}; choose one of {', '.join(known)}")
         if not -1 < self.zmin < self.zmax or not 1 <= self.k:
-            raise ValueError(f"zmin={self.zmin}, zmax={self.zmax}, k={self.k}: the range must be ascending and k at least 1")
+            raise ValueError(f'zmin={self.zmin}, zmax={self.zmax}, k={self.k}; give zmin < zmax and k of at least 1')
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #c0684105
 @patch(as_prop=True)
-def high(self: GasnetSettings): # int
-    "Pixels that zmax shifts a spectrum by."
+def high(self: GasnetSettings) -> int: # pixels
+    "Shift of a spectrum at zmax."
     return round(np.log10(1 + self.zmax)/PIXEL)
 
 @patch(as_prop=True)
-def nz(self: GasnetSettings): # int
+def nz(self: GasnetSettings) -> int:
     "Number of shifts between zmin and zmax."
     return round((np.log10(1 + self.zmax) - np.log10(1 + self.zmin))/PIXEL) + 1
 
 @patch(as_prop=True)
-def n_rest(self: GasnetSettings): # int
-    "Pixels of the reconstruction, which covers the input at every redshift of the range."
+def n_rest(self: GasnetSettings) -> int: # pixels
+    "Length of the reconstruction, which covers the input at every redshift of the range."
     return self.n_wave + self.nz - 1
 
 def as_published(
-    spectype, # STAR, GALAXY or QSO
+    spectype: str, # STAR, GALAXY or QSO
     **changes, # settings to change, e.g. k=5 or, for the U-Net, loss='smooth_l1'
-): # `GasnetSettings` as in the authors' released code
+) -> GasnetSettings:
     "GaSNet-III as its authors released it."
-    return GasnetSettings(**(dict(spectype=spectype, degree=5, weighted=False, inputs='flux', loss='chi2', scan='published') | changes))
+    published = dict(degree=5, weighted=False, inputs='flux', loss='chi2', scan='published')
+    return GasnetSettings(**(dict(spectype=spectype) | published | changes))
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #9d6441b2
 def log_grid(
-    spectra, # `Spectra`, any grid
-    settings=GasnetSettings(), # for `first` and `n_wave`
-    device='cpu', # torch device
-): # flux, ivar: (N, n_wave) tensors, float32, 0 where nothing is known; and by how many pixels the data lie redwards of the comb
-    "Spectra on the network's log-λ pixels."
+    spectra: Spectra, # `Spectra`, any grid
+    settings: GasnetSettings = GasnetSettings(), # for `first` and `n_wave`
+    device: str = 'cpu', # torch device
+) -> tuple[torch.Tensor, torch.Tensor, float]: # flux, ivar (N, n_wave) float32; offset of the data to the red, pixels
+    "Spectra on the network's log-λ pixels; flux and ivar are 0 where there is no data."
     loglam, m = np.log10(spectra.wave), settings.n_wave
     if np.abs(np.diff(loglam) - PIXEL).max() < 1e-8:
         start = loglam[0]/PIXEL - .5
@@ -92,22 +96,23 @@ def log_grid(
         flux = torch.where(ivar > 0, sums.sums[1].float()/ivar, 0.)
     left, right = start - settings.first, settings.first + m - start - flux.shape[1]
     if -left >= flux.shape[1] or -right >= flux.shape[1]:
-        raise ValueError(f"the spectra cover {spectra.wave[0]:.0f}–{spectra.wave[-1]:.0f} Å, the network's grid begins at {10**(settings.first*PIXEL):.0f} Å; they do not meet")
+        low, high = spectra.wave[[0, -1]]
+        raise ValueError(f'spectra from {low:.0f} to {high:.0f} Å and the grid of the network do not meet')
     return F.pad(flux, (left, right)), F.pad(ivar, (left, right)), offset
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #0dac5fbc
 def polynomials(
-    n, # pixels
-    degree, # highest degree
-    like, # tensor that gives device and dtype
-): # (degree + 1, n)
+    n: int, # number of pixels
+    degree: int, # highest degree
+    like: torch.Tensor, # tensor that gives device and dtype
+) -> torch.Tensor: # (degree + 1, n)
     "Legendre polynomials over the pixels."
     return torch.as_tensor(np.polynomial.legendre.legvander(np.linspace(-1, 1, n), degree).T).to(like)
 
 def gram(
-    weight, # (B, M) weights
-    v, # (P, M) functions
-): # (B, P, P) float64, lower triangular
+    weight: torch.Tensor, # (B, M) weights
+    v: torch.Tensor, # (P, M) functions
+) -> torch.Tensor: # (B, P, P) float64, lower triangular
     "Cholesky factor of the normal equations Σ w v_i v_j, with a ridge of 1e-9."
     v, (i, j) = v.double(), torch.tril_indices(len(v), len(v))
     g = weight.new_zeros(len(weight), len(v), len(v), dtype=torch.float64)
@@ -116,20 +121,20 @@ def gram(
     return torch.linalg.cholesky(g + ridge[:, None, None]*torch.eye(len(v), dtype=g.dtype, device=g.device))
 
 def subtract_continuum(
-    flux, # (B, M)
-    weight, # (B, M)
-    v, # (P, M) polynomials
-): # (B, M)
-    "What weighted least squares leaves of `flux`."
+    flux: torch.Tensor, # (B, M)
+    weight: torch.Tensor, # (B, M)
+    v: torch.Tensor, # (P, M) polynomials
+) -> torch.Tensor: # (B, M)
+    "Residual of a weighted least-squares fit of the polynomials to `flux`."
     coeff = torch.cholesky_solve(((weight*flux) @ v.T)[..., None].double(), gram(weight, v))[..., 0]
     return flux - coeff.to(flux) @ v
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #24bc985a
 def despike(
-    flux, # (B, M) without continuum
-    weight, # (B, M)
-): # (B, M) weights, 0 at spikes
-    "Give up single pixels and pairs that stand out more sharply than the spectrograph allows."
+    flux: torch.Tensor, # (B, M) without continuum
+    weight: torch.Tensor, # (B, M)
+) -> torch.Tensor: # (B, M) weights, 0 at spikes
+    "Give weight 0 to single pixels and pairs that are sharper than the line-spread function allows."
     at = lambda k: F.pad(flux.abs(), (2, 2))[:, 2 + k:2 + k + flux.shape[1]]
     bright = flux.square()*weight > 100
     single = at(0) > 5*torch.maximum(at(-1), at(1))
@@ -138,10 +143,10 @@ def despike(
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #4bccb11d
 def prepare(
-    flux, # (B, M) on the log grid
-    ivar, # (B, M)
-    settings, # `GasnetSettings`
-): # dict: flux without continuum and scaled, weight (B, M); scale (B,)
+    flux: torch.Tensor, # (B, M) on the log grid
+    ivar: torch.Tensor, # (B, M)
+    settings: GasnetSettings, # `GasnetSettings`
+) -> dict: # flux without continuum and scaled, weight (B, M); scale (B,)
     "Subtract the continuum and scale to unit residual."
     v = polynomials(flux.shape[1], settings.degree, flux)
     if not settings.weighted:
@@ -158,7 +163,7 @@ def prepare(
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #058762dd
 class PublishedEncoder(nn.Module):
     "Three times convolution, ReLU, pooling; one dense layer to K coefficients and an amplitude."
-    def __init__(self, settings):
+    def __init__(self, settings: GasnetSettings):
         super().__init__()
         layers, n = [], settings.n_wave
         for before, after in ((1, 8), (8, 16), (16, 32)):
@@ -166,34 +171,44 @@ class PublishedEncoder(nn.Module):
             n = ((n + 2 - 9)//5 + 1)//2
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32*n, settings.k + 1))
 
-    def forward(self, batch):
+    def forward(self, batch: dict) -> torch.Tensor: # (B, K + 1)
         return self.layers(batch['flux'][:, None])
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #7c193549
+def _channels(batch):
+    "Flux, flux over noise and weight, compressed: (B, 3, M)."
+    flux, weight = batch['flux'], batch['weight']
+    return torch.stack([flux.clamp(-8, 8), torch.asinh(flux*weight.sqrt()), .3*torch.log1p(weight)], 1)
+
 class NoiseEncoder(nn.Module):
     "Four strided convolutions over flux, signal-to-noise and weight; two dense layers."
-    def __init__(self, settings, widths=(3, 16, 32, 64, 64), hidden=64):
+    def __init__(
+        self,
+        settings: GasnetSettings, # for `n_wave` and `k`
+        widths: tuple = (3, 16, 32, 64, 64), # channels before and after each convolution
+        hidden: int = 64, # units of the hidden dense layer
+    ):
         super().__init__()
         layers, n = [], settings.n_wave
         for before, after in zip(widths, widths[1:]):
             layers += [nn.Conv1d(before, after, 9, 4, 4), nn.GELU()]
             n = (n - 1)//4 + 1
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(n*widths[-1], hidden), nn.GELU(), nn.Linear(hidden, settings.k + 1))
+        dense = nn.Linear(n*widths[-1], hidden), nn.GELU(), nn.Linear(hidden, settings.k + 1)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), *dense)
 
-    def forward(self, batch):
-        flux, weight = batch['flux'], batch['weight']
-        return self.layers(torch.stack([flux.clamp(-8, 8), torch.asinh(flux*weight.sqrt()), .3*torch.log1p(weight)], 1))
+    def forward(self, batch: dict) -> torch.Tensor: # (B, K + 1)
+        return self.layers(_channels(batch))
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #b9064516
 class Reconstruction(nn.Module):
-    "What Encoder and U-Net share: settings, loss, config. Subclasses give `forward(batch)` → (B, n_rest)."
-    def __init__(self, settings):
+    "Settings, loss and config of Encoder and U-Net. Subclasses give `forward(batch)` → (B, n_rest)."
+    def __init__(self, settings: GasnetSettings):
         super().__init__()
         self.settings = settings
-        self.register_buffer('error', torch.tensor([1., 0.]))  # factor and floor of σ(log10(1 + z)), see `calibrate_errors` in `gasnet3`
+        self.register_buffer('error', torch.tensor([1., 0.]))  # factor and floor of σ(log10(1 + z)), see `gasnet3`
 
     @property
-    def config(self):
+    def config(self) -> dict:
         return asdict(self.settings)
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #be94d93b
@@ -210,45 +225,47 @@ class Eigenspectra(Reconstruction):
         start = .01*smooth if s.loss == 'profile' else torch.rand(s.k, s.n_rest)
         self.vectors = nn.Parameter(start)
 
-    def mixture(self, batch): # (B, K) coefficients, positive, sum 1; (B, 1) amplitude
-        "How much of each eigenspectrum."
+    def mixture(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]: # (B, K) coefficients, (B, 1) amplitude
+        "Coefficients of the eigenspectra, positive and with sum 1, and the amplitude."
         out = self.network(batch)
         c = out[:, :-1].square()
         return c/c.sum(-1, keepdim=True).clamp(min=1e-12), out[:, -1:].abs()
 
-    def forward(self, batch): # (B, n_rest)
+    def forward(self, batch: dict) -> torch.Tensor: # (B, n_rest)
         "Reconstruction at rest."
         return self.mix(*self.mixture(batch))
 
-    def mix(self, coeff, amplitude):
+    def mix(self, coeff: torch.Tensor, amplitude: torch.Tensor) -> torch.Tensor: # (B, n_rest)
+        "Reconstruction at rest from coefficients and amplitude."
         return amplitude*(coeff @ self.vectors)
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #13f714fa
 def shift_of(
-    z, # (N,) redshifts
-    settings, # `GasnetSettings`
-    offset=0., # pixels by which the data lie redwards of the comb
-): # (N,) pixel of the reconstruction that meets the first pixel of the spectrum
+    z: np.ndarray, # (N,) redshifts
+    settings: GasnetSettings, # `GasnetSettings`
+    offset: float = 0., # from `log_grid`, pixels
+) -> np.ndarray: # (N,) pixel of the reconstruction that meets the first pixel of the spectrum
     "Where on the rest-frame grid a spectrum of redshift z begins."
     return settings.high - np.log10(1 + np.asarray(z, float))/PIXEL + offset
 
 def aligned(
-    rest, # (B, n_rest) reconstructions
-    shift, # (B,) from `shift_of`
-    n, # pixels of the spectrum
-): # (B, n)
-    "The stretch of each reconstruction that a spectrum sees, interpolated linearly."
+    rest: torch.Tensor, # (B, n_rest) reconstructions
+    shift: torch.Tensor, # (B,) from `shift_of`
+    n: int, # pixels of the spectrum
+) -> torch.Tensor: # (B, n)
+    "The stretch of each reconstruction that a spectrum covers, interpolated linearly."
     shift = shift.clamp(0, rest.shape[1] - n)
     whole = shift.floor().long()
     index = whole[:, None] + torch.arange(n, device=rest.device)
-    return torch.lerp(rest.gather(1, index), rest.gather(1, (index + 1).clamp(max=rest.shape[1] - 1)), (shift - whole).to(rest)[:, None])
+    left, right = rest.gather(1, index), rest.gather(1, (index + 1).clamp(max=rest.shape[1] - 1))
+    return torch.lerp(left, right, (shift - whole).to(rest)[:, None])
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #8f1297c5
 def profile_chi2(
-    batch, # dict from `prepare`
-    model, # (B, M) reconstruction on the spectrum's pixels
-    degree, # of the continuum
-): # (B,)
+    batch: dict, # dict from `prepare`
+    model: torch.Tensor, # (B, M) reconstruction on the spectrum's pixels
+    degree: int, # of the continuum's polynomial
+) -> torch.Tensor: # (B,)
     "χ² with the best positive amplitude and polynomial."
     flux, weight = batch['flux'], batch['weight']
     model = subtract_continuum(model, weight, polynomials(model.shape[1], degree, model))
@@ -257,9 +274,10 @@ def profile_chi2(
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #40595004
 @patch
-def loss(self: Reconstruction,
-    batch, # dict: flux, weight (B, M), shift (B,)
-): # scalar
+def loss(
+    self: Reconstruction,
+    batch: dict, # flux, weight (B, M), shift (B,)
+) -> torch.Tensor: # scalar
     "Mismatch at the catalogue redshift: mean ln(1 + χ²/n) of the profile χ², or the published losses."
     s, flux, weight = self.settings, batch['flux'], batch['weight']
     shift = batch['shift'] if s.loss == 'profile' else batch['shift'].round()
@@ -272,42 +290,46 @@ def loss(self: Reconstruction,
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #f80bf03b
 def gasnet_arrays(
-    spectra, # `Spectra`
-    z, # (N,) true redshifts
-    settings, # `GasnetSettings`
-    batch_size=512, # spectra prepared at a time
-): # dict of arrays flux, weight (N, n_wave), shift (N,)
-    "What the network is trained on, for `ArrayStream`; spectra without data or beyond the redshift range are left out."
+    spectra: Spectra, # `Spectra`
+    z: np.ndarray, # (N,) true redshifts
+    settings: GasnetSettings, # `GasnetSettings`
+    batch_size: int = 512, # spectra prepared at a time
+) -> dict: # arrays flux, weight (N, n_wave), shift (N,)
+    "Training data for `ArrayStream`; spectra without data or beyond the redshift range are left out."
     parts = []
     for i in range(0, len(spectra), batch_size):
         flux, ivar, offset = log_grid(spectra[i:i + batch_size], settings)
         part = prepare(flux, ivar, settings)
         parts.append([part[k].numpy() for k in ('flux', 'weight')])
-    out = {k: np.concatenate(p) for k, p in zip(('flux', 'weight'), zip(*parts))} | {'shift': shift_of(z, settings, offset).astype(np.float32)}
+    flux, weight = (np.concatenate(p) for p in zip(*parts))
+    out = dict(flux=flux, weight=weight, shift=shift_of(z, settings, offset).astype(np.float32))
     use = (out['weight'] > 0).any(1) & (np.abs(out['shift'] - (settings.nz - 1)/2) <= settings.nz/2)
     return {k: a if use.all() else a[use] for k, a in out.items()}
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #74b24eb1
 def train_gasnet(
-    model, # `Eigenspectra` or `UNetSpectra`; trained in place
-    train, # (`Spectra`, redshifts) to learn from
-    validation=None, # (`Spectra`, redshifts) for early stopping; None trains to the end
-    settings=TrainSettings(epochs=10, patience=0), # see `TrainSettings`
-    batch_size=64, # spectra a batch
-    checkpoint=None, # file to resume from
-    progress=None, # True shows a bar, False hides it, None shows it on a terminal only
-): # history, as from `fit`
+    model: Reconstruction, # `Eigenspectra` or `UNetSpectra`; trained in place
+    train: tuple, # (`Spectra`, redshifts) for the training
+    validation: tuple | None = None, # (`Spectra`, redshifts) for early stopping; None trains to the end
+    settings: TrainSettings = TrainSettings(epochs=10, patience=0), # epochs, learning rate, device …
+    batch_size: int = 64, # spectra a batch
+    checkpoint: Path | str | None = None, # file to resume from
+    progress: bool | None = None, # True shows a bar, False hides it, None shows it on a terminal only
+) -> dict: # history of `fit`
     "Train one class on spectra with known redshifts."
-    stream = lambda part, shuffle: part and ArrayStream(gasnet_arrays(*part, model.settings), batch_size, settings.seed, shuffle)
-    return fit(model, stream(train, True), stream(validation, False), settings, checkpoint, progress)
+    arrays = lambda part: gasnet_arrays(*part, model.settings)
+    stream = lambda part, shuffle: ArrayStream(arrays(part), batch_size, settings.seed, shuffle)
+    held = stream(validation, False) if validation else None
+    return fit(model, stream(train, True), held, settings, checkpoint, progress)
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #788c63bd
 @patch
-def basis(self: Eigenspectra): # `Basis`
+def basis(self: Eigenspectra) -> Basis:
     "The eigenspectra as templates for `scan_redshift` (up to 10 of them)."
     s = self.settings
     wave = 10**(PIXEL*(s.first - s.high + .5 + np.arange(s.n_rest)))
-    return Basis(wave, self.vectors.detach().cpu().double().numpy()[:10], s.spectype, '', s.zmin, s.zmax, False, 'gasnet3')
+    vectors = self.vectors.detach().cpu().double().numpy()[:10]
+    return Basis(wave, vectors, s.spectype, '', s.zmin, s.zmax, False, 'gasnet3')
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #7c898708
 class _Block(nn.Module):
@@ -322,7 +344,7 @@ class _Block(nn.Module):
         return self.short(x) + self.body(x)
 
 class _Attention(nn.Module):
-    "Every pixel of the deepest level sees every other."
+    "Attention between all pixels of the deepest level."
     def __init__(self, width):
         super().__init__()
         self.norm, self.qkv, self.out = nn.GroupNorm(8, width), nn.Conv1d(width, 3*width, 1), nn.Conv1d(width, width, 1)
@@ -336,7 +358,7 @@ class UNetSpectra(Reconstruction):
     "Spectrum in the observed frame → rest-frame reconstruction by a U-Net."
     def __init__(
         self,
-        widths=(8, 16, 32, 64), # channels of the levels, multiples of 8
+        widths: tuple = (8, 16, 32, 64), # channels of the levels, multiples of 8
         **settings, # fields of `GasnetSettings`; k is not used
     ):
         super().__init__(GasnetSettings(**settings))
@@ -347,21 +369,21 @@ class UNetSpectra(Reconstruction):
         self.down = nn.ModuleList(nn.Sequential(_Block(a, b), _Block(b, b)) for a, b in pairs)
         self.shrink = nn.ModuleList(nn.Conv1d(w, w, 3, 2, 1) for w in widths[:-1])
         self.deep = nn.Sequential(_Attention(widths[-1]), _Block(widths[-1], widths[-1]))
-        self.up = nn.ModuleList(nn.Sequential(_Block(a + b, b), _Block(b, b)) for a, b in zip(widths[:0:-1], widths[-2::-1]))
+        pairs = zip(widths[:0:-1], widths[-2::-1])
+        self.up = nn.ModuleList(nn.Sequential(_Block(a + b, b), _Block(b, b)) for a, b in pairs)
         channels = -(-self.settings.n_rest//self.length)
         self.head = nn.Sequential(nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv1d(widths[0], channels, 3, padding=1))
 
     @property
-    def config(self):
+    def config(self) -> dict: # fields of `GasnetSettings`, and widths
         return asdict(self.settings) | {'widths': self.widths}
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #32558318
 @patch
-def forward(self: UNetSpectra, batch): # (B, n_rest)
+def forward(self: UNetSpectra, batch: dict) -> torch.Tensor: # (B, n_rest)
     "Reconstruction at rest."
-    flux, weight = batch['flux'], batch['weight']
-    channels = [flux] if self.settings.inputs == 'flux' else [flux.clamp(-8, 8), torch.asinh(flux*weight.sqrt()), .3*torch.log1p(weight)]
-    x, skips = self.stem(F.pad(torch.stack(channels, 1), (0, self.length - flux.shape[1]))), []
+    channels = batch['flux'][:, None] if self.settings.inputs == 'flux' else _channels(batch)
+    x, skips = self.stem(F.pad(channels, (0, self.length - channels.shape[-1]))), []
     for i, level in enumerate(self.down):
         x = level(x)
         if i < len(self.shrink):

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SUBCLASSES', 'SPECTYPES', 'DETECTED', 'BROAD_DETECTED', 'BURST', 'GALAXIES', 'DIAGNOSTIC', 'TEMPERATURES', 'N_PIXEL',
-           'LOG_FIRST', 'LOG_STEP', 'BROAD_LINES', 'SHARES', 'DEPTH', 'ALL', 'is_active', 'draw_galaxy', 'draw_star',
+           'LOG_FIRST', 'LOG_STEP', 'BROAD_LINES', 'SHARES', 'DEPTH', 'is_active', 'draw_galaxy', 'draw_star',
            'draw_quasar', 'wave_compact', 'rest_templates', 'place', 'spoil', 'narrow_significance',
            'broad_significance', 'subclass_labels', 'draw_spectra', 'SubclassStream']
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #b20ceb43
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +18,7 @@ import torch
 from astropy.table import Table
 from fastcore.basics import patch
 
-from ..data.constants import ARM_PIXELS, C_KMS
+from ..data.constants import ARM_PIXELS, C_KMS, EMISSION, LYA, TYPES
 from ..data.spectra import Spectra, bin_average
 from ..simulate.galaxies import AGES, KINDS, METALS, calzetti, formed_mass, interstellar, line_families
 from ..simulate.galaxies import nebular_lines, population_grid
@@ -27,16 +28,18 @@ from ..simulate.stars import broaden, stellar_spectrum, wave_rest
 from ..simulate.templates import TemplateLibrary, template_rng
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #0e2096b1
-SUBCLASSES = ('GALAXY', 'GALAXY STARFORMING', 'GALAXY STARBURST', 'GALAXY AGN', 'QSO', 'QSO BROADLINE',
-              'STAR A0', 'STAR F5', 'STAR F9', 'STAR G2', 'STAR K1', 'STAR K3', 'STAR K5')  # SPECTYPE SUBCLASS of GaSNet-II
+SUBCLASSES = (  # SPECTYPE SUBCLASS of GaSNet-II
+    'GALAXY', 'GALAXY STARFORMING', 'GALAXY STARBURST', 'GALAXY AGN', 'QSO', 'QSO BROADLINE',
+    'STAR A0', 'STAR F5', 'STAR F9', 'STAR G2', 'STAR K1', 'STAR K3', 'STAR K5')
 SPECTYPES = np.array([s.split()[0] for s in SUBCLASSES])
-DETECTED, BROAD_DETECTED, BURST = 3.0, 10.0, 50.0  # S/N of narrow lines, S/N of a broad line, Å of Hα equivalent width
+DETECTED, BROAD_DETECTED = 3.0, 10.0  # S/N of the narrow lines, S/N of a broad line
+BURST = 50.0  # Å: Hα equivalent width of a starburst
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #bf7f6163
 def is_active(
-    n2, # log10 [NII]6585/Hα
-    o3, # log10 [OIII]5008/Hβ
-): # bool
+    n2: np.ndarray, # (N,) log10 [NII]6585/Hα
+    o3: np.ndarray, # (N,) log10 [OIII]5008/Hβ
+) -> np.ndarray: # (N,) bool
     "SDSS's division of the line-ratio plane: True above log [OIII]/Hβ = 0.22 − 1.2 log [NII]/Hα."
     return np.asarray(o3) > 0.22 - 1.2*np.asarray(n2)
 
@@ -46,7 +49,8 @@ def _stars(kind, rng):
     (low, high), dust, sigmas, feh, _ = KINDS[kind]
     burst = {'BURST': 10**rng.uniform(-2.2, -.7), 'POST': 10**rng.uniform(-1.5, -.5)}.get(kind, 0)
     age = {'BURST': rng.choice(AGES[:3]), 'POST': rng.choice(AGES[5:7])}.get(kind, AGES[2])
-    mass = formed_mass(10**rng.uniform(low, high), rng.uniform(.6, 1)*1.1e10, burst, age, 2e8 if kind in ('OLD', 'POST') else 0)
+    tau, start, quenched = 10**rng.uniform(low, high), rng.uniform(.6, 1)*1.1e10, 2e8 if kind in ('OLD', 'POST') else 0
+    mass = formed_mass(tau, start, burst, age, quenched)
     feh, ebv = rng.normal(feh, .2), min(rng.gamma(1.5, dust), .8)
     i = int(np.clip(np.searchsorted(METALS, feh) - 1, 0, len(METALS) - 2))
     u = np.clip((feh - METALS[i])/(METALS[i + 1] - METALS[i]), 0, 1)
@@ -54,36 +58,43 @@ def _stars(kind, rng):
     return broaden(flux, rng.uniform(*sigmas))*calzetti(wave_rest(), ebv, rng.normal(0, .05)), ebv
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #74df2ce1
-GALAXIES = {  # kind: star populations, (mean, s.d.) of log [NII]/Hα, (lowest, highest) Hα equivalent width in Å, width of the lines in km/s
-    'PASSIVE': (('OLD', 'OLD', 'POST'), (-.35, .15), (.02, 3), 130), 'FORMING': (('SF', 'SF', 'MIXED'), (-.65, .3), (8, 50), 70),
-    'BURSTING': (('SF', 'BURST'), (-1., .4), (50, 300), 50), 'ACTIVE': (('MIXED', 'AGN2', 'OLD'), (-.35, .2), (5, 60), 130)}
-DIAGNOSTIC = np.array([4862.68, 5008.24, 6564.61, 6585.27])  # Hβ, [OIII], Hα, [NII], vacuum Å
+GALAXIES = {  # kind: populations, log [NII]/Hα (mean, s.d.), Hα equivalent width (range, Å), width of the lines (km/s)
+    'PASSIVE': (('OLD', 'OLD', 'POST'), (-.35, .15), (.02, 3), 130),
+    'FORMING': (('SF', 'SF', 'MIXED'), (-.65, .3), (8, 50), 70),
+    'BURSTING': (('SF', 'BURST'), (-1., .4), (50, 300), 50),
+    'ACTIVE': (('MIXED', 'AGN2', 'OLD'), (-.35, .2), (5, 60), 130)}
+DIAGNOSTIC = np.array([EMISSION['Hβ'], EMISSION['[O III]'], EMISSION['Hα'], 6585.27])  # vacuum Å; the last is [N II]
 
 def draw_galaxy(
-    kind, # a key of GALAXIES
-    rng, # numpy Generator
-): # (flux (L,) on wave_rest(), dict of EW_HA, SIGMA_GAS, N2, O3 and LINES: fluxes of DIAGNOSTIC in unit of flux × Å)
-    "One galaxy whose line ratios and Hα equivalent width are known."
+    kind: str, # a key of GALAXIES
+    rng: np.random.Generator, # numpy Generator
+) -> tuple[np.ndarray, dict]: # (L,) flux on wave_rest(); EW_HA, SIGMA_GAS, N2, O3, LINES
+    "One galaxy of known line ratios and Hα equivalent width; LINES: fluxes of DIAGNOSTIC in unit of flux × Å."
     populations, n2, ew_range, width = GALAXIES[kind]
     wave, (stars, ebv) = wave_rest(), _stars(rng.choice(populations), rng)
     agn = rng.uniform(.3, 1) if kind == 'ACTIVE' else .3*rng.random()*(rng.random() < .3)
     families = line_families(rng.normal(*n2), rng.normal(0, (.15, .1)), agn)
     if kind == 'ACTIVE':
         families['OIII'] *= 10**rng.uniform(-.7, .1)  # from LINERs to Seyferts
-    ebv_gas, ew, sigma = ebv/.44*rng.uniform(.7, 1.2), np.exp(rng.uniform(*np.log(ew_range))), np.exp(rng.normal(np.log(width), .35))
+    ebv_gas = ebv/.44*rng.uniform(.7, 1.2)
+    ew, sigma = np.exp(rng.uniform(*np.log(ew_range))), np.exp(rng.normal(np.log(width), .35))
     dust = calzetti(DIAGNOSTIC, ebv_gas)
-    hbeta = ew*np.interp(6564.61, wave, stars)/2.86/dust[2]
+    hbeta = ew*np.interp(EMISSION['Hα'], wave, stars)/2.86/dust[2]
     lines = hbeta*dust*np.array([1, families['OIII'], 2.86, families['NII']])
-    flux = stars*interstellar(wave, .1 if kind == 'PASSIVE' else rng.gamma(2, .3)) + nebular_lines(wave, hbeta, families, sigma, ebv_gas)
-    return flux, dict(EW_HA=ew, SIGMA_GAS=sigma, LINES=lines, O3=np.log10(families['OIII']), N2=np.log10(families['NII']/2.86))
+    absorbed = stars*interstellar(wave, .1 if kind == 'PASSIVE' else rng.gamma(2, .3))
+    ratios = dict(O3=np.log10(families['OIII']), N2=np.log10(families['NII']/2.86))
+    flux = absorbed + nebular_lines(wave, hbeta, families, sigma, ebv_gas)
+    return flux, dict(EW_HA=ew, SIGMA_GAS=sigma, LINES=lines) | ratios
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #45271811
-TEMPERATURES = {'A0': (8300, 10200), 'F5': (6300, 6690), 'F9': (5985, 6300), 'G2': (5725, 5845), 'K1': (5000, 5415), 'K3': (4635, 5000), 'K5': (4245, 4635)}  # K
+TEMPERATURES = {  # K
+    'A0': (8300, 10200), 'F5': (6300, 6690), 'F9': (5985, 6300), 'G2': (5725, 5845), 'K1': (5000, 5415),
+    'K3': (4635, 5000), 'K5': (4245, 4635)}
 
 def draw_star(
-    subtype, # a key of TEMPERATURES
-    rng, # numpy Generator
-): # flux (L,) on wave_rest()
+    subtype: str, # a key of TEMPERATURES
+    rng: np.random.Generator, # numpy Generator
+) -> np.ndarray: # (L,) flux on wave_rest()
     "One star of a subtype: temperature inside its range, gravity, metals, rotation and reddening at random."
     teff, giant = rng.uniform(*TEMPERATURES[subtype]), subtype[0] == 'K' and rng.random() < .3
     flux = stellar_spectrum(teff, rng.normal(2.6 if giant else 4.4, .25), np.clip(rng.normal(-.5, .45), -2, .4))
@@ -91,8 +102,8 @@ def draw_star(
     return broaden(flux*dust, rng.gamma(2, 10 if teff < 6500 else 40))
 
 def draw_quasar(
-    rng, # numpy Generator
-): # (flux (L,) on wave_rest(), redshift)
+    rng: np.random.Generator, # numpy Generator
+) -> tuple[np.ndarray, float]: # (L,) flux on wave_rest(); redshift
     "One quasar at a redshift between 0.1 and 4.8, one in twenty with broad absorption."
     z = float(np.clip(rng.gamma(4., .42), .1, 4.8))
     return make_quasar('BAL' if rng.random() < .05 else 'QSO', rng, z)[0], z
@@ -101,7 +112,7 @@ def draw_quasar(
 N_PIXEL = 3600
 LOG_FIRST, LOG_STEP = np.log10(3800.), np.log10(9200/3800)/(N_PIXEL - 1)  # dex
 
-def wave_compact(): # (3600,) vacuum Å
+def wave_compact() -> np.ndarray: # (3600,) vacuum Å
     "The grid of GaSNet-II here: 3800 to 9200 Å in 3600 equal steps of log λ."
     return 10**(LOG_FIRST + LOG_STEP*np.arange(N_PIXEL))
 
@@ -111,7 +122,7 @@ _REST = LOG_FIRST + LOG_STEP*np.arange(-_BELOW, N_PIXEL + 30)
 _KINDS = (*GALAXIES, 'QSO', *TEMPERATURES)
 
 def _rest_row(kind, rng):
-    "One rest-frame spectrum on the comb, and its table row."
+    "One rest-frame spectrum on the grid _REST, and its table row."
     row = dict(KIND=kind, Z=0., EW_HA=0., SIGMA_GAS=0., N2=0., O3=0., LINES=np.zeros(4))
     if kind in GALAXIES:
         flux, values = draw_galaxy(kind, rng)
@@ -121,34 +132,36 @@ def _rest_row(kind, rng):
     else:
         flux, values = draw_star(kind, rng), {}
     row |= values
-    flux = bin_average(wave_rest(), broaden(flux, rng.uniform(40, 75)), 10**(np.append(_REST, _REST[-1] + LOG_STEP) - LOG_STEP/2))
+    edges = 10**(np.append(_REST, _REST[-1] + LOG_STEP) - LOG_STEP/2)
+    flux = bin_average(wave_rest(), broaden(flux, rng.uniform(40, 75)), edges)
     low, high = np.log10(np.array([4000., 7000.])/(1 + row['Z']))
     scale = flux[(_REST > low) & (_REST < high)].mean()
-    return (flux/scale).astype(np.float16), row | dict(LINES=row['LINES']/scale, SPECTYPE='GALAXY' if kind in GALAXIES else kind if kind == 'QSO' else 'STAR')
+    spectype = 'GALAXY' if kind in GALAXIES else 'QSO' if kind == 'QSO' else 'STAR'
+    return (flux/scale).astype(np.float16), row | dict(LINES=row['LINES']/scale, SPECTYPE=spectype)
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #5b99296b
 def rest_templates(
-    n=50, # spectra of each kind; quasars count double
-    seed=0, # another seed gives other objects
-    kinds=_KINDS, # keys of GALAXIES and TEMPERATURES, and QSO
-): # `TemplateLibrary` on the rest-frame comb; table: KIND SPECTYPE Z EW_HA SIGMA_GAS N2 O3 LINES
+    n: int = 50, # spectra of each kind; quasars count double
+    seed: int = 0, # another seed gives other objects
+    kinds: tuple = _KINDS, # keys of GALAXIES and TEMPERATURES, and QSO
+) -> TemplateLibrary: # on the grid of GaSNet-II at rest; table: KIND SPECTYPE Z EW_HA SIGMA_GAS N2 O3 LINES
     "Rest-frame spectra of all kinds; about 5 ms each. Half precision, which is far below the noise they get."
-    picks = [(kind, template_rng(seed, 22, _KINDS.index(kind), i)) for kind in kinds for i in range(2*n if kind == 'QSO' else n)]
-    rows = [_rest_row(kind, rng) for kind, rng in picks]
+    picks = [(kind, i) for kind in kinds for i in range(2*n if kind == 'QSO' else n)]
+    rows = [_rest_row(kind, template_rng(seed, 22, _KINDS.index(kind), i)) for kind, i in picks]
     return TemplateLibrary(10**_REST, np.array([r[0] for r in rows]), Table([r[1] for r in rows]))
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #722977ff
 def place(
-    library, # from `rest_templates`
-    rows, # (N,) indices into it
-    z, # (N,) redshifts
-): # (N, 3600) float32 on wave_compact(), without noise
+    library: TemplateLibrary, # from `rest_templates`
+    rows: np.ndarray, # (N,) indices into it
+    z: np.ndarray, # (N,) redshifts
+) -> np.ndarray: # (N, 3600) float32 on wave_compact(), without noise
     "Rest-frame spectra seen at redshifts; zero where they have no data."
     at = _BELOW - np.log10(1 + np.asarray(z, float))/LOG_STEP
     first = np.floor(at).astype(int)
-    share = (at - first).astype(np.float32)
+    part = (at - first).astype(np.float32)  # of a pixel
     out = np.empty((len(rows), N_PIXEL), np.float32)
-    for i, (row, k, u) in enumerate(zip(rows, first, share)):
+    for i, (row, k, u) in enumerate(zip(rows, first, part)):
         piece = library.flux[row, max(k, 0):k + N_PIXEL + 1].astype(np.float32)
         piece = np.concatenate([np.zeros(N_PIXEL + 1 - len(piece), np.float32), piece])
         out[i] = (1 - u)*piece[:-1] + u*piece[1:]
@@ -161,7 +174,8 @@ def _noise_shapes():
     wave, inverse, counts = wave_compact(), 0., 0.
     for arm in ARM_PIXELS:
         x, edge = wave_arm(arm), dict(left=0, right=0)
-        inverse = inverse + np.interp(wave, x, np.convolve(1/noise_variance(arm, 0., 2000., 3), np.ones(3)/3, 'same'), **edge)
+        ivar = np.convolve(1/noise_variance(arm, 0., 2000., 3), np.ones(3)/3, 'same')
+        inverse = inverse + np.interp(wave, x, ivar, **edge)
         counts = counts + np.interp(wave, x, counts_per_flux(arm), **edge)
     return tuple((np.median(a)/a).astype(np.float32) for a in (inverse, counts))
 
@@ -180,31 +194,33 @@ def _faults(flux, ivar, sigma, rng):
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #dfabfe50
 def spoil(
-    clean, # (N, 3600) flux without noise
-    snr, # (N,) median S/N per pixel wanted
-    rng, # numpy Generator
-): # flux, ivar, sigma, each (N, 3600) float32; sigma is the noise also where single pixels are masked
-    "Observe: calibration errors, noise, sky residuals, masks and cosmic rays."
+    clean: np.ndarray, # (N, 3600) flux without noise
+    snr: np.ndarray, # (N,) median S/N per pixel wanted
+    rng: np.random.Generator, # numpy Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # flux, ivar, sigma: each (N, 3600) float32
+    "Add calibration errors, noise, sky residuals, masks and cosmic rays; sigma is given in masked pixels too."
     n, x, (sky, photons) = len(clean), np.linspace(-1, 1, N_PIXEL, dtype=np.float32), _noise_shapes()
     tilt, bend, step, residual = rng.normal(0, [[.03], [.02], [.015], [.01]], (4, n)).astype(np.float32)[:, :, None]
     own = np.maximum(clean, 0)*photons
-    share = rng.random((n, 1), dtype=np.float32)
-    sigma = np.sqrt((1 - share)*sky + share*own/np.median(own, axis=1, keepdims=True).clip(1e-9) + np.float32(1e-6))
+    typical = np.median(own, axis=1, keepdims=True).clip(1e-9)
+    fraction = rng.random((n, 1), dtype=np.float32)  # of the object's photons in the variance
+    sigma = np.sqrt((1 - fraction)*sky + fraction*own/typical + np.float32(1e-6))
     level = np.median(np.abs(clean)/sigma, axis=1, keepdims=True)/np.asarray(snr, np.float32)[:, None]
     sigma = sigma*level.astype(np.float32)
     flux = clean*(1 + tilt*x + bend*x**2 + step*(x > rng.uniform(-.1, .1, (n, 1)))) + residual*level*sky
-    flux = flux + sigma*rng.standard_normal(clean.shape, dtype=np.float32)*rng.uniform(1, 1.08, (n, 1)).astype(np.float32)
+    noise = sigma*rng.standard_normal(clean.shape, dtype=np.float32)
+    flux = flux + noise*rng.uniform(1, 1.08, (n, 1)).astype(np.float32)
     ivar, flux = sigma**-2, flux.astype(np.float32)
     _faults(flux, ivar, sigma, rng)
     return flux, ivar, sigma
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #c8c48db6
 def narrow_significance(
-    library, # from `rest_templates`
-    rows, # (N,) indices
-    z, # (N,) redshifts
-    sigma, # (N, 3600) noise per pixel
-): # (N,) S/N expected of the faintest of Hβ, [OIII], Hα, [NII]; 0 if one is outside the window
+    library: TemplateLibrary, # from `rest_templates`
+    rows: np.ndarray, # (N,) indices
+    z: np.ndarray, # (N,) redshifts
+    sigma: np.ndarray, # (N, 3600) noise per pixel
+) -> np.ndarray: # (N,) S/N expected of the faintest of Hβ, [OIII], Hα, [NII]; 0 if one is outside the window
     "Significance of the least significant diagnostic line."
     at = (np.log10(DIAGNOSTIC*(1 + np.asarray(z)[:, None])) - LOG_FIRST)/LOG_STEP
     k = np.clip(np.rint(at), 0, N_PIXEL - 1).astype(int)
@@ -215,13 +231,13 @@ def narrow_significance(
     return np.where((at > 5) & (at < N_PIXEL - 6), sn, 0).min(axis=1)
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #f3dd74d4
-BROAD_LINES = np.array([1215.67, 1549.1, 1908.7, 2798.8, 4862.7, 6564.6])  # Lyα, CIV, CIII], MgII, Hβ, Hα, vacuum Å
+BROAD_LINES = np.array([LYA, 1549.1, 1908.7, 2798.8, 4862.7, 6564.6])  # Lyα, CIV, CIII], MgII, Hβ, Hα, vacuum Å
 
 def broad_significance(
-    clean, # (N, 3600) flux without noise
-    z, # (N,) redshifts
-    sigma, # (N, 3600) noise per pixel
-): # (N,) S/N expected of the most significant broad line
+    clean: np.ndarray, # (N, 3600) flux without noise
+    z: np.ndarray, # (N,) redshifts
+    sigma: np.ndarray, # (N, 3600) noise per pixel
+) -> np.ndarray: # (N,) S/N expected of the most significant broad line
     "Significance of the best broad line inside the window."
     half, out = int(1e4/(C_KMS*np.log(10)*LOG_STEP)), np.zeros(len(clean))
     centre = np.rint((np.log10(BROAD_LINES*(1 + np.asarray(z)[:, None])) - LOG_FIRST)/LOG_STEP).astype(int)
@@ -234,17 +250,17 @@ def broad_significance(
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #7fd8a485
 def subclass_labels(
-    library, # from `rest_templates`
-    rows, # (N,) indices
-    z, # (N,) redshifts
-    clean, # (N, 3600) flux without noise
-    sigma, # (N, 3600) noise per pixel
-): # (N,) index into SUBCLASSES
-    "The subclass by SDSS's definitions: line ratios, equivalent width of Hα and significance of the lines; temperature for stars."
+    library: TemplateLibrary, # from `rest_templates`
+    rows: np.ndarray, # (N,) indices
+    z: np.ndarray, # (N,) redshifts
+    clean: np.ndarray, # (N, 3600) flux without noise
+    sigma: np.ndarray, # (N, 3600) noise per pixel
+) -> np.ndarray: # (N,) index into SUBCLASSES
+    "Subclass by SDSS's definitions: line ratios, Hα equivalent width, S/N of the lines; temperature for stars."
     t, kind = library.table[rows], np.asarray(library.table['KIND'])[rows]
     detected = narrow_significance(library, rows, z, sigma) > DETECTED
-    kindly = np.where(is_active(t['N2'], t['O3']), 3, np.where(t['EW_HA'] > BURST, 2, 1))
-    label, quasar = np.where(detected, kindly, 0), kind == 'QSO'
+    with_lines = np.where(is_active(t['N2'], t['O3']), 3, np.where(t['EW_HA'] > BURST, 2, 1))
+    label, quasar = np.where(detected, with_lines, 0), kind == 'QSO'
     if quasar.any():
         label[quasar] = 4 + (broad_significance(clean[quasar], np.asarray(z)[quasar], sigma[quasar]) > BROAD_DETECTED)
     for i, name in enumerate(TEMPERATURES):
@@ -252,8 +268,11 @@ def subclass_labels(
     return label
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #c8b5a315
-SHARES = {'PASSIVE': .03, 'FORMING': .12, 'BURSTING': .1, 'ACTIVE': .14, 'QSO': .16} | dict.fromkeys(TEMPERATURES, 1/13)  # make the 13 labels about equal
-DEPTH = {'PASSIVE': (.7, 30), 'FORMING': (2, 30), 'BURSTING': (2, 30), 'ACTIVE': (2, 30), 'QSO': (.5, 12)} | dict.fromkeys(TEMPERATURES, (3, 40))  # S/N per pixel
+SHARES = {  # fraction of each kind; the 13 labels come out about equal
+    'PASSIVE': .03, 'FORMING': .12, 'BURSTING': .1, 'ACTIVE': .14, 'QSO': .16} | dict.fromkeys(TEMPERATURES, 1/13)
+DEPTH = {  # (lowest, highest) S/N per pixel
+    'PASSIVE': (.7, 30), 'FORMING': (2, 30), 'BURSTING': (2, 30), 'ACTIVE': (2, 30), 'QSO': (.5, 12)}
+DEPTH |= dict.fromkeys(TEMPERATURES, (3, 40))
 
 def _draw_redshifts(kind, z_template, rng):
     "Redshifts for kinds; quasars stay within 5 % of the redshift their forest was made for."
@@ -270,25 +289,24 @@ def _draw_arrays(library, n, rng, spectypes):
     kinds = [k for k in SHARES if np.any((table['KIND'] == k) & np.isin(table['SPECTYPE'], spectypes))]
     if not kinds:
         raise ValueError(f"the library has no {' or '.join(spectypes)}; make one with rest_templates")
-    share = np.array([SHARES[k] for k in kinds])
-    kind = rng.choice(kinds, n, p=share/share.sum())
+    p = np.array([SHARES[k] for k in kinds])
+    kind = rng.choice(kinds, n, p=p/p.sum())
     rows = np.array([rng.choice(np.flatnonzero(table['KIND'] == k)) for k in kind])
     z = _draw_redshifts(kind, np.asarray(table['Z'])[rows], rng)
     snr = np.exp(rng.uniform(*np.log([DEPTH[k] for k in kind]).T))
     clean = place(library, rows, z)
     flux, ivar, sigma = spoil(clean, snr, rng)
-    return dict(flux=flux, ivar=ivar, label=subclass_labels(library, rows, z, clean, sigma), z=z.astype(np.float32), snr=snr.astype(np.float32))
+    label = subclass_labels(library, rows, z, clean, sigma)
+    return dict(flux=flux, ivar=ivar, label=label, z=z.astype(np.float32), snr=snr.astype(np.float32))
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #86f0dde1
-ALL = ('GALAXY', 'QSO', 'STAR')
-
 def draw_spectra(
-    library, # from `rest_templates`
-    n, # number of spectra; with `even`, of each subclass
-    seed=0, # of redshifts, S/N and noise
-    spectypes=ALL, # which of GALAXY, QSO, STAR
-    even=False, # draw until every subclass has n
-): # (`Spectra` on wave_compact(), truth Table: TARGETID TRUE_SPECTYPE TRUE_Z SUBCLASS LABEL SNR)
+    library: TemplateLibrary, # from `rest_templates`
+    n: int, # number of spectra; with `even`, of each subclass
+    seed: int = 0, # of redshifts, S/N and noise
+    spectypes: tuple = TYPES, # which of GALAXY, QSO, STAR
+    even: bool = False, # draw until every subclass has n
+) -> tuple[Spectra, Table]: # on wave_compact(); truth: TARGETID TRUE_SPECTYPE TRUE_Z SUBCLASS LABEL SNR
     "A sample with truth; the unit of flux is arbitrary."
     rng, parts, count = np.random.default_rng((22, seed)), [], np.zeros(len(SUBCLASSES), int)
     wanted = np.isin(SPECTYPES, spectypes)
@@ -299,10 +317,11 @@ def draw_spectra(
         count += np.bincount(d['label'][keep], minlength=len(count))
         parts.append({k: v[keep] for k, v in d.items()})
         if len(parts) > 1000:
-            raise ValueError(f"after 1000 batches the subclasses have {count[wanted].tolist()} of {n} spectra; give a larger library")
+            raise ValueError(f'after 1000 batches {count[wanted].tolist()} of {n} spectra; give a larger library')
     d = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-    ids = np.arange(len(d['z'])) + (seed << 32)
-    truth = Table(dict(TARGETID=ids, TRUE_SPECTYPE=SPECTYPES[d['label']], TRUE_Z=d['z'], SUBCLASS=np.array(SUBCLASSES)[d['label']], LABEL=d['label'], SNR=d['snr']))
+    ids, label = np.arange(len(d['z'])) + (seed << 32), d['label']
+    truth = Table(dict(TARGETID=ids, TRUE_SPECTYPE=SPECTYPES[label], TRUE_Z=d['z'],
+                       SUBCLASS=np.array(SUBCLASSES)[label], LABEL=label, SNR=d['snr']))
     return Spectra(wave_compact(), d['flux'], d['ivar'], Table(dict(TARGETID=ids))), truth
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #aa0adda1
@@ -313,7 +332,7 @@ class SubclassStream:
     batches: int = 100  # batches an epoch
     batch_size: int = 64  # spectra a batch
     seed: int = 0  # of everything drawn
-    spectypes: tuple = ALL  # which of GALAXY, QSO, STAR
+    spectypes: tuple = TYPES  # which of GALAXY, QSO, STAR
 
     def __len__(self):
         return self.batches
@@ -321,11 +340,12 @@ class SubclassStream:
 @patch
 def epoch(
     self: SubclassStream,
-    epoch=0, # number of the epoch: another epoch has other spectra
-    rank=0, # number of this process
-    world=1, # number of processes
-): # yields dicts of tensors
+    epoch: int = 0, # number of the epoch: another epoch has other spectra
+    rank: int = 0, # number of this process
+    world: int = 1, # number of processes
+) -> Iterator[dict]: # of tensors: flux, ivar (B, 3600), label, z, snr (B,)
     "One epoch."
     for b in range(rank, self.batches//world*world, world):
         rng = np.random.default_rng((self.seed, epoch, b))
-        yield {k: torch.as_tensor(v) for k, v in _draw_arrays(self.library, self.batch_size, rng, self.spectypes).items()}
+        arrays = _draw_arrays(self.library, self.batch_size, rng, self.spectypes)
+        yield {k: torch.as_tensor(v) for k, v in arrays.items()}

@@ -11,19 +11,20 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..data.constants import C_KMS
+from ..data.constants import C_KMS, EMISSION
 from .stars import broaden, emission_lines, stellar_spectrum, wave_rest
 
 # %% ../../nbs/simulate/02_galaxies.ipynb #5fc90bf3
 AGES = np.array([3, 8, 20, 50, 120, 300, 600, 1000, 1800, 3200, 6000, 11000]) * 1e6  # yr
 METALS = np.array([-1.0, -0.4, 0.0, 0.3])  # [Fe/H]
-GIANTS = ((5050, 3.2, 0.15), (4750, 2.5, 0.40), (4250, 1.8, 0.30), (3750, 1.2, 0.15))  # Teff, log g, share of the giants' light
+GIANTS = (  # Teff, log g, fraction of the giants' light
+    (5050, 3.2, 0.15), (4750, 2.5, 0.40), (4250, 1.8, 0.30), (3750, 1.2, 0.15))
 
 def main_sequence(
-    age,  # age of the population, yr
-    n=60,  # number of mass bins
-): # (temperature K, luminosity, number) of n mass bins up to the turnoff
-    "Main sequence of a population of one age: temperatures (K), luminosities (solar) and star numbers per solar mass formed."
+    age: float,  # age of the population, yr
+    n: int = 60,  # number of mass bins
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # (n,) temperature (K), luminosity (solar), stars per solar mass formed
+    "Main sequence of a population of one age, up to the turnoff."
     turnoff = np.clip((age / 1e10) ** -0.4, 0.7, 80)
     mass = np.geomspace(0.1, turnoff, n)
     number = np.where(mass < 0.5, 2 * mass**-1.35, mass**-2.35) * np.gradient(mass) / 4.30
@@ -35,68 +36,74 @@ def _add_stars(row, grid, temps, teff, weight):
     "Add stars of given temperatures to a spectrum by linear interpolation between rows of a grid."
     x = np.clip(np.interp(np.log(teff), np.log(temps), np.arange(len(temps))), 0, len(temps) - 1.001)
     i = x.astype(int)
-    share = np.bincount(i, weight * (1 - x + i), len(temps)) + np.bincount(i + 1, weight * (x - i), len(temps))
-    row += share @ grid
+    weights = np.bincount(i, weight * (1 - x + i), len(temps)) + np.bincount(i + 1, weight * (x - i), len(temps))
+    row += weights @ grid
 
 @lru_cache(maxsize=1)
-def population_grid(): # (n_metal, n_age, L) flux per solar mass formed, read-only
+def population_grid() -> np.ndarray: # (n_metal, n_age, L) flux per solar mass formed, read-only
     "Spectra of simple stellar populations on `wave_rest()` for METALS × AGES, arbitrary but common unit."
     temps = np.geomspace(2900, 40000, 32)
     out = np.zeros((len(METALS), len(AGES), len(wave_rest())))
     for rows, feh in zip(out, METALS):
         dwarfs = np.array([stellar_spectrum(t, 4.3, feh) for t in temps])
-        giants = [(t - 250 * feh, share, stellar_spectrum(t - 250 * feh, logg, feh)) for t, logg, share in GIANTS]
+        giants = [(t - 250 * feh, part, stellar_spectrum(t - 250 * feh, logg, feh)) for t, logg, part in GIANTS]
         for row, age in zip(rows, AGES):
             teff, light, number = main_sequence(age)
             _add_stars(row, dwarfs, temps, teff, light * number / (teff / 5780) ** 4)
             evolved = np.sum(light * number) * np.interp(np.log10(age), [6.9, 8, 9, 9.5], [0.05, 0.25, 0.9, 1.3])
-            for t, share, flux in giants:
-                row += evolved * share / (t / 5780) ** 4 * flux
+            for t, part, flux in giants:
+                row += evolved * part / (t / 5780) ** 4 * flux
     out.flags.writeable = False
     return out
 
 # %% ../../nbs/simulate/02_galaxies.ipynb #e187a4c7
 def calzetti(
-    wave,  # (L,) rest-frame wavelength, Å
-    ebv,  # colour excess E(B-V) of the stars, mag
-    slope=0.0,  # extra power of λ/5500 Å; negative is steeper, as in the SMC
-): # (L,) transmission
-    "Transmission of dust after Calzetti et al. (2000, eq. 4), valid 1200–22000 Å; below, the curve keeps its value at 1200 Å."
+    wave: np.ndarray,  # (L,) rest-frame wavelength, Å
+    ebv: float,  # colour excess E(B-V) of the stars, mag
+    slope: float = 0.0,  # extra power of λ/5500 Å; negative is steeper, as in the SMC
+) -> np.ndarray: # (L,) transmission
+    "Transmission of dust (Calzetti et al. 2000, eq. 4); below 1200 Å the curve keeps its value at 1200 Å."
     x = 1e4 / np.clip(wave, 1200, None)
-    k = np.where(wave < 6300, 2.659 * (-2.156 + 1.509 * x - 0.198 * x**2 + 0.011 * x**3), 2.659 * (-1.857 + 1.040 * x)) + 4.05
+    blue, red = -2.156 + 1.509 * x - 0.198 * x**2 + 0.011 * x**3, -1.857 + 1.040 * x
+    k = np.where(wave < 6300, 2.659 * blue, 2.659 * red) + 4.05
     return 10 ** (-0.4 * ebv * np.maximum(k, 0) * (wave / 5500.) ** slope)
 
 # %% ../../nbs/simulate/02_galaxies.ipynb #6d94b6b4
-BALMER = ((6564.61, 2.86), (4862.68, 1.0), (4341.68, 0.469), (4102.89, 0.259), (3971.20, 0.159), (3890.15, 0.105), (3836.47, 0.073), (3798.98, 0.053))
+BALMER = (  # vacuum Å, flux relative to Hβ
+    (EMISSION['Hα'], 2.86), (EMISSION['Hβ'], 1.0), (EMISSION['Hγ'], 0.469), (4102.89, 0.259), (3971.20, 0.159),
+    (3890.15, 0.105), (3836.47, 0.073), (3798.98, 0.053))
 METAL_LINES = (  # vacuum Å, family, ratio inside the family
-    (3727.09, 'OII', 0.42), (3729.88, 'OII', 0.58), (4960.30, 'OIII', 1 / 2.98), (5008.24, 'OIII', 1.0), (4364.44, 'OIII', 0.012),
-    (3869.86, 'OIII', 0.085), (3968.59, 'OIII', 0.026),
-    (6549.86, 'NII', 1 / 2.96), (6585.27, 'NII', 1.0), (6718.29, 'SII', 0.57), (6732.68, 'SII', 0.43), (6302.05, 'OI', 1.0), (6365.54, 'OI', 0.33),
+    (3727.09, 'OII', 0.42), (3729.88, 'OII', 0.58), (4960.30, 'OIII', 1 / 2.98), (EMISSION['[O III]'], 'OIII', 1.0),
+    (4364.44, 'OIII', 0.012), (3869.86, 'OIII', 0.085), (3968.59, 'OIII', 0.026), (6549.86, 'NII', 1 / 2.96),
+    (6585.27, 'NII', 1.0), (6718.29, 'SII', 0.57), (6732.68, 'SII', 0.43), (6302.05, 'OI', 1.0), (6365.54, 'OI', 0.33),
     (5877.25, 'HeI', 1.0), (4472.73, 'HeI', 0.38), (6680.0, 'HeI', 0.29), (7067.1, 'HeI', 0.2), (7137.77, 'ArIII', 1.0),
-    (9071.1, 'SIII', 1 / 2.5), (9533.2, 'SIII', 1.0),
-    (3426.85, 'NeV', 1.0), (4687.0, 'HeII', 1.0), (2796.35, 'MgII', 0.6), (2803.53, 'MgII', 0.4), (1908.73, 'CIII', 1.0))
+    (9071.1, 'SIII', 1 / 2.5), (9533.2, 'SIII', 1.0), (3426.85, 'NeV', 1.0), (4687.0, 'HeII', 1.0),
+    (2796.35, 'MgII', 0.6), (2803.53, 'MgII', 0.4), (EMISSION['C III]'], 'CIII', 1.0))
 
 def line_families(
-    n2,  # log10 [NII]6585/Hα: -2 metal-poor … -0.35 metal-rich
-    scatter=(0.0, 0.0),  # offsets in dex of [OIII] and [OII]
-    agn=0.0,  # share of Hβ that an active nucleus ionises, 0–1
-): # dict of family → flux relative to Hβ
+    n2: float,  # log10 [NII]6585/Hα: -2 metal-poor … -0.35 metal-rich
+    scatter: tuple = (0.0, 0.0),  # offsets in dex of [OIII] and [OII]
+    agn: float = 0.0,  # fraction of Hβ that an active nucleus ionises, 0–1
+) -> dict: # family → flux relative to Hβ
     "Fluxes of the metal-line families relative to Hβ along the star-forming branch, mixed with a Seyfert's."
     n2 = np.clip(n2, -2.2, -0.25)
     o3 = 10 ** (0.61 / (n2 + 0.08) + 1.1 + scatter[0])
-    stars = dict(OIII=o3, OII=10 ** (0.5 - 0.7 * (n2 + 1.0) ** 2 + scatter[1]), NII=2.86 * 10**n2, SII=2.86 * 10 ** (-0.5 - 0.25 * (n2 + 0.8) ** 2),
-                 OI=0.12, HeI=0.11, ArIII=0.08, SIII=0.5, CIII=0.25 * o3 / 5, MgII=0.15)
-    seyfert = dict(OIII=10.0, OII=2.5, NII=2.86, SII=1.8, OI=0.5, HeI=0.12, ArIII=0.2, SIII=0.8, NeV=1.0, HeII=0.25, MgII=0.3, CIII=1.0)
+    o2 = 10 ** (0.5 - 0.7 * (n2 + 1.0) ** 2 + scatter[1])
+    s2 = 2.86 * 10 ** (-0.5 - 0.25 * (n2 + 0.8) ** 2)
+    stars = dict(OIII=o3, OII=o2, NII=2.86 * 10**n2, SII=s2, OI=0.12, HeI=0.11, ArIII=0.08, SIII=0.5,
+                 CIII=0.25 * o3 / 5, MgII=0.15)
+    seyfert = dict(OIII=10.0, OII=2.5, NII=2.86, SII=1.8, OI=0.5, HeI=0.12, ArIII=0.2, SIII=0.8, NeV=1.0,
+                   HeII=0.25, MgII=0.3, CIII=1.0)
     return {name: (1 - agn) * stars.get(name, 0) + agn * flux for name, flux in seyfert.items()}
 
 # %% ../../nbs/simulate/02_galaxies.ipynb #0db49dfb
 def nebular_lines(
-    wave,  # (L,) rest-frame wavelength, Å
-    hbeta,  # Hβ flux without dust, unit of flux × Å
-    families,  # dict of family → flux relative to Hβ, from line_families
-    sigma,  # velocity dispersion of the gas, km/s
-    ebv_gas=0.0,  # reddening of the gas, mag
-): # (L,)
+    wave: np.ndarray,  # (L,) rest-frame wavelength, Å
+    hbeta: float,  # Hβ flux without dust, unit of flux × Å
+    families: dict,  # family → flux relative to Hβ, from line_families
+    sigma: float,  # velocity dispersion of the gas, km/s
+    ebv_gas: float = 0.0,  # reddening of the gas, mag
+) -> np.ndarray: # (L,) in the unit of flux
     "Emission-line spectrum of the gas with Balmer lines in case B and dust in front."
     rows = [(w, r) for w, r in BALMER] + [(w, families.get(name, 0) * r) for w, name, r in METAL_LINES]
     centres, ratios = np.array([r for r in rows if r[1] > 0]).T
@@ -104,19 +111,19 @@ def nebular_lines(
 
 # %% ../../nbs/simulate/02_galaxies.ipynb #c09f5948
 def cosmic_age(
-    z,  # redshift
-): # yr
+    z: float,  # redshift
+) -> float: # yr
     "Age of a flat universe with H0 = 67.7 km/s/Mpc and Ωm = 0.31 (Peebles 1993, eq. 13.20)."
     return 2 / 3 / np.sqrt(0.69) * 14.44e9 * np.arcsinh(np.sqrt(0.69 / 0.31) * (1 + z) ** -1.5)
 
 def formed_mass(
-    tau,  # e-folding time of star formation, yr
-    start,  # look-back time of the first stars, yr
-    burst=0.0,  # mass fraction formed at burst_age
-    burst_age=1e8,  # yr
-    quenched=0.0,  # no stars in the last so many years
-): # (n_age,) mass fractions
-    "Mass fractions formed in the age bins of AGES by a delayed exponential history with an optional burst or sudden end."
+    tau: float,  # e-folding time of star formation, yr
+    start: float,  # look-back time of the first stars, yr
+    burst: float = 0.0,  # mass fraction formed at burst_age
+    burst_age: float = 1e8,  # age of the burst, yr
+    quenched: float = 0.0,  # no stars formed in the last so many years
+) -> np.ndarray: # (n_age,) mass fractions
+    "Mass formed in each bin of AGES by a delayed exponential history, with an optional burst or sudden end."
     edges = np.concatenate([[0], np.sqrt(AGES[1:] * AGES[:-1]), [1.4e10]])
     t = np.linspace(0, 1, 400) * start
     rate = np.where(start - t >= quenched, t * np.exp(-t / tau), 0)
@@ -128,17 +135,18 @@ def formed_mass(
     return mass
 
 # %% ../../nbs/simulate/02_galaxies.ipynb #749b0165
-ISM = ((2344.21, 0.5), (2374.46, 0.3), (2382.77, 0.8), (2586.65, 0.5), (2600.17, 0.8), (2796.35, 1.0), (2803.53, 0.8), (2852.96, 0.3),
-       (1260.42, 1.0), (1302.17, 1.0), (1334.53, 1.2),
-       (1393.76, 0.7), (1402.77, 0.5), (1526.71, 0.8), (1548.20, 0.9), (1550.78, 0.7), (1608.45, 0.4), (1670.79, 0.9), (1854.72, 0.5),
-       (1862.79, 0.4), (5891.58, 0.15), (5897.56, 0.1))
+ISM = (
+    (2344.21, 0.5), (2374.46, 0.3), (2382.77, 0.8), (2586.65, 0.5), (2600.17, 0.8), (2796.35, 1.0), (2803.53, 0.8),
+    (2852.96, 0.3), (1260.42, 1.0), (1302.17, 1.0), (1334.53, 1.2), (1393.76, 0.7), (1402.77, 0.5), (1526.71, 0.8),
+    (1548.20, 0.9), (1550.78, 0.7), (1608.45, 0.4), (1670.79, 0.9), (1854.72, 0.5), (1862.79, 0.4), (5891.58, 0.15),
+    (5897.56, 0.1))
 
 def interstellar(
-    wave,  # (L,) Å
-    depth,  # central optical depth of the strongest lines
-    velocity=-150.0,  # outflow velocity, km/s
-    sigma=120.0,  # velocity spread, km/s
-): # (L,) transmission
+    wave: np.ndarray,  # (L,) Å
+    depth: float,  # central optical depth of the strongest lines
+    velocity: float = -150.0,  # outflow velocity, km/s
+    sigma: float = 120.0,  # velocity spread, km/s
+) -> np.ndarray: # (L,) transmission
     "Transmission of the interstellar gas: resonance lines in the ultraviolet and Na D."
     tau = np.zeros_like(wave)
     for centre, strength in ISM:
@@ -150,16 +158,19 @@ def interstellar(
 # %% ../../nbs/simulate/02_galaxies.ipynb #4022dd3c
 KINDS = {  # kind: (log tau yr, E(B-V) stars (gamma scale), sigma of stars km/s, [Fe/H] mean, N2 mean)
     'OLD': ((8.3, 9.0), 0.03, (140, 320), 0.1, -0.35), 'MIXED': ((9.2, 9.8), 0.08, (90, 220), 0.0, -0.5),
-    'SF': ((9.7, 10.5), 0.10, (40, 120), -0.35, -1.0),
-    'BURST': ((9.7, 10.5), 0.06, (30, 80), -0.7, -1.5), 'POST': ((8.7, 9.3), 0.06, (80, 200), -0.1, -0.5),
-    'AGN2': ((8.8, 9.7), 0.10, (100, 250), 0.0, -0.4),
+    'SF': ((9.7, 10.5), 0.10, (40, 120), -0.35, -1.0), 'BURST': ((9.7, 10.5), 0.06, (30, 80), -0.7, -1.5),
+    'POST': ((8.7, 9.3), 0.06, (80, 200), -0.1, -0.5), 'AGN2': ((8.8, 9.7), 0.10, (100, 250), 0.0, -0.4),
     'ODD': ((8.5, 10.2), 0.10, (60, 400), -0.3, -0.8)}
 
 def _history(kind, tau, z, rng):
     "Mass fractions per age bin of one galaxy of a kind."
-    start = min(rng.uniform(0.7, 0.97) * cosmic_age(z), 1.15e10) * (rng.uniform(0.3, 1) if kind in ('SF', 'BURST', 'ODD') else 1)
-    burst = {'BURST': 10 ** rng.uniform(-2.2, -0.7), 'POST': 10 ** rng.uniform(-1.5, -0.5), 'SF': max(0, 0.03 * rng.normal())}.get(kind, 0)
-    age = {'BURST': rng.choice([3e6, 8e6, 2e7]), 'POST': rng.choice([3e8, 6e8, 1e9])}.get(kind, rng.choice([8e6, 2e7, 5e7]))
+    start = min(rng.uniform(0.7, 0.97) * cosmic_age(z), 1.15e10)
+    if kind in ('SF', 'BURST', 'ODD'):
+        start *= rng.uniform(0.3, 1)
+    bursts = dict(BURST=10 ** rng.uniform(-2.2, -0.7), POST=10 ** rng.uniform(-1.5, -0.5),
+                  SF=max(0, 0.03 * rng.normal()))
+    ages = dict(BURST=rng.choice([3e6, 8e6, 2e7]), POST=rng.choice([3e8, 6e8, 1e9]))
+    burst, age = bursts.get(kind, 0), ages.get(kind, rng.choice([8e6, 2e7, 5e7]))
     return formed_mass(10**tau, start, burst, age, 2e8 if kind == 'POST' else 0)
 
 # %% ../../nbs/simulate/02_galaxies.ipynb #5643d0b8
@@ -167,7 +178,12 @@ def _gas(wave, kind, young, stars, ebv, n2, rng):
     "Emission lines of one galaxy: Hα from the young ultraviolet light, or a weak LINER where there is none."
     hbeta = 13.3 / 2.86 * np.interp(1500., wave, young) * 10 ** rng.normal(0, 0.2)
     level = np.interp(6564.6, wave, stars)
-    agn = rng.uniform(0.5, 1) if kind == 'AGN2' else 0.5 * (rng.random() < 0.5) if kind == 'OLD' else rng.uniform(0, 0.4) * (rng.random() < 0.1)
+    if kind == 'AGN2':
+        agn = rng.uniform(0.5, 1)
+    elif kind == 'OLD':
+        agn = 0.5 * (rng.random() < 0.5)
+    else:
+        agn = rng.uniform(0, 0.4) * (rng.random() < 0.1)
     if kind in ('OLD', 'POST'):
         hbeta = hbeta * 0.2 + level * rng.gamma(1.0, 0.4) / 2.86
     if kind == 'AGN2':
@@ -175,15 +191,16 @@ def _gas(wave, kind, young, stars, ebv, n2, rng):
     sigma = np.exp(rng.normal(np.log({'BURST': 40, 'SF': 60}.get(kind, 120)), 0.35))
     if kind == 'ODD' and rng.random() < 0.4:
         sigma *= rng.uniform(2, 6)
-    gas = nebular_lines(wave, hbeta, line_families(n2, rng.normal(0, (0.15, 0.1)), agn), sigma, ebv / 0.44 * rng.uniform(0.7, 1.2))
+    families = line_families(n2, rng.normal(0, (0.15, 0.1)), agn)
+    gas = nebular_lines(wave, hbeta, families, sigma, ebv / 0.44 * rng.uniform(0.7, 1.2))
     return gas, dict(SIGMA_GAS=sigma, AGN=float(agn), HA_EW=2.86 * hbeta / level)
 
 # %% ../../nbs/simulate/02_galaxies.ipynb #3e9673e0
 def make_galaxy(
-    kind,  # a key of KINDS: OLD MIXED SF BURST POST AGN2 ODD
-    rng,  # numpy Generator
-    z=0.0,  # redshift, which limits the age; the spectrum itself stays in the rest frame
-): # (flux (L,) on wave_rest(), dict of parameters EBV FEH SIGMA SIGMA_GAS N2 AGN HA_EW)
+    kind: str,  # a key of KINDS: OLD MIXED SF BURST POST AGN2 ODD
+    rng: np.random.Generator,  # numpy Generator
+    z: float = 0.0,  # redshift, which limits the age; the spectrum itself stays in the rest frame
+) -> tuple[np.ndarray, dict]: # (flux (L,) on wave_rest(), dict of parameters EBV FEH SIGMA SIGMA_GAS N2 AGN HA_EW)
     "Draw one galaxy: star formation history, metals, dust, gas and velocity dispersions at random within its kind."
     (low, high), dust, sigmas, feh, n2 = KINDS[kind]
     mass, wave = _history(kind, rng.uniform(low, high), z, rng), wave_rest()
@@ -196,5 +213,6 @@ def make_galaxy(
     young = mass[:4] @ ((1 - u) * grid[i, :4] + u * grid[i + 1, :4])
     stars = broaden(young + mass[4:] @ ((1 - u) * grid[i, 4:] + u * grid[i + 1, 4:]), sigma)
     gas, values = _gas(wave, kind, young, stars, ebv, n2, rng)
-    absorbed = interstellar(wave, rng.gamma(2, 0.5) if kind not in ('OLD', 'POST') else 0.1, rng.normal(-130, 80), rng.uniform(70, 180))
+    depth = rng.gamma(2, 0.5) if kind not in ('OLD', 'POST') else 0.1
+    absorbed = interstellar(wave, depth, rng.normal(-130, 80), rng.uniform(70, 180))
     return stars * curve * absorbed + gas, dict(EBV=ebv, FEH=feh, SIGMA=sigma, N2=n2) | values

@@ -21,22 +21,22 @@ from ..data.constants import ARM_PIXELS, C_KMS, SKY_LINES
 PIXEL, FINE = 0.8, 0.2  # pixel and sub-pixel, Å
 
 def wave_arm(
-    arm,  # B, R or Z
-): # (npix,) Å, vacuum
+    arm: str,  # B, R or Z
+) -> np.ndarray: # (npix,) Å, vacuum
     "Pixel centres of one arm of DESI."
     if arm not in ARM_PIXELS:
         raise ValueError(f"arm {arm!r} is not one of {', '.join(ARM_PIXELS)}")
     start, n = ARM_PIXELS[arm]
     return start + PIXEL * np.arange(n)
 
-def fine_edges(): # (M+1,) Å
-    "Edges of the sub-pixels between 3590 and 9834 Å on which spectra are prepared before the blur."
+def fine_edges() -> np.ndarray: # (M+1,) Å
+    "Edges of the sub-pixels between 3590 and 9834 Å on which spectra are given to the instrument."
     return 3590.0 + FINE * np.arange(31221)
 
 # %% ../../nbs/simulate/05_instrument.ipynb #9a32e055
 def lsf_fwhm(
-    arm,  # B, R or Z
-): # (npix,) Å
+    arm: str,  # B, R or Z
+) -> np.ndarray: # (npix,) Å
     "FWHM of the line-spread function at each pixel, measured on real coadds."
     x = np.linspace(0, 1, ARM_PIXELS[arm][1])
     return {'B': 1.65 + 0 * x, 'R': 1.50 + 0 * x, 'Z': 1.6 + 0.2 * x}[arm]
@@ -48,40 +48,43 @@ def _lsf_matrix(arm):
     first = np.searchsorted(edges, wave - 5.0)
     columns = first[:, None] + np.arange(int(10 / FINE))
     centre = 0.5 * (edges[columns] + edges[columns + 1])
-    weight = ndtr((wave[:, None] + PIXEL / 2 - centre) / sigma[:, None]) - ndtr((wave[:, None] - PIXEL / 2 - centre) / sigma[:, None])
+    upper, lower = ((wave[:, None] + side * PIXEL / 2 - centre) / sigma[:, None] for side in (1, -1))
+    weight = ndtr(upper) - ndtr(lower)
     weight /= weight.sum(1, keepdims=True)
-    return sparse.csr_matrix((weight.ravel(), columns.ravel(), np.arange(0, weight.size + 1, weight.shape[1])), shape=(len(wave), len(edges) - 1))
+    starts = np.arange(0, weight.size + 1, weight.shape[1])
+    return sparse.csr_matrix((weight.ravel(), columns.ravel(), starts), shape=(len(wave), len(edges) - 1))
 
 def blur(
-    fine,  # (M,) or (M, N) mean flux density in the sub-pixels of fine_edges()
-    arm,  # B, R or Z
-): # (npix,) or (npix, N)
-    "Flux density that the pixels of an arm see: convolved with the line-spread function and integrated over the pixel."
+    fine: np.ndarray,  # (M,) or (M, N) mean flux density in the sub-pixels of fine_edges()
+    arm: str,  # B, R or Z
+) -> np.ndarray: # (npix,) or (npix, N), in the unit of `fine`
+    "Flux density in the pixels of an arm: convolved with the line-spread function, averaged over each pixel."
     return _lsf_matrix(arm) @ fine
 
 # %% ../../nbs/simulate/05_instrument.ipynb #332c8c5d
 @lru_cache(maxsize=3)
 def resolution_diagonals(
-    arm,  # B, R or Z
-): # (11, npix) float32
-    "RESOLUTION of an arm as DESI stores it: diagonals of scipy.sparse.dia_matrix with offsets 5 to -5; columns add to one."
+    arm: str,  # B, R or Z
+) -> np.ndarray: # (11, npix) float32
+    "RESOLUTION of an arm as DESI stores it: diagonals of a dia_matrix, offsets 5 to -5; columns add to one."
     sigma, offsets = lsf_fwhm(arm) / 2.3548 / PIXEL, np.arange(5, -6, -1)
     rows = ndtr((offsets[:, None] + 0.5) / sigma) - ndtr((offsets[:, None] - 0.5) / sigma)
     return (rows / rows.sum(0)).astype(np.float32)
 
 # %% ../../nbs/simulate/05_instrument.ipynb #633e1ac0
 THROUGHPUT = {  # arm: values every 100 Å from the arm's first wavelength
-    'B': [0.025, 0.037, 0.052, 0.070, 0.078, 0.086, 0.095, 0.101, 0.093, 0.098, 0.106, 0.115, 0.124, 0.126, 0.127, 0.127, 0.127, 0.123, 0.120,
-          0.117, 0.114, 0.112, 0.064],
-    'R': [0.045, 0.168, 0.184, 0.204, 0.216, 0.221, 0.238, 0.251, 0.257, 0.266, 0.273, 0.274, 0.279, 0.280, 0.275, 0.268, 0.261, 0.257, 0.171, 0.054],
-    'Z': [0.123, 0.208, 0.270, 0.283, 0.293, 0.308, 0.316, 0.320, 0.328, 0.337, 0.357, 0.341, 0.327, 0.325, 0.315, 0.335, 0.336, 0.328, 0.284,
-          0.217, 0.200, 0.192, 0.172, 0.172]}
+    'B': [0.025, 0.037, 0.052, 0.070, 0.078, 0.086, 0.095, 0.101, 0.093, 0.098, 0.106, 0.115, 0.124, 0.126, 0.127,
+          0.127, 0.127, 0.123, 0.120, 0.117, 0.114, 0.112, 0.064],
+    'R': [0.045, 0.168, 0.184, 0.204, 0.216, 0.221, 0.238, 0.251, 0.257, 0.266, 0.273, 0.274, 0.279, 0.280, 0.275,
+          0.268, 0.261, 0.257, 0.171, 0.054],
+    'Z': [0.123, 0.208, 0.270, 0.283, 0.293, 0.308, 0.316, 0.320, 0.328, 0.337, 0.357, 0.341, 0.327, 0.325, 0.315,
+          0.335, 0.336, 0.328, 0.284, 0.217, 0.200, 0.192, 0.172, 0.172]}
 AREA = np.pi / 4 * (379.7**2 - 180**2)  # collecting area of the Mayall with DESI's corrector, cm²
-ACCEPTANCE = 0.7  # share of a point source's light that enters the fibre
+ACCEPTANCE = 0.7  # fraction of a point source's light that enters the fibre
 
 def counts_per_flux(
-    arm,  # B, R or Z
-): # (npix,) electrons per second for 1e-17 erg/s/cm²/Å of sky in the fibre
+    arm: str,  # B, R or Z
+) -> np.ndarray: # (npix,) electrons per second for 1e-17 erg/s/cm²/Å of sky in the fibre
     "Electrons per second and pixel for unit flux density: area × pixel × throughput × photons per erg."
     wave = wave_arm(arm)
     nodes = ARM_PIXELS[arm][0] + 100 * np.arange(len(THROUGHPUT[arm]))
@@ -91,13 +94,14 @@ def counts_per_flux(
 # %% ../../nbs/simulate/05_instrument.ipynb #89f58b8b
 @lru_cache(maxsize=64)
 def sky_spectrum(
-    arm,  # B, R or Z
-    velocity=0.0,  # barycentric velocity of the observer, km/s: coadds are in the barycentric frame, where sky lines move
-    moon=0.0,  # brightness of the moonlit continuum relative to the dark one
-): # (npix,) 1e-17 erg/s/cm²/Å in the fibre, read-only
-    "Spectrum of the night sky as the pixels of an arm see it: continuum, moonlight and airglow lines."
+    arm: str,  # B, R or Z
+    velocity: float = 0.0,  # barycentric velocity of the observer, km/s; it moves the sky lines of a coadd
+    moon: float = 0.0,  # brightness of the moonlit continuum relative to the dark one
+) -> np.ndarray: # (npix,) 1e-17 erg/s/cm²/Å in the fibre, read-only
+    "Spectrum of the night sky in the pixels of an arm: continuum, moonlight and airglow lines."
     wave, sigma = wave_arm(arm), lsf_fwhm(arm) / 2.3548
-    sky = np.interp(wave, [3600, 4500, 5500, 6500, 9900], [0.9, 0.8, 1.0, 1.1, 1.0]) + moon * 0.8 * (wave / 5000) ** -1.2
+    sky = np.interp(wave, [3600, 4500, 5500, 6500, 9900], [0.9, 0.8, 1.0, 1.1, 1.0])
+    sky += moon * 0.8 * (wave / 5000) ** -1.2
     for centre, flux in zip(SKY_LINES[0] * (1 + velocity / C_KMS), SKY_LINES[1]):
         i, j = np.searchsorted(wave, (centre - 6, centre + 6))
         lower, upper = ((wave[i:j] + side * PIXEL / 2 - centre) / sigma[i:j] for side in (-1, 1))
@@ -109,13 +113,13 @@ def sky_spectrum(
 READ_VARIANCE = 45.0  # electrons² per extracted pixel and exposure
 
 def noise_variance(
-    arm,  # B, R or Z
-    flux=0.0,  # (npix,) flux density of the object, 1e-17 erg/s/cm²/Å
-    exptime=1000.0,  # exposure time under dark, clear conditions at zenith, s
-    numexp=1,  # number of exposures: each adds read noise
-    velocity=0.0,  # barycentric velocity, km/s
-    moon=0.0,  # moonlit continuum relative to the dark one
-): # (npix,) (1e-17 erg/s/cm²/Å)²
+    arm: str,  # B, R or Z
+    flux: np.ndarray | float = 0.0,  # (npix,) or scalar, flux density of the object, 1e-17 erg/s/cm²/Å
+    exptime: float = 1000.0,  # exposure time under dark, clear conditions at zenith, s
+    numexp: int = 1,  # number of exposures: each adds read noise
+    velocity: float = 0.0,  # barycentric velocity, km/s
+    moon: float = 0.0,  # moonlit continuum relative to the dark one
+) -> np.ndarray: # (npix,) (1e-17 erg/s/cm²/Å)²
     "Variance per pixel from photon statistics of sky and object and from read noise."
     counts = counts_per_flux(arm) * exptime
     electrons = counts * (sky_spectrum(arm, velocity, moon) + ACCEPTANCE * np.maximum(flux, 0)) + READ_VARIANCE * numexp
@@ -143,7 +147,7 @@ class Faults:
     scatter: tuple = (1.15, 1.04, 1.38)  # true variance × ivar in B, R, Z
 
     @classmethod
-    def none(cls):
+    def none(cls) -> 'Faults':
         return cls(0, 0, 0, 0, 0, 0, 0, (1.0, 1.0, 1.0))
 
 # %% ../../nbs/simulate/05_instrument.ipynb #f58c4117
@@ -154,7 +158,7 @@ def _calibration(arm, rng, faults):
     return np.maximum(1 + faults.step * step + 0.5 * faults.tilt * tilt * x, 0.2)
 
 def _sky_residual(arm, night, scale, rng, faults):
-    "What sky subtraction leaves: a fraction of the sky and of its derivative in wavelength, varying slowly along the arm."
+    "What sky subtraction leaves: a fraction of the sky, varying along the arm, and of its derivative."
     sky = sky_spectrum(arm, night.velocity, night.moon)
     a, b, c = rng.standard_normal(3)
     x = np.linspace(-1, 1, len(sky))
@@ -191,15 +195,15 @@ def _observe_arm(arm, fine, night, faults, scale, rng, scatter):
     return flux.astype(np.float32), ivar.astype(np.float32), mask
 
 def observe(
-    fine,  # (M,) flux density of the source in the sub-pixels of fine_edges(), 1e-17 erg/s/cm²/Å
-    rng,  # numpy Generator
-    night=Night(),  # conditions
-    faults=Faults(),  # what goes wrong
-): # (dict of arm → (flux, ivar, mask), list of words for FLAGS)
-    "Observe one source: three arms with DESI's pixels, noise and faults. Float32 flux and ivar, uint32 mask."
-    wanted = len(fine_edges()) - 1
-    if len(fine) != wanted:
-        raise ValueError(f"fine has {len(fine)} sub-pixels, observe wants {wanted}; use bin_average(wave, flux, fine_edges())")
+    fine: np.ndarray,  # (M,) flux density of the source in the sub-pixels of fine_edges(), 1e-17 erg/s/cm²/Å
+    rng: np.random.Generator,  # numpy Generator
+    night: Night = Night(),  # conditions
+    faults: Faults = Faults(),  # what goes wrong
+) -> tuple[dict, list[str]]: # arm → (flux, ivar, mask), each (npix,); words for FLAGS
+    "Observe one source: three arms with DESI's pixels, noise and faults; float32 flux and ivar, uint32 mask."
+    m = len(fine_edges()) - 1
+    if len(fine) != m:
+        raise ValueError(f"fine has {len(fine)} sub-pixels, not {m}; use bin_average(wave, flux, fine_edges())")
     scale = 4.0 if rng.random() < 0.05 else 1.0
     dead = rng.choice(list(ARM_PIXELS)) if rng.random() < faults.dead_arm else None
     arms = {arm: _observe_arm(arm, fine, night, faults, scale, rng, s) for arm, s in zip(ARM_PIXELS, faults.scatter)}
@@ -211,13 +215,14 @@ def observe(
 
 # %% ../../nbs/simulate/05_instrument.ipynb #c6b4a83d
 def scatter_ratio(
-    flux,  # (N, L) flux of spectra on a common grid
-    ivar,  # (N, L) inverse variance; zero is ignored
-): # float, 1 if the inverse variance is right
-    "Robust variance of pixel minus mean of its neighbours over what ivar predicts: median over the spectra that have half of their pixels."
+    flux: np.ndarray,  # (N, L) flux of spectra on a common grid
+    ivar: np.ndarray,  # (N, L) inverse variance; zero is ignored
+) -> float: # median over the spectra with at least half of their pixels; 1 if ivar is right
+    "Robust variance of each pixel minus the mean of its neighbours, over what ivar predicts."
     flux, ivar = np.asarray(flux, float), np.asarray(ivar, float)
     with np.errstate(divide='ignore', invalid='ignore'):
-        d = (flux[:, 1:-1] - 0.5 * (flux[:, :-2] + flux[:, 2:])) / np.sqrt(1 / ivar[:, 1:-1] + 0.25 / ivar[:, :-2] + 0.25 / ivar[:, 2:])
+        variance = 1 / ivar[:, 1:-1] + 0.25 / ivar[:, :-2] + 0.25 / ivar[:, 2:]
+        d = (flux[:, 1:-1] - 0.5 * (flux[:, :-2] + flux[:, 2:])) / np.sqrt(variance)
     d[~np.isfinite(d)] = np.nan
     rows = np.isfinite(d).mean(1) > 0.5
     return float(np.median((1.4826 * np.nanmedian(abs(d[rows]), 1)) ** 2)) if rows.any() else np.nan

@@ -30,34 +30,35 @@ class Survey:
     survey: str = 'main'  # name in the file names
     program: str = 'dark'  # dark or bright: decides target classes and exposure time
     hpx: int = 27245  # healpix number in the file names and TARGETIDs
-    exptime: tuple = None  # (shortest, longest) effective time, s; None takes the programme's
-    shares: dict = None  # target class → share; None takes the programme's
+    exptime: tuple | None = None  # (shortest, longest) effective time, s; None takes the programme's
+    shares: dict | None = None  # target class → fraction; None takes the programme's
     blend: float = 0.01  # probability of two objects in a fibre
     faults: Faults = field(default_factory=Faults)  # what goes wrong
     visit: int = 0  # another visit sees the same targets with other noise and faults
-    library: TemplateLibrary = None  # templates to use instead of built-in physics
+    library: TemplateLibrary | None = None  # templates to use instead of built-in physics
 
     def __post_init__(self):
         if self.program not in PROGRAMS:
             raise ValueError(f"program {self.program!r} is not one of {', '.join(PROGRAMS)}")
 
-    def times(self):
+    def times(self) -> tuple: # (shortest, longest) effective time, s
+        "Range of effective times: that of the settings, or the programme's."
         return self.exptime or ((850.0, 1400.0) if self.program == 'dark' else (160.0, 280.0))
 
 # %% ../../nbs/simulate/07_mock_survey.ipynb #92bd76af
 def mock_targetid(
-    seed,  # seed of the survey
-    hpx,  # healpix number
-    number,  # running number of the target
-): # int
+    seed: int,  # seed of the survey
+    hpx: int,  # healpix number
+    number: int,  # running number of the target
+) -> int:
     "TARGETID in DESI's bit layout: object (22 bits), brick = hpx (20), release = seed (16), mock bit 58."
     return int((1 << 58) | ((seed & 0xFFFF) << 42) | ((hpx & 0xFFFFF) << 22) | (number & 0x3FFFFF))
 
 def simulate_target(
-    number,  # running number of the target
-    seed=0,  # seed of the survey
-    survey=Survey(),  # settings
-): # (dict of arm → (flux, ivar, mask), dict for the tables)
+    number: int,  # running number of the target
+    seed: int = 0,  # seed of the survey
+    survey: Survey = Survey(),  # settings
+) -> tuple[dict, dict]: # arm → (flux, ivar, mask), each (npix,); row of the tables
     "Simulate one fibre; the same number and seed give the same spectrum whatever else is simulated."
     code = list(PROGRAMS).index(survey.program)
     field_rng, rng = template_rng(seed, 1, survey.hpx), template_rng(seed, 2 + code, survey.hpx, number)
@@ -68,25 +69,28 @@ def simulate_target(
     if survey.visit:
         arms, words = observe(fine, template_rng(seed, 8, survey.visit, survey.hpx, number), night, survey.faults)
     row['FLAGS'] = '|'.join(row['FLAGS'] + words)
-    row |= dict(TARGETID=mock_targetid(seed, survey.hpx, number + (code << 20)), PROGRAM=survey.program, EFFTIME=time, NUMEXP=numexp, EXTRA=rng.random(12))
+    targetid = mock_targetid(seed, survey.hpx, number + (code << 20))
+    row |= dict(TARGETID=targetid, PROGRAM=survey.program, EFFTIME=time, NUMEXP=numexp, EXTRA=rng.random(12))
     return arms, row
 
 # %% ../../nbs/simulate/07_mock_survey.ipynb #c97c8cd5
 BITS = dict(LRG=1 << 0, ELG=(1 << 1) | (1 << 5), QSO=1 << 2, BGS=1 << 60, MWS=1 << 61, SKY=1 << 32)
-COLOURS = {'GALAXY': (0.9, -0.3), 'QSO': (0.8, 0.25), 'STAR': (-1.0, -0.65), 'SKY': (0.0, 0.0)}  # z - W1, W1 - W2, AB mag
+COLOURS = {  # SPECTYPE: z - W1, W1 - W2, AB mag
+    'GALAXY': (0.9, -0.3), 'QSO': (0.8, 0.25), 'STAR': (-1.0, -0.65), 'SKY': (0.0, 0.0)}
 
 def make_fibermap(
-    rows,  # list of dicts from simulate_target
-    survey=Survey(),  # settings
-): # Table, N rows
+    rows: list[dict],  # N rows from simulate_target
+    survey: Survey = Survey(),  # settings
+) -> Table: # N rows
     "FIBERMAP of a coadd with DESI's column names and types; fluxes in nanomaggies."
     extra, spectype, target = (np.array([r[name] for r in rows]) for name in ('EXTRA', 'TRUE_SPECTYPE', 'CLASS'))
     ra, dec = (137.508 * survey.hpx) % 360, 0.6 * np.degrees(np.arcsin(2 * ((0.6180340 * survey.hpx) % 1) - 1))
     galaxy = spectype == 'GALAXY'
-    columns = dict(TARGETID=np.array([r['TARGETID'] for r in rows]), COADD_FIBERSTATUS=np.where(extra[:, 5] < 0.02, 8, 0).astype(np.int32),
+    columns = dict(TARGETID=np.array([r['TARGETID'] for r in rows]),
+                   COADD_FIBERSTATUS=np.where(extra[:, 5] < 0.02, 8, 0).astype(np.int32),
                    TARGET_RA=ra + 1.6 * (extra[:, 0] - 0.5), TARGET_DEC=dec + 0.9 * (extra[:, 1] - 0.5),
-                   OBJTYPE=np.where(target == 'SKY', 'SKY', 'TGT'),
-                   MORPHTYPE=np.where(galaxy, 'SER', 'PSF'), EBV=np.array([r['EBV'] for r in rows], np.float32))
+                   OBJTYPE=np.where(target == 'SKY', 'SKY', 'TGT'), MORPHTYPE=np.where(galaxy, 'SER', 'PSF'),
+                   EBV=np.array([r['EBV'] for r in rows], np.float32))
     fibre = {b: np.array([r['FLUX'][b] for r in rows]) for b in 'GRZ'}
     total = {b: f / np.where(galaxy, 0.4 + 0.35 * extra[:, 2], 0.78) for b, f in fibre.items()}
     colour = 10 ** (0.4 * (np.array([COLOURS[s] for s in spectype]) + 0.3 * (extra[:, 3:5] - 0.5)))
@@ -101,26 +105,29 @@ def _bits_and_counts(rows, target, extra):
     "Target bits and exposure columns of the FIBERMAP."
     time, numexp, mag = (np.array([r[name] for r in rows]) for name in ('EFFTIME', 'NUMEXP', 'MAG'))
     nights, tiles = (np.minimum(numexp, 1 + (2 * extra[:, k]).astype(int)) for k in (7, 8))
-    bits = dict(DESI_TARGET=[BITS[t] for t in target], BGS_TARGET=np.where(target == 'BGS', np.where(mag > 19.5, 1, 2), 0),
-                MWS_TARGET=target == 'MWS', SCND_TARGET=np.zeros(len(rows)))
+    bright = np.where(target == 'BGS', np.where(mag > 19.5, 1, 2), 0)
+    bits = dict(DESI_TARGET=[BITS[t] for t in target], BGS_TARGET=bright, MWS_TARGET=target == 'MWS',
+                SCND_TARGET=np.zeros(len(rows)))
     counts = dict(COADD_NUMEXP=numexp, COADD_NUMNIGHT=nights, COADD_NUMTILE=tiles)
-    reals = dict(COADD_EXPTIME=time * (1.1 + 0.9 * extra[:, 6] ** 2), MEAN_PSF_TO_FIBER_SPECFLUX=np.full(len(rows), 0.78))
-    return {name: np.asarray(values, kind) for group, kind in ((bits, np.int64), (counts, np.int16), (reals, np.float32)) for name,
-            values in group.items()}
+    reals = dict(COADD_EXPTIME=time * (1.1 + 0.9 * extra[:, 6] ** 2),
+                 MEAN_PSF_TO_FIBER_SPECFLUX=np.full(len(rows), 0.78))
+    groups = (bits, np.int64), (counts, np.int16), (reals, np.float32)
+    return {name: np.asarray(values, kind) for group, kind in groups for name, values in group.items()}
 
 # %% ../../nbs/simulate/07_mock_survey.ipynb #99b47339
 TSNR = {'LRG': 12.15, 'ELG': 8.60, 'BGS': 0.14, 'QSO': 33.0, 'LYA': 11.8}  # seconds of effective time per unit
 
 def make_scores(
-    arms,  # dict of arm → (flux (N, npix), ivar, mask)
-    rows,  # list of N dicts from simulate_target
-): # Table, N rows
+    arms: dict,  # arm → (flux, ivar, mask), each (N, npix)
+    rows: list[dict],  # N rows from simulate_target
+) -> Table: # N rows
     "SCORES of a coadd: MEDIAN_COADD_SNR_B/R/Z per sqrt(Å) and TSNR2_*; an arm that is lost has 0."
     out = Table({'TARGETID': np.array([r['TARGETID'] for r in rows], np.int64)})
     for arm, (flux, ivar, mask) in arms.items():
         wave = wave_arm(arm)
         inside = (wave > SNR_WINDOWS[arm][0]) & (wave < SNR_WINDOWS[arm][1])
-        snr = np.where(((ivar > 0) & (mask == 0))[:, inside], flux[:, inside] * np.sqrt(ivar[:, inside] / PIXEL), np.nan)
+        flux, ivar, mask = (a[:, inside] for a in (flux, ivar, mask))
+        snr = np.where((ivar > 0) & (mask == 0), flux * np.sqrt(ivar / PIXEL), np.nan)
         lost = np.isnan(snr).all(1)
         snr[lost] = 0
         out[f'MEDIAN_COADD_SNR_{arm}'] = np.nanmedian(snr, 1).astype(np.float32)
@@ -130,9 +137,9 @@ def make_scores(
 
 # %% ../../nbs/simulate/07_mock_survey.ipynb #e663fd17
 def make_truth(
-    rows,  # list of N dicts from simulate_target
-    scores,  # Table of scores with the same rows
-): # Table: TARGETID CLASS TRUE_SPECTYPE TRUE_Z SUBTYPE PROGRAM EFFTIME MAG FLAGS SNR_B SNR_R SNR_Z
+    rows: list[dict],  # N rows from simulate_target
+    scores: Table,  # N rows from make_scores
+) -> Table: # N rows: TARGETID CLASS TRUE_SPECTYPE TRUE_Z SUBTYPE PROGRAM EFFTIME MAG FLAGS SNR_B SNR_R SNR_Z
     "Truth beside a simulated coadd. FLAGS: PHYSICS or LIBRARY, then ODD, BLEND, DEAD_arm, joined by |."
     names = ('TARGETID', 'CLASS', 'TRUE_SPECTYPE', 'TRUE_Z', 'SUBTYPE', 'PROGRAM', 'EFFTIME', 'MAG', 'FLAGS')
     table = Table({name: [r[name] for r in rows] for name in names})
@@ -155,18 +162,19 @@ def _simulate(n, seed, survey, processes):
     return arms, [r[1] for r in results]
 
 def simulate_spectra(
-    n,  # number of fibres
-    seed=0,  # any non-negative integer; another seed gives another survey
-    processes=1,  # worker processes; the result does not depend on it
+    n: int,  # number of fibres
+    seed: int = 0,  # any non-negative integer; another seed gives another survey
+    processes: int = 1,  # worker processes; the result does not depend on it
     **settings,  # fields of Survey: program, hpx, exptime, shares, blend, faults, library …
-): # (Spectra on the merged grid, truth Table), n rows each
+) -> tuple[Spectra, Table]: # spectra on the merged grid and truth, n rows each
     "Simulate a survey in memory, with masks folded into ivar."
     survey = Survey(**settings)
     arms, rows = _simulate(n, seed, survey, processes)
     scores, meta = make_scores(arms, rows), make_fibermap(rows, survey)
     for name in scores.colnames[1:4]:
         meta[name] = scores[name]
-    parts = [Spectra(wave_arm(arm), flux, np.where(mask == 0, ivar, 0), meta) for arm, (flux, ivar, mask) in arms.items()]
+    parts = [Spectra(wave_arm(arm), flux, np.where(mask == 0, ivar, 0), meta)
+             for arm, (flux, ivar, mask) in arms.items()]
     return merge_arms(parts), make_truth(rows, scores)
 
 # %% ../../nbs/simulate/07_mock_survey.ipynb #aaa91f9b
@@ -175,13 +183,19 @@ def _exp_fibermap(fibermap):
     rows = np.repeat(np.arange(len(fibermap)), fibermap['COADD_NUMEXP'])
     number = np.concatenate([np.arange(k) for k in fibermap['COADD_NUMEXP']])
     each = fibermap[rows]
-    fibre = (rows * 7 % 500).astype(np.int32)
-    return Table(dict(TARGETID=each['TARGETID'], NIGHT=(20210514 + number).astype(np.int32), EXPID=(90000 + number).astype(np.int32),
-                      MJD=59348.2 + number, TILEID=(1000 + number).astype(np.int32),
+    fibre, number = (rows * 7 % 500).astype(np.int32), number.astype(np.int32)
+    return Table(dict(TARGETID=each['TARGETID'], NIGHT=20210514 + number, EXPID=90000 + number,
+                      MJD=59348.2 + number, TILEID=1000 + number,
                       EXPTIME=np.array(each['COADD_EXPTIME'] / each['COADD_NUMEXP'], float),
-                      PETAL_LOC=np.zeros(len(rows), np.int16), DEVICE_LOC=fibre, FIBER=fibre, FIBERSTATUS=each['COADD_FIBERSTATUS']))
+                      PETAL_LOC=np.zeros(len(rows), np.int16), DEVICE_LOC=fibre, FIBER=fibre,
+                      FIBERSTATUS=each['COADD_FIBERSTATUS']))
 
-def coadd_hdus(arms, fibermap, scores, resolution):
+def coadd_hdus(
+    arms: dict,  # arm → (flux, ivar, mask), each (N, npix)
+    fibermap: Table,  # N rows from make_fibermap
+    scores: Table,  # N rows from make_scores
+    resolution: bool,  # with the RESOLUTION images
+) -> fits.HDUList:
     "HDUs of a coadd file."
     hdus = [fits.PrimaryHDU(), fits.table_to_hdu(fibermap), fits.table_to_hdu(_exp_fibermap(fibermap))]
     hdus[1].name, hdus[2].name = 'FIBERMAP', 'EXP_FIBERMAP'
@@ -191,21 +205,22 @@ def coadd_hdus(arms, fibermap, scores, resolution):
             images['RESOLUTION'] = np.broadcast_to(resolution_diagonals(arm), (len(flux), 11, flux.shape[1])).copy()
         for name, data in images.items():
             hdus.append(fits.ImageHDU(data, name=f'{arm}_{name}'))
-        hdus[-len(images)].header['BUNIT'], hdus[1 - len(images)].header['BUNIT'] = 'Angstrom', '10**-17 erg/(s cm2 Angstrom)'
+        hdus[-len(images)].header['BUNIT'] = 'Angstrom'
+        hdus[1 - len(images)].header['BUNIT'] = '10**-17 erg/(s cm2 Angstrom)'
     hdus.append(fits.table_to_hdu(scores))
     hdus[-1].name = 'SCORES'
     return fits.HDUList(hdus)
 
 # %% ../../nbs/simulate/07_mock_survey.ipynb #b0c144f1
 def simulate_survey(
-    dst,  # folder to write into; made if it does not exist
-    n=500,  # number of fibres
-    seed=0,  # any non-negative integer
-    resolution=False,  # write RESOLUTION too (350 kB a spectrum)
-    processes=1,  # worker processes
-    checksum=False,  # write CHECKSUM and DATASUM, as DESI does
+    dst: Path | str,  # folder to write into; made if it does not exist
+    n: int = 500,  # number of fibres
+    seed: int = 0,  # any non-negative integer
+    resolution: bool = False,  # write RESOLUTION too (350 kB a spectrum)
+    processes: int = 1,  # worker processes
+    checksum: bool = False,  # write CHECKSUM and DATASUM, as DESI does
     **settings,  # fields of Survey: survey, program, hpx, exptime, shares, blend, faults, visit, library
-): # Path of the coadd file; the truth is beside it
+) -> Path: # the coadd file; the truth is beside it
     "Write coadd-{survey}-{program}-{hpx}.fits and truth-….fits of a simulated survey."
     survey = Survey(**settings)
     arms, rows = _simulate(n, seed, survey, processes)
@@ -213,10 +228,10 @@ def simulate_survey(
     name = f'{survey.survey}-{survey.program}-{survey.hpx}.fits'
     coadd, truth = Path(dst, f'coadd-{name}'), Path(dst, f'truth-{name}')
     hdus = coadd_hdus(arms, fibermap, scores, resolution)
-    for key, value in dict(SURVEY=survey.survey, PROGRAM=survey.program, HPXPIXEL=survey.hpx, HPXNSIDE=64, HPXNEST=True, SPGRP='healpix',
-                           SIMSEED=seed).items():
-        for hdu in hdus[:2]:
-            hdu.header[key] = value
+    keys = dict(SURVEY=survey.survey, PROGRAM=survey.program, HPXPIXEL=survey.hpx, HPXNSIDE=64, HPXNEST=True,
+                SPGRP='healpix', SIMSEED=seed)
+    for hdu in hdus[:2]:
+        hdu.header.update(keys)
     with write_atomic(coadd) as tmp:
         hdus.writeto(tmp, checksum=checksum)
     with write_atomic(truth) as tmp:

@@ -11,35 +11,36 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..data.constants import C_KMS
+from ..data.constants import C_KMS, EMISSION, LYA, LYMAN_LIMIT
 from .galaxies import calzetti, make_galaxy
 from .stars import broaden, emission_lines, wave_rest
 
 # %% ../../nbs/simulate/03_quasars.ipynb #eca1bc57
 BROAD = (  # vacuum Å, EW Å, FWHM km/s, mean blueshift km/s, Baldwin slope per dex of luminosity
-    (1033.0, 9, 5500, 500, -0.15), (1215.67, 75, 3500, 200, -0.15), (1215.67, 30, 11000, 300, -0.15), (1240.8, 20, 6000, 300, -0.05),
-    (1305.5, 3.5, 4500, 100, -0.1),
-    (1335.3, 1.5, 4500, 100, -0.1), (1398.3, 8.5, 6000, 400, -0.15), (1549.1, 16, 3500, 700, -0.20), (1549.1, 15, 10000, 900, -0.20),
-    (1640.4, 5, 9000, 700, -0.2),
-    (1663.5, 1.5, 5000, 300, -0.1), (1750.0, 0.8, 5000, 200, -0.1), (1857.8, 2.5, 5000, 200, -0.1), (1892.0, 2.5, 5000, 200, -0.1),
-    (1908.7, 20, 6500, 400, -0.12),
-    (2326.0, 2.5, 6000, 100, -0.1), (2798.8, 22, 3300, 0, -0.1), (2798.8, 12, 9000, 0, -0.1), (3889.7, 1.0, 4000, 0, 0), (4102.9, 5, 4000, 0, 0),
-    (4341.7, 13, 4000, 0, 0),
-    (4687.0, 3, 6000, 300, -0.1), (4862.7, 48, 4300, 0, 0), (5877.2, 5, 5000, 0, 0), (6564.6, 195, 3900, 0, 0))
-NARROW = ((3426.85, 1.2), (3728.5, 1.6), (3869.9, 1.4), (4364.4, 0.4), (4862.7, 1.2), (4960.3, 4.5), (5008.24, 13.4), (6549.9, 2.0),
-          (6564.6, 9.0), (6585.3, 6.0), (6718.3, 1.7), (6732.7, 1.5))
+    (1033.0, 9, 5500, 500, -0.15), (LYA, 75, 3500, 200, -0.15), (LYA, 30, 11000, 300, -0.15),
+    (1240.8, 20, 6000, 300, -0.05), (1305.5, 3.5, 4500, 100, -0.1), (1335.3, 1.5, 4500, 100, -0.1),
+    (1398.3, 8.5, 6000, 400, -0.15), (1549.1, 16, 3500, 700, -0.20), (1549.1, 15, 10000, 900, -0.20),
+    (1640.4, 5, 9000, 700, -0.2), (1663.5, 1.5, 5000, 300, -0.1), (1750.0, 0.8, 5000, 200, -0.1),
+    (1857.8, 2.5, 5000, 200, -0.1), (1892.0, 2.5, 5000, 200, -0.1), (1908.7, 20, 6500, 400, -0.12),
+    (2326.0, 2.5, 6000, 100, -0.1), (2798.8, 22, 3300, 0, -0.1), (2798.8, 12, 9000, 0, -0.1), (3889.7, 1.0, 4000, 0, 0),
+    (4102.9, 5, 4000, 0, 0), (4341.7, 13, 4000, 0, 0), (4687.0, 3, 6000, 300, -0.1), (4862.7, 48, 4300, 0, 0),
+    (5877.2, 5, 5000, 0, 0), (6564.6, 195, 3900, 0, 0))
+NARROW = (  # vacuum Å, EW Å
+    (3426.85, 1.2), (3728.5, 1.6), (3869.9, 1.4), (4364.4, 0.4), (4862.7, 1.2), (4960.3, 4.5),
+    (EMISSION['[O III]'], 13.4), (6549.9, 2.0), (6564.6, 9.0), (6585.3, 6.0), (6718.3, 1.7), (6732.7, 1.5))
 
 # %% ../../nbs/simulate/03_quasars.ipynb #b8e224e3
-IRON = ((1700, 0.06, 60), (1785, 0.14, 25), (2080, 0.14, 70), (2250, 0.10, 60), (2380, 0.28, 45), (2500, 0.38, 60), (2590, 0.16, 30),
-        (2750, 0.12, 25), (2880, 0.08, 30), (2960, 0.12, 35),
-        (3200, 0.08, 60), (3500, 0.04, 80), (4180, 0.05, 35), (4300, 0.06, 30), (4490, 0.06, 25), (4523, 0.10, 25), (4570, 0.16, 40),
-        (4630, 0.12, 25), (4925, 0.06, 12), (5019, 0.07, 12),
-        (5170, 0.10, 20), (5235, 0.15, 30), (5317, 0.16, 30), (5535, 0.06, 50), (6250, 0.03, 80))
+IRON = (  # centre Å, height relative to the continuum, Gaussian width Å
+    (1700, 0.06, 60), (1785, 0.14, 25), (2080, 0.14, 70), (2250, 0.10, 60), (2380, 0.28, 45), (2500, 0.38, 60),
+    (2590, 0.16, 30), (2750, 0.12, 25), (2880, 0.08, 30), (2960, 0.12, 35), (3200, 0.08, 60), (3500, 0.04, 80),
+    (4180, 0.05, 35), (4300, 0.06, 30), (4490, 0.06, 25), (4523, 0.10, 25), (4570, 0.16, 40), (4630, 0.12, 25),
+    (4925, 0.06, 12), (5019, 0.07, 12), (5170, 0.10, 20), (5235, 0.15, 30), (5317, 0.16, 30), (5535, 0.06, 50),
+    (6250, 0.03, 80))
 
 def iron_emission(
-    wave,  # (L,) rest-frame wavelength, Å
-    sigma=1500.0,  # extra velocity broadening, km/s
-): # (L,) flux relative to the continuum
+    wave: np.ndarray,  # (L,) rest-frame wavelength, Å
+    sigma: float = 1500.0,  # extra velocity broadening, km/s
+) -> np.ndarray: # (L,) flux relative to the continuum
     "Pseudo-continuum of Fe II as broad bumps at its multiplets, relative to the local continuum, for unit strength."
     out = np.zeros_like(wave)
     for centre, height, width in IRON:
@@ -49,32 +50,32 @@ def iron_emission(
     return out
 
 def balmer_continuum(
-    wave,  # (L,) rest-frame wavelength, Å
-    temperature=15000.0,  # K
-): # (L,) flux, 1 at the edge
-    "Balmer continuum of partly optically thick gas (Grandi 1982), τ = 1 at 3646 Å, with the high Balmer lines smoothed into its edge."
-    x = wave / 3646.0
-    planck = x**-5 * np.expm1(1.43878e8 / 3646 / temperature) / np.expm1(np.clip(1.43878e8 / wave / temperature, None, 300))
+    wave: np.ndarray,  # (L,) rest-frame wavelength, Å
+    temperature: float = 15000.0,  # K
+) -> np.ndarray: # (L,) flux, 1 at the edge
+    "Balmer continuum of gas with τ = 1 at 3646 Å (Grandi 1982); the high Balmer lines are smoothed into its edge."
+    x, hot = wave / 3646.0, 1.43878e8  # Å K
+    planck = x**-5 * np.expm1(hot / 3646 / temperature) / np.expm1(np.clip(hot / wave / temperature, None, 300))
     return planck * -np.expm1(-x**3) / -np.expm1(-1) / (1 + np.exp(np.clip((wave - 3700) / 35, -40, 40)))
 
 # %% ../../nbs/simulate/03_quasars.ipynb #c3ebdd78
 SCATTER = 1.6  # standard deviation of ln τ in the forest
 
 def forest_depth(
-    wave,  # (L,) rest-frame wavelength, Å
-    z,  # redshift of the quasar
-): # (L,) effective optical depth of Lyα and Lyβ at each pixel
-    "Mean optical depth of the Lyα forest (Faucher-Giguère et al. 2008) with Lyβ at a fifth of it, and an opaque Lyman continuum at high redshift."
+    wave: np.ndarray,  # (L,) rest-frame wavelength, Å
+    z: float,  # redshift of the quasar
+) -> np.ndarray: # (L,) effective optical depth of Lyα and Lyβ at each pixel
+    "Mean optical depth of the forest (Faucher-Giguère et al. 2008), Lyβ a fifth of Lyα, and of the Lyman continuum."
     depth = np.zeros_like(wave)
-    for line, share in ((1215.67, 1.0), (1025.72, 0.19)):
+    for line, strength in ((LYA, 1.0), (1025.72, 0.19)):
         absorber = wave * (1 + z) / line
-        depth += np.where((wave < line) & (absorber > 1), share * 0.0018 * np.maximum(absorber, 1) ** 3.92, 0)
-    limit = 911.76
-    return depth + np.where(wave < limit, 0.01 * (1 + z) ** 3.5 * (1 - (wave / limit) ** 3) + 0.05 * (1 + z), 0)
+        depth += np.where((wave < line) & (absorber > 1), strength * 0.0018 * np.maximum(absorber, 1) ** 3.92, 0)
+    continuum = 0.01 * (1 + z) ** 3.5 * (1 - (wave / LYMAN_LIMIT) ** 3) + 0.05 * (1 + z)
+    return depth + np.where(wave < LYMAN_LIMIT, continuum, 0)
 
 @lru_cache(maxsize=1)
 def _depth_of_gas():
-    "Table of effective depth against the median depth of lognormal gas: saturated pixels waste gas, so the two are not proportional."
+    "Table of effective depth against the median depth of lognormal gas; saturation makes it non-linear."
     x = np.linspace(-6, 6, 601)
     amplitude = np.geomspace(1e-6, 1e4, 400)
     mean = np.exp(-amplitude[:, None] * np.exp(SCATTER * x)) @ (np.exp(-x**2 / 2) / np.exp(-x**2 / 2).sum())
@@ -82,13 +83,13 @@ def _depth_of_gas():
 
 # %% ../../nbs/simulate/03_quasars.ipynb #45fcd1e0
 def forest_transmission(
-    wave,  # (L,) rest-frame wavelength, Å
-    z,  # redshift of the quasar
-    rng=None,  # numpy Generator; None gives the mean without fluctuations
-): # (L,) transmission, 1 redward of Lyα
+    wave: np.ndarray,  # (L,) rest-frame wavelength, Å
+    z: float,  # redshift of the quasar
+    rng: np.random.Generator | None = None,  # numpy Generator; None gives the mean without fluctuations
+) -> np.ndarray: # (L,) transmission, 1 redward of Lyα
     "Transmission of the intergalactic gas in front of a quasar: the mean, or one lognormal realisation of it."
     depth = forest_depth(wave, z)
-    end = np.searchsorted(wave, 1215.67)
+    end = np.searchsorted(wave, LYA)
     if rng is None or z < 1.4:
         return np.exp(-depth)
     noise = broaden(rng.standard_normal(end), 60.)
@@ -96,26 +97,26 @@ def forest_transmission(
     return np.exp(-depth)
 
 # %% ../../nbs/simulate/03_quasars.ipynb #5e52879f
-BAL_IONS = ((1549.1, 1.0), (1398.3, 0.6), (1240.8, 0.8), (1215.67, 0.4), (1033.0, 0.8))
+BAL_IONS = ((1549.1, 1.0), (1398.3, 0.6), (1240.8, 0.8), (LYA, 0.4), (1033.0, 0.8))  # vacuum Å, strength
 LOW_IONS = ((2798.8, 0.7), (1857.8, 0.7), (2600.0, 0.15), (2380.0, 0.15))
 
 def damped_absorber(
-    wave,  # (L,) rest-frame wavelength of the quasar, Å
-    z,  # redshift of the quasar
-    z_absorber,  # redshift of the absorber, below z
-    log_n,  # log10 column density of neutral hydrogen, cm⁻²
-): # (L,) transmission
-    "A damped Lyα system: Lorentzian trough with τ = (2.92 Å/Δλ)² × N/2e20 in its own rest frame (f = 0.4164, γ = 6.265e8/s), and its strongest metal lines."
+    wave: np.ndarray,  # (L,) rest-frame wavelength of the quasar, Å
+    z: float,  # redshift of the quasar
+    z_absorber: float,  # redshift of the absorber, below z
+    log_n: float,  # log10 column density of neutral hydrogen, cm⁻²
+) -> np.ndarray: # (L,) transmission
+    "A damped Lyα system with its strongest metal lines: Lorentzian trough, τ = (2.92 Å/Δλ)² × N/2e20 at rest."
     rest = wave * (1 + z) / (1 + z_absorber)
-    tau = 10**log_n / 2e20 * (2.92 / np.maximum(abs(rest - 1215.67), 0.05)) ** 2
+    tau = 10**log_n / 2e20 * (2.92 / np.maximum(abs(rest - LYA), 0.05)) ** 2
     for line in (1260.42, 1302.17, 1334.53, 1526.71, 1670.79, 2382.77, 2600.17, 2796.35, 2803.53):
         tau = tau + 1.5 * np.exp(-0.5 * (C_KMS * (rest / line - 1) / 70) ** 2)
     return np.exp(-np.minimum(tau, 50))
 
 def broad_absorption(
-    wave,  # (L,) rest-frame wavelength, Å
-    rng,  # numpy Generator
-): # (L,) transmission
+    wave: np.ndarray,  # (L,) rest-frame wavelength, Å
+    rng: np.random.Generator,  # numpy Generator
+) -> np.ndarray: # (L,) transmission
     "One to three BAL troughs at 2000–22000 km/s in the high ions, in one quasar of ten in the low ions too."
     tau = np.zeros_like(wave)
     ions = BAL_IONS + (LOW_IONS if rng.random() < 0.12 else ())
@@ -144,11 +145,11 @@ def _broad_lines(wave, continuum, luminosity, rng):
 
 # %% ../../nbs/simulate/03_quasars.ipynb #d1cd274c
 def make_quasar(
-    kind,  # QSO, BAL or BLLAC
-    rng,  # numpy Generator
-    z,  # redshift: decides the forest, the luminosity and the host
-    forest=True,  # True: one realisation of the forest and damped systems; False: only the mean transmission
-): # (flux (L,) on wave_rest(), dict of parameters ALPHA LUMINOSITY EBV HOST)
+    kind: str,  # QSO, BAL or BLLAC
+    rng: np.random.Generator,  # numpy Generator
+    z: float,  # redshift: decides the forest, the luminosity and the host
+    forest: bool = True,  # one realisation of the forest and damped systems; False: the mean transmission
+) -> tuple[np.ndarray, dict]: # (flux (L,) on wave_rest(), dict of parameters ALPHA LUMINOSITY EBV HOST)
     "Draw one quasar in its rest frame, seen through the gas in front of it."
     if kind not in ('QSO', 'BAL', 'BLLAC'):
         raise ValueError(f"kind {kind!r} is not a quasar; use QSO, BAL or BLLAC")
@@ -160,7 +161,8 @@ def make_quasar(
     flux = flux * (1 + iron * iron_emission(wave, 1500 * width)) + lines * (0.02 if kind == 'BLLAC' else 1)
     flux += np.interp(3646., wave, flux) * rng.uniform(0.02, 0.18) * balmer_continuum(wave) * (kind != 'BLLAC')
     w, ew = np.array(NARROW).T
-    flux += emission_lines(wave, w, ew * np.exp(rng.normal(-0.3, 0.7)) * np.interp(w, wave, flux), rng.uniform(100, 250)) * (kind != 'BLLAC')
+    narrow = ew * np.exp(rng.normal(-0.3, 0.7)) * np.interp(w, wave, flux)
+    flux += emission_lines(wave, w, narrow, rng.uniform(100, 250)) * (kind != 'BLLAC')
     return _in_front(wave, flux, kind, z, forest, rng, dict(ALPHA=alpha, LUMINOSITY=luminosity))
 
 # %% ../../nbs/simulate/03_quasars.ipynb #a77efd3e

@@ -19,42 +19,42 @@ STEP = 5e-5
 
 @lru_cache
 def wave_rest(
-    start=900.0,  # first wavelength, Å
-    stop=11000.0,  # last wavelength, Å
-    step=STEP,  # log10 step, dex
-):
-    "The rest-frame wavelength grid (L,) in Å, vacuum, log-spaced; read-only because it is cached."
+    start: float = 900.0,  # first wavelength, Å
+    stop: float = 11000.0,  # last wavelength, Å
+    step: float = STEP,  # log10 step, dex
+) -> np.ndarray: # (L,) Å, vacuum
+    "The rest-frame wavelength grid, log-spaced; read-only because it is cached."
     wave = start * 10 ** (step * np.arange(int(np.log10(stop / start) / step) + 1))
     wave.flags.writeable = False
     return wave
 
 # %% ../../nbs/simulate/01_stars.ipynb #b2ce464f
 def broaden(
-    flux,  # (..., L) f_λ on a log-λ grid
-    sigma,  # velocity dispersion, km/s
-    step=STEP,  # step of the grid, dex
-):
+    flux: np.ndarray,  # (..., L) f_λ on a log-λ grid
+    sigma: float,  # velocity dispersion, km/s
+    step: float = STEP,  # step of the grid, dex
+) -> np.ndarray: # (..., L) in the unit of `flux`
     "Convolve spectra with a Gaussian line-of-sight velocity distribution; below a tenth of a pixel nothing is done."
     pixels = sigma / (C_KMS * np.log(10) * step)
     return gaussian_filter1d(flux, pixels, axis=-1, mode='nearest') if pixels > 0.1 else flux
 
 # %% ../../nbs/simulate/01_stars.ipynb #22bb80f8
 def planck(
-    wave,  # (L,) Å
-    temperature,  # K, broadcasts with wave
-):
-    "Planck's law B_λ up to a constant factor; the exponent is clipped so that cold far-UV pixels give zero, not an overflow."
+    wave: np.ndarray,  # (L,) Å
+    temperature: np.ndarray | float,  # K, scalar or (L,)
+) -> np.ndarray: # (L,) arbitrary unit
+    "Planck's law B_λ up to a constant factor; the exponent is clipped, so cold far-ultraviolet pixels are zero."
     x = np.clip(1.4387769e8 / (wave * temperature), None, 300)
     return (wave / 5000.) ** -5 / np.expm1(x)
 
 # %% ../../nbs/simulate/01_stars.ipynb #eb48c88e
 def emergent_flux(
-    wave,  # (L,) Å
-    teff,  # effective temperature, K
-    opacity,  # (L,) opacity relative to the mean continuum
-    q=0.24,  # boundary temperature parameter; ⅔ is the pure grey atmosphere
-):
-    "Flux that leaves a grey atmosphere whose opacity varies with wavelength (Eddington–Barbier), arbitrary unit."
+    wave: np.ndarray,  # (L,) Å
+    teff: float,  # effective temperature, K
+    opacity: np.ndarray,  # (L,) opacity relative to the mean continuum
+    q: float = 0.24,  # boundary temperature parameter; ⅔ is the pure grey atmosphere
+) -> np.ndarray: # (L,) f_λ, arbitrary unit
+    "Flux of a grey atmosphere whose opacity varies with wavelength (Eddington–Barbier)."
     depth = 2 / 3 / np.maximum(opacity, 1e-3)
     return planck(wave, teff * ((depth + q) / (2 / 3 + q)) ** 0.25)
 
@@ -63,17 +63,18 @@ LINES = {  # species: (T of maximum K, cool width, hot width, damping Å, [(vacu
     'CaII': (4900, 0.6, 0.26, 0.35, [(3934.78, 400), (3969.59, 250), (8500.36, 9), (8544.44, 35), (8664.52, 25)]),
     'MgII': (8500, 1.2, 0.45, 0.30, [(2796.35, 300), (2803.53, 200), (4482.4, 6), (2791.6, 10), (2798.8, 12)]),
     'MgI': (4300, 0.7, 0.23, 0.35, [(2852.96, 300), (3830.44, 60), (3833.39, 90), (3839.38, 120), (5168.76, 8),
-                                   (5174.13, 15), (5185.05, 20), (8809.2, 3), (5530.0, 3), (4704.3, 3)]),
+                                    (5174.13, 15), (5185.05, 20), (8809.2, 3), (5530.0, 3), (4704.3, 3)]),
     'NaI': (3300, 0.9, 0.33, 0.35, [(5891.58, 60), (5897.56, 40), (8185.5, 6), (8197.1, 9), (3303.3, 20)]),
     'KI': (2700, 0.9, 0.32, 0.45, [(7667.02, 45), (7701.08, 35)]),
-    'CaI': (3700, 0.6, 0.26, 0.35, [(4227.92, 60), (6123.9, 5), (6163.9, 7), (6440.9, 4), (6464.3, 4), (4455.9, 6), (6495.6, 6)]),
-    'FeII': (6800, 0.5, 0.35, 0.30, [(2344.21, 60), (2374.46, 40), (2382.77, 90), (2586.65, 60), (2600.17, 90), (2739.5, 25),
-                                     (2755.7, 30), (4924.9, 3), (5019.8, 3), (5170.5, 4), (4550.8, 2.5), (4584.9, 2.5), (4234.4, 2.5)]),
-    'HeI': (19000, 0.28, 0.42, 0.7, [(3889.75, 2), (4027.3, 3), (4472.7, 3.5), (4922.3, 1.6), (5017.1, 1), (5877.2, 2.5), (6680.0, 1.6),
-                                     (7067.1, 1.2)]),
+    'CaI': (3700, 0.6, 0.26, 0.35, [(4227.92, 60), (6123.9, 5), (6163.9, 7), (6440.9, 4), (6464.3, 4), (4455.9, 6),
+                                    (6495.6, 6)]),
+    'FeII': (6800, 0.5, 0.35, 0.30, [(2344.21, 60), (2374.46, 40), (2382.77, 90), (2586.65, 60), (2600.17, 90),
+                                     (2739.5, 25), (2755.7, 30), (4924.9, 3), (5019.8, 3), (5170.5, 4), (4550.8, 2.5),
+                                     (4584.9, 2.5), (4234.4, 2.5)]),
+    'HeI': (19000, 0.28, 0.42, 0.7, [(3889.75, 2), (4027.3, 3), (4472.7, 3.5), (4922.3, 1.6), (5017.1, 1),
+                                     (5877.2, 2.5), (6680.0, 1.6), (7067.1, 1.2)]),
     'HeII': (42000, 0.28, 0.8, 0.7, [(4201.0, 1), (4542.9, 1.4), (4687.0, 2), (5413.0, 1.6)]),
-    'CsRb': (1900, 0.5, 0.16, 0.5, [(7802.4, 9), (7949.8, 8), (8523.5, 9), (8945.9, 8)]),
-}
+    'CsRb': (1900, 0.5, 0.16, 0.5, [(7802.4, 9), (7949.8, 8), (8523.5, 9), (8945.9, 8)])}
 
 # %% ../../nbs/simulate/01_stars.ipynb #0dc330da
 IRON = {  # opacity: vacuum Å of Fe I
@@ -81,32 +82,34 @@ IRON = {  # opacity: vacuum Å of Fe I
     35: (3619.8, 3632.5, 3759.3, 3816.9, 3826.97, 3879.7, 3887.4, 4046.96, 4384.77),
     20: (4064.74, 4072.9, 4272.94, 4309.1, 4326.98, 4405.98, 4416.4, 4144.6, 4133.2),
     9: (4251.9, 4261.7, 4201.2, 4203.2, 4119.7, 4529.9, 4958.99, 5271.0, 5329.5),
-    5: (4892.9, 4921.9, 5271.8, 5330.0, 5372.98, 5399.0, 5407.3, 5431.2, 5448.4, 5456.9, 5268.0, 5228.7, 5234.4, 5341.9),
+    5: (4892.9, 4921.9, 5271.8, 5330.0, 5372.98, 5399.0, 5407.3, 5431.2, 5448.4, 5456.9, 5268.0, 5228.7, 5234.4,
+        5341.9),
     3: (4669.4, 4738.1, 5007.5, 5051.2, 5111.8, 5193.8, 5572.8, 5588.3, 5617.2, 6138.4, 6193.3, 6232.5, 6254.3, 6394.3,
         6496.7, 6547.7, 6679.8, 8390.1, 8516.4, 8691.0)}
 LINES['FeI'] = (4500, 0.7, 0.22, 0.22, [(w, strength) for strength, row in IRON.items() for w in row])
-LINES['CrTi'] = (4300, 0.7, 0.22, 0.22, [(4255.5, 20), (4276.0, 18), (4290.9, 15), (3579.7, 20), (3594.5, 20), (4534.5, 4), (5206.0, 6), (5207.5, 7),
-                                        (5209.9, 8), (4078.9, 10), (4216.7, 7), (4032.2, 12), (4555.3, 4), (6498.7, 2)])
+LINES['CrTi'] = (
+    4300, 0.7, 0.22, 0.22,
+    [(4255.5, 20), (4276.0, 18), (4290.9, 15), (3579.7, 20), (3594.5, 20), (4534.5, 4), (5206.0, 6), (5207.5, 7),
+     (5209.9, 8), (4078.9, 10), (4216.7, 7), (4032.2, 12), (4555.3, 4), (6498.7, 2)])
 
 # %% ../../nbs/simulate/01_stars.ipynb #e2d7056e
-BANDS = {  # species: (T of maximum K, cool width, hot width, [(head in vacuum Å, opacity, tail in Å, negative to the blue), ...])
-    'TiO': (2750, 0.30, 0.14, [(4585, 1, 60), (4762, 2, 80), (4956, 3, 90), (5168, 3, 90), (5450, 2.5, 90), (5598, 1, 80), (5761, 1.5, 70),
-                               (5849, 2.5, 90), (6160, 3, 120),
-                               (6653, 2.5, 140), (6683, 1, 120), (7056, 3, 80), (7090, 2.5, 90), (7128, 2.5, 120), (7591, 1.8, 100),
+BANDS = {  # species: (T of maximum K, cool width, hot width, [(head vacuum Å, opacity, tail Å, < 0 to the blue), ...])
+    'TiO': (2750, 0.30, 0.14, [(4585, 1, 60), (4762, 2, 80), (4956, 3, 90), (5168, 3, 90), (5450, 2.5, 90),
+                               (5598, 1, 80), (5761, 1.5, 70), (5849, 2.5, 90), (6160, 3, 120), (6653, 2.5, 140),
+                               (6683, 1, 120), (7056, 3, 80), (7090, 2.5, 90), (7128, 2.5, 120), (7591, 1.8, 100),
                                (7668, 1.5, 120), (8207, .25, 60), (8434, 1, 50), (8861, .7, 60), (9211, .4, 70)]),
-    'VO': (2300, 0.28, 0.13, [(5738, 5, 60), (7336, 2.5, 60), (7399, 2.5, 60), (7853, 3, 60), (7899, 3, 60), (8522, 1.5, 60), (8575, 1.5, 60),
-                              (9512, 1, 90)]),
+    'VO': (2300, 0.28, 0.13, [(5738, 5, 60), (7336, 2.5, 60), (7399, 2.5, 60), (7853, 3, 60), (7899, 3, 60),
+                              (8522, 1.5, 60), (8575, 1.5, 60), (9512, 1, 90)]),
     'FeH': (1900, 0.40, 0.15, [(8613, 12, 50), (8694, 16, 60), (9898, 16, 90), (9971, 12, 90), (10060, 6, 90)]),
     'CaH': (3100, 0.40, 0.14, [(6384, 1.2, 40), (6752, 1.2, 80), (6830, 1.2, 70), (6910, 1.5, 70)]),
     'CH': (5000, 0.30, 0.16, [(4313, 3.5, -11), (4324, 2.0, -9), (3145, 2, -15), (3890, 1.2, -12)]),
     'CN': (4700, 0.25, 0.16, [(3884.4, 3, -14), (3872, 2, -14), (4217, 1.2, -14), (3591, 2, -14)]),
     'MgH': (3900, 0.40, 0.16, [(5212.5, 1.6, -60), (4846, 0.8, -30), (5622, 0.7, -30)]),
-    'OH_NH': (4700, 0.50, 0.20, [(3361, 3, -12), (3085, 4, -25), (3380, 1.5, -12)]),
-}
-CARBON = [(4383.6, 7, -55), (4738.5, 14, -75), (5166.5, 20, -95), (5637.3, 14, -110), (6192.9, 5, -110), (3884.4, 8, -25), (4217, 6, -40),
-          (5731, 2, 60), (6208, 2, 70),
-          (6482, 2.5, 60), (6927, 5, 60), (7090, 4, 60), (7262, 4, 60), (7439, 1.5, 60), (7878, 3, 60), (8069, 3, 60), (8272, 2, 60),
-          (9143, 3, 70), (9393, 3, 70), (9657, 2, 70)]
+    'OH_NH': (4700, 0.50, 0.20, [(3361, 3, -12), (3085, 4, -25), (3380, 1.5, -12)])}
+CARBON = [
+    (4383.6, 7, -55), (4738.5, 14, -75), (5166.5, 20, -95), (5637.3, 14, -110), (6192.9, 5, -110), (3884.4, 8, -25),
+    (4217, 6, -40), (5731, 2, 60), (6208, 2, 70), (6482, 2.5, 60), (6927, 5, 60), (7090, 4, 60), (7262, 4, 60),
+    (7439, 1.5, 60), (7878, 3, 60), (8069, 3, 60), (8272, 2, 60), (9143, 3, 70), (9393, 3, 70), (9657, 2, 70)]
 
 # %% ../../nbs/simulate/01_stars.ipynb #10957747
 def _damped(wave, lines, gamma):
@@ -147,7 +150,8 @@ def _blanketing(wave):
     "Smooth opacity of unresolved metal lines with steps at 4000, 3600, 2900 and 2640 Å and a tail to the red."
     out = 0.5 * np.exp(-(wave - 4000) / 400)
     for edge, height, width in ((3995, 1.1, 12), (3640, 0.7, 40), (2900, 2.5, 30), (2640, 4.0, 25), (2100, 6.0, 80)):
-        out = np.where(wave < 4000, np.minimum(out, 0.5), out) + height / (1 + np.exp(np.clip((wave - edge) / width, -40, 40)))
+        step = height / (1 + np.exp(np.clip((wave - edge) / width, -40, 40)))
+        out = np.where(wave < 4000, np.minimum(out, 0.5), out) + step
     return out
 
 # %% ../../nbs/simulate/01_stars.ipynb #f6e5f87e
@@ -157,16 +161,21 @@ def _opacity_rows(grid):
     wave = wave_rest(*grid)
     rows = {name: _damped(wave, lines, gamma) for name, (*_, gamma, lines) in LINES.items()}
     rows |= {name: _bands(wave, bands) for name, (*_, bands) in BANDS.items()}
-    rows |= dict(zip(('H', 'edge'), _hydrogen(wave))) | dict(zip(('H_wd', 'edge_wd'), _hydrogen(wave, 9.0, 10)))
-    rows |= {'HeI_wd': 1.5 * _damped(wave, LINES['HeI'][-1], 9.0), 'metals': _blanketing(wave), 'C2': _bands(wave, CARBON)}
+    rows['H'], rows['edge'] = _hydrogen(wave)
+    rows['H_wd'], rows['edge_wd'] = _hydrogen(wave, 9.0, 10)
+    rows['HeI_wd'] = 1.5 * _damped(wave, LINES['HeI'][-1], 9.0)
+    rows['metals'] = _blanketing(wave)
+    rows['C2'] = _bands(wave, CARBON)
     rows['KNa_wings'] = 60 / (1 + ((wave - 7684) / 60) ** 2) + 40 / (1 + ((wave - 5894) / 80) ** 2)
     return list(rows), np.array(list(rows.values()))
 
 # %% ../../nbs/simulate/01_stars.ipynb #946a5234
 PEAKS = {'H': (9300, 0.30, 0.75), 'edge': (9800, 0.24, 0.55), 'metals': (4500, 0.8, 0.28)}
 PEAKS |= {name: row[:3] for name, row in (LINES | BANDS).items()}
-PRESSURE = {'MgI': 0.12, 'NaI': 0.2, 'CaH': 0.25, 'MgH': 0.2, 'KI': 0.2, 'CaII': -0.08, 'CN': -0.15, 'H': 0.1, 'edge': -0.12}
-POWERS = {'H': 0, 'edge': 0, 'HeI': 0, 'HeII': 0, 'TiO': 1.3, 'VO': 1.3, 'metals': 0.9}  # of the abundance; 0.7 for the rest
+PRESSURE = {
+    'MgI': 0.12, 'NaI': 0.2, 'CaH': 0.25, 'MgH': 0.2, 'KI': 0.2, 'CaII': -0.08, 'CN': -0.15, 'H': 0.1, 'edge': -0.12}
+POWERS = {  # of the abundance; 0.7 for the rest
+    'H': 0, 'edge': 0, 'HeI': 0, 'HeII': 0, 'TiO': 1.3, 'VO': 1.3, 'metals': 0.9}
 SCALE = {'H': 1.0, 'edge': 3.2, 'metals': 1.0}
 
 def _strengths(teff, logg, feh):
@@ -180,28 +189,29 @@ def _strengths(teff, logg, feh):
 
 # %% ../../nbs/simulate/01_stars.ipynb #0f1fdd4f
 def stellar_spectrum(
-    teff,  # effective temperature, K, about 1500–50000
-    logg=4.4,  # log10 surface gravity, cgs
-    feh=0.0,  # metallicity [Fe/H], dex
-    extra=None,  # row strengths that replace the default ones, e.g. {'C2': 1, 'TiO': 0}
-    grid=(900.0, 11000.0, STEP),  # start, stop (Å) and step (dex) of the wavelength grid
-):
-    "Surface flux f_λ (L,) of one star on `wave_rest(*grid)`; multiply by the radius squared to compare stars."
+    teff: float,  # effective temperature, K, about 1500–50000
+    logg: float = 4.4,  # log10 surface gravity, cgs
+    feh: float = 0.0,  # metallicity [Fe/H], dex
+    extra: dict | None = None,  # row strengths that replace the default ones, e.g. {'C2': 1, 'TiO': 0}
+    grid: tuple = (900.0, 11000.0, STEP),  # start, stop (Å) and step (dex) of the wavelength grid
+) -> np.ndarray: # (L,) surface flux f_λ on `wave_rest(*grid)`, arbitrary unit
+    "Spectrum of one star; multiply by the radius squared to compare stars."
     names, rows = _opacity_rows(tuple(grid))
     strength = _strengths(teff, logg, feh) | (extra or {})
     wave = wave_rest(*grid)
-    continuum = (np.clip(wave, 3000, 9000) / 6000) ** (0.7 / (1 + np.exp(-(teff - 4300) / 400)) + 0.9 / (1 + np.exp(-(teff - 7500) / 600)))
+    slope = 0.7 / (1 + np.exp(-(teff - 4300) / 400)) + 0.9 / (1 + np.exp(-(teff - 7500) / 600))
+    continuum = (np.clip(wave, 3000, 9000) / 6000) ** slope
     opacity = continuum + np.array([strength.get(name, 0.0) for name in names]) @ rows
     return emergent_flux(wave, teff, opacity)
 
 # %% ../../nbs/simulate/01_stars.ipynb #717b6ce4
 def emission_lines(
-    wave,  # (L,) Å
-    centres,  # (K,) line centres, Å
-    fluxes,  # (K,) integrated fluxes, unit of flux × Å
-    sigma,  # (K,) or scalar, line widths, km/s
-):
-    "Sum of Gaussian emission lines in velocity, each integrating to its flux; lines narrower than a pixel keep their flux."
+    wave: np.ndarray,  # (L,) Å
+    centres: np.ndarray,  # (K,) centres of the lines, Å
+    fluxes: np.ndarray,  # (K,) integrated fluxes, unit of flux × Å
+    sigma: np.ndarray | float,  # (K,) or scalar, velocity dispersions, km/s
+) -> np.ndarray: # (L,) in unit of flux
+    "Sum of Gaussian emission lines in velocity; each integrates to its flux, also where it is narrower than a pixel."
     out, step = np.zeros_like(wave), np.median(np.diff(np.log(wave)))
     for centre, flux, width in zip(centres, fluxes, np.broadcast_to(sigma, len(centres))):
         width = max(width / C_KMS, 0.6 * step)
@@ -212,22 +222,26 @@ def emission_lines(
 
 # %% ../../nbs/simulate/01_stars.ipynb #66d5f688
 def _cataclysmic(wave, rng, grid):
-    "Accretion disc: power law, Balmer emission with two horns, helium; sometimes a white dwarf or an M star shows through."
-    lines = np.array([(6564.6, 1.), (4862.7, 0.9), (4341.7, 0.7), (4102.9, 0.55), (3971.2, 0.4), (5877.2, 0.3), (4472.7, 0.2),
-                      (6680., 0.15), (7067., 0.12), (4687., 0.35 * rng.random()), (8665., 0.1), (8865., 0.1)])
+    "Accretion disc: power law, Balmer and helium lines with two peaks; in half of the cases an M star too."
+    rows = [(6564.6, 1.), (4862.7, 0.9), (4341.7, 0.7), (4102.9, 0.55), (3971.2, 0.4), (5877.2, 0.3), (4472.7, 0.2),
+            (6680., 0.15), (7067., 0.12), (4687., 0.35 * rng.random()), (8665., 0.1), (8865., 0.1)]  # vacuum Å, flux
+    centre, strength = np.array(rows).T
     disc = (wave / 5500.) ** rng.uniform(-2.5, -0.6)
-    strength, horn, width = rng.uniform(15, 110), rng.uniform(0, 700), rng.uniform(250, 500)
+    height, speed, width = rng.uniform(15, 110), rng.uniform(0, 700), rng.uniform(250, 500)
+    flux = 0.5 * height * strength * (centre / 5500) ** -1.5
     for sign in (-1, 1):
-        disc += emission_lines(wave, lines[:, 0] * (1 + sign * horn / C_KMS), 0.5 * strength * lines[:, 1] * (lines[:, 0] / 5500) ** -1.5, width)
+        disc += emission_lines(wave, centre * (1 + sign * speed / C_KMS), flux, width)
     cool = stellar_spectrum(rng.uniform(2900, 3500), 5, grid=grid)
     return disc + rng.choice([0, rng.uniform(0.1, 1)]) * cool / np.interp(7500., wave, cool)
 
 # %% ../../nbs/simulate/01_stars.ipynb #741d39ac
-TYPES = {'O': (30000, 42000), 'B': (10500, 28000), 'A': (7500, 10000), 'F': (6050, 7500), 'G': (5250, 6050), 'K': (3950, 5250), 'M': (2700, 3950),
-         'WD': (7000, 45000), 'CARBON': (3600, 5200), 'LDWARF': (1500, 2300), 'CV': (0, 0)}
+TYPES = {
+    'O': (30000, 42000), 'B': (10500, 28000), 'A': (7500, 10000), 'F': (6050, 7500), 'G': (5250, 6050),
+    'K': (3950, 5250), 'M': (2700, 3950), 'WD': (7000, 45000), 'CARBON': (3600, 5200), 'LDWARF': (1500, 2300),
+    'CV': (0, 0)}
 
 def _rare(kind, teff, rng):
-    "Opacity rows that make an ordinary atmosphere a rare one."
+    "Opacity rows that turn a normal atmosphere into a rare one."
     if kind == 'CARBON':
         return dict(C2=rng.uniform(0.25, 1.2), TiO=0, VO=0, CaH=0)
     if kind == 'LDWARF':
@@ -238,22 +252,28 @@ def _rare(kind, teff, rng):
     x = np.log(teff / 12500)
     if rng.random() < 0.75:
         return none | {'H_wd': 3.0 * np.exp(-(x / 0.6)**2), 'edge_wd': 1.5 * np.exp(-(x / 0.5)**2)}
-    return none | ({'HeI_wd': np.exp(-(np.log(teff / 19000) / 0.4)**2)} if rng.random() < 0.7 else {'CaII': 0.3 * rng.random()})
+    if rng.random() < 0.7:
+        return none | {'HeI_wd': np.exp(-(np.log(teff / 19000) / 0.4)**2)}
+    return none | {'CaII': 0.3 * rng.random()}
 
 # %% ../../nbs/simulate/01_stars.ipynb #8e462bf0
 def make_star(
-    kind,  # a key of TYPES: O B A F G K M WD CARBON LDWARF CV
-    rng,  # numpy Generator
-    grid=(900.0, 11000.0, STEP),  # start, stop (Å) and step (dex) of the wavelength grid; a short one is fast
-): # (flux (L,) on wave_rest(*grid), dict of parameters TEFF LOGG FEH)
-    "Draw one star of a kind: temperature, gravity and metallicity at random, rotation, reddening by the Galaxy, activity in M dwarfs."
+    kind: str,  # a key of TYPES: O B A F G K M WD CARBON LDWARF CV
+    rng: np.random.Generator,  # numpy Generator
+    grid: tuple = (900.0, 11000.0, STEP),  # start, stop (Å), step (dex) of the grid; a short one is fast
+) -> tuple[np.ndarray, dict]: # (flux (L,) on wave_rest(*grid), dict of parameters TEFF LOGG FEH)
+    "Draw one star of a kind: random temperature, gravity, metallicity, rotation and reddening; activity in M dwarfs."
     wave, (low, high) = wave_rest(*grid), TYPES[kind]
     teff, feh = rng.uniform(low, high), np.clip(rng.normal(-0.6, 0.6), -2.5, 0.4)
     giant = kind in ('G', 'K', 'CARBON') and rng.random() < 0.3
     logg = 8.0 if kind == 'WD' else rng.normal(2.5 if giant else 4.5, 0.3)
-    flux = _cataclysmic(wave, rng, grid) if kind == 'CV' else stellar_spectrum(teff, logg, feh, _rare(kind, teff, rng), grid)
+    if kind == 'CV':
+        flux = _cataclysmic(wave, rng, grid)
+    else:
+        flux = stellar_spectrum(teff, logg, feh, _rare(kind, teff, rng), grid)
     if kind == 'M' and rng.random() < 0.25:
         level = np.interp(6564.6, wave, flux) * rng.uniform(1, 8)
         flux = flux + emission_lines(wave, [6564.6, 4862.7, 4341.7], level * np.array([1, 0.5, 0.3]), 60.)
     reddening = 10 ** (-0.4 * 3.1 * rng.gamma(1.2, 0.03) * np.clip((wave / 5500.) ** -1.35, 0, 6))
-    return broaden(flux * reddening, rng.gamma(2, 10 if teff < 6500 else 40), grid[2]), dict(TEFF=teff, LOGG=logg, FEH=feh)
+    rotation = rng.gamma(2, 10 if teff < 6500 else 40)
+    return broaden(flux * reddening, rotation, grid[2]), dict(TEFF=teff, LOGG=logg, FEH=feh)

@@ -14,38 +14,43 @@ from .galaxies import make_galaxy
 from .instrument import fine_edges
 from .quasars import make_quasar
 from .stars import make_star, wave_rest
+from .templates import TemplateLibrary
 
 # %% ../../nbs/simulate/06_targets.ipynb #ebf560ce
-PROGRAMS = {'dark': dict(ELG=0.40, LRG=0.24, QSO=0.26, MWS=0.07, SKY=0.03), 'bright': dict(BGS=0.70, MWS=0.27, SKY=0.03)}
-MIXTURE = {  # target class: SPECTYPE: kind and share
-    'BGS': dict(GALAXY=dict(OLD=0.33, MIXED=0.32, SF=0.2, BURST=0.03, POST=0.03, AGN2=0.03, ODD=0.04), STAR=dict(G=0.005, K=0.005),
-                QSO=dict(QSO=0.01)),
-    'LRG': dict(GALAXY=dict(OLD=0.74, MIXED=0.12, POST=0.04, AGN2=0.03, ODD=0.05), STAR=dict(M=0.013, LDWARF=0.002), QSO=dict(QSO=0.005)),
-    'ELG': dict(GALAXY=dict(SF=0.55, BURST=0.25, MIXED=0.1, AGN2=0.02, ODD=0.06), QSO=dict(QSO=0.01), STAR=dict(F=0.005, G=0.005)),
-    'QSO': dict(QSO=dict(QSO=0.64, BAL=0.1, BLLAC=0.01), GALAXY=dict(SF=0.06, BURST=0.04, AGN2=0.03, POST=0.02), STAR=dict(WD=0.03, F=0.02, A=0.02,
-                M=0.01, CV=0.01, CARBON=0.01)),
-    'MWS': dict(STAR=dict(B=0.02, A=0.09, F=0.26, G=0.23, K=0.17, M=0.11, WD=0.05, CARBON=0.025, CV=0.02, LDWARF=0.025)),
-}
-CLASSES = {target: {(spectype, kind): share for spectype, kinds in mix.items() for kind, share in kinds.items()} for target, mix in MIXTURE.items()}
+PROGRAMS = {
+    'dark': dict(ELG=0.40, LRG=0.24, QSO=0.26, MWS=0.07, SKY=0.03), 'bright': dict(BGS=0.70, MWS=0.27, SKY=0.03)}
+MIXTURE = {  # target class: SPECTYPE: kind and fraction
+    'BGS': dict(GALAXY=dict(OLD=0.33, MIXED=0.32, SF=0.2, BURST=0.03, POST=0.03, AGN2=0.03, ODD=0.04),
+                STAR=dict(G=0.005, K=0.005), QSO=dict(QSO=0.01)),
+    'LRG': dict(GALAXY=dict(OLD=0.74, MIXED=0.12, POST=0.04, AGN2=0.03, ODD=0.05), STAR=dict(M=0.013, LDWARF=0.002),
+                QSO=dict(QSO=0.005)),
+    'ELG': dict(GALAXY=dict(SF=0.55, BURST=0.25, MIXED=0.1, AGN2=0.02, ODD=0.06), QSO=dict(QSO=0.01),
+                STAR=dict(F=0.005, G=0.005)),
+    'QSO': dict(QSO=dict(QSO=0.64, BAL=0.1, BLLAC=0.01), GALAXY=dict(SF=0.06, BURST=0.04, AGN2=0.03, POST=0.02),
+                STAR=dict(WD=0.03, F=0.02, A=0.02, M=0.01, CV=0.01, CARBON=0.01)),
+    'MWS': dict(STAR=dict(B=0.02, A=0.09, F=0.26, G=0.23, K=0.17, M=0.11, WD=0.05, CARBON=0.025, CV=0.02,
+                          LDWARF=0.025))}
+CLASSES = {target: {(spectype, kind): p for spectype, kinds in mix.items() for kind, p in kinds.items()}
+           for target, mix in MIXTURE.items()}
 
 def pick(
-    shares,  # dict of item → probability, adding to one
-    rng,  # numpy Generator
-):
+    shares: dict,  # dict of item → probability, adding to one
+    rng: np.random.Generator,  # numpy Generator
+) -> str | tuple: # the key
     "One key of a dict of probabilities."
     keys, p = list(shares), np.array(list(shares.values()))
     return keys[np.searchsorted(np.cumsum(p) / p.sum(), rng.random())]
 
 # %% ../../nbs/simulate/06_targets.ipynb #a7a845e4
 LIMITS = {  # class: (band, faint limit, mean distance from it, brightest), AB magnitudes in the fibre
-    'BGS': ('R', 21.3, 0.95, 17.0), 'LRG': ('Z', 21.6, 0.55, 19.0), 'ELG': ('G', 24.1, 0.42, 21.5), 'QSO': ('R', 22.9, 1.0, 17.5),
-    'MWS': ('R', 20.5, 1.6, 15.5)}
+    'BGS': ('R', 21.3, 0.95, 17.0), 'LRG': ('Z', 21.6, 0.55, 19.0), 'ELG': ('G', 24.1, 0.42, 21.5),
+    'QSO': ('R', 22.9, 1.0, 17.5), 'MWS': ('R', 20.5, 1.6, 15.5)}
 
 def draw_redshift(
-    target,  # target class: BGS, LRG, ELG, QSO or MWS
-    spectype,  # GALAXY, QSO or STAR
-    rng,  # numpy Generator
-): # redshift
+    target: str,  # target class: BGS, LRG, ELG, QSO or MWS
+    spectype: str,  # GALAXY, QSO or STAR
+    rng: np.random.Generator,  # numpy Generator
+) -> float: # redshift
     "Redshift of a target given its class and what it really is."
     if spectype == 'STAR':
         return rng.normal(0, 4e-4)
@@ -60,9 +65,9 @@ def draw_redshift(
     return float(np.clip(rng.gamma(2.5, 0.25), 0.02, 1.65))
 
 def draw_magnitude(
-    target,  # target class
-    rng,  # numpy Generator
-): # (band, magnitude)
+    target: str,  # target class
+    rng: np.random.Generator,  # numpy Generator
+) -> tuple[str, float]: # (band, magnitude)
     "Band and fibre magnitude of a target: exponential below the faint limit of its class."
     band, limit, scale, brightest = LIMITS[target]
     return band, max(limit - rng.exponential(scale), brightest)
@@ -71,9 +76,9 @@ def draw_magnitude(
 BANDS = {'G': (4770.0, 560.0), 'R': (6420.0, 560.0), 'Z': (9170.0, 520.0)}  # effective wavelength and Gaussian width, Å
 
 def band_flux(
-    wave,  # (L,) observed wavelength, Å
-    flux,  # (L,) 1e-17 erg/s/cm²/Å
-): # dict of band → nanomaggies
+    wave: np.ndarray,  # (L,) observed wavelength, Å
+    flux: np.ndarray,  # (L,) 1e-17 erg/s/cm²/Å
+) -> dict: # band → nanomaggies
     "Photon-weighted broad-band fluxes in nanomaggies (one is an AB magnitude of 22.5, 3.631e-29 erg/s/cm²/Hz)."
     out = {}
     for band, (centre, width) in BANDS.items():
@@ -85,13 +90,14 @@ def band_flux(
 
 # %% ../../nbs/simulate/06_targets.ipynb #3947f8f2
 def _rest_spectrum(spectype, kind, z, rng, library):
-    "Rest-frame spectrum: from a library if it has this type, from physics otherwise. Returns wave, flux, values, word for FLAGS."
+    "Rest-frame spectrum from a library that has this type, or from physics: wave, flux, subtype, word for FLAGS."
     if library is not None:
-        rows = np.flatnonzero((library.table['SPECTYPE'] == spectype) & (library.table['KIND'] == 'spectrum')
-                              & (library.table['WAVE_MIN'] * (1 + z) < 3600) & (library.table['WAVE_MAX'] * (1 + z) > 9830))
+        t = library.table
+        covers = (t['WAVE_MIN'] * (1 + z) < 3600) & (t['WAVE_MAX'] * (1 + z) > 9830)
+        rows = np.flatnonzero((t['SPECTYPE'] == spectype) & (t['KIND'] == 'spectrum') & covers)
         if len(rows):
             i = rng.choice(rows)
-            return library.wave, np.maximum(library.flux[i].astype(float), 0), str(library.table['SUBTYPE'][i]), 'LIBRARY'
+            return library.wave, np.maximum(library.flux[i].astype(float), 0), str(t['SUBTYPE'][i]), 'LIBRARY'
     make = {'GALAXY': make_galaxy, 'QSO': make_quasar}.get(spectype)
     flux = make(kind, rng, z)[0] if make else make_star(kind, rng)[0]
     return wave_rest(), flux, kind, 'PHYSICS'
@@ -101,20 +107,23 @@ def _in_fibre(spectype, kind, z, band, mag, ebv, rng, library):
     wave, flux, subtype, word = _rest_spectrum(spectype, kind, z, rng, library)
     wave = wave * (1 + z)
     flux = flux * 10 ** (-0.4 * ebv * 3.1 * np.clip(wave / 5500.0, 0.3, 2) ** -1.35)
-    scale = 10 ** (-0.4 * (mag - 22.5)) / band_flux(wave, flux)[band]
-    return scale * bin_average(wave, flux, fine_edges()), {b: scale * f for b, f in band_flux(wave, flux).items()}, subtype, word
+    fluxes = band_flux(wave, flux)
+    scale = 10 ** (-0.4 * (mag - 22.5)) / fluxes[band]
+    fine = scale * bin_average(wave, flux, fine_edges())
+    return fine, {b: scale * f for b, f in fluxes.items()}, subtype, word
 
 # %% ../../nbs/simulate/06_targets.ipynb #b31505bc
 def draw_source(
-    target,  # target class: BGS, LRG, ELG, QSO, MWS or SKY
-    rng,  # numpy Generator
-    blend=0.01,  # probability of a second object in the fibre
-    library=None,  # TemplateLibrary to draw from instead of built-in physics, where it has a spectrum that covers the range
-): # (flux density (M,) on the sub-pixels of fine_edges(), dict with CLASS TRUE_SPECTYPE TRUE_Z SUBTYPE MAG BAND EBV FLUX FLAGS)
-    "Draw what one fibre sees, without noise, in 1e-17 erg/s/cm²/Å."
+    target: str,  # target class: BGS, LRG, ELG, QSO, MWS or SKY
+    rng: np.random.Generator,  # numpy Generator
+    blend: float = 0.01,  # probability of a second object in the fibre
+    library: TemplateLibrary | None = None,  # used instead of built-in physics where a template covers the range
+) -> tuple[np.ndarray, dict]: # (M,) 1e-17 erg/s/cm²/Å on the sub-pixels of fine_edges(); row of the truth
+    "Draw the light in one fibre, without noise. Row: CLASS TRUE_SPECTYPE TRUE_Z SUBTYPE MAG BAND EBV FLUX FLAGS."
     if target == 'SKY':
-        return np.zeros(len(fine_edges()) - 1), dict(CLASS='SKY', TRUE_SPECTYPE='SKY', TRUE_Z=0.0, SUBTYPE='', MAG=99.0, BAND='', EBV=0.0,
-                                                     FLUX=dict.fromkeys(BANDS, 0.0), FLAGS=[])
+        row = dict(CLASS='SKY', TRUE_SPECTYPE='SKY', TRUE_Z=0.0, SUBTYPE='', MAG=99.0, BAND='', EBV=0.0,
+                   FLUX=dict.fromkeys(BANDS, 0.0), FLAGS=[])
+        return np.zeros(len(fine_edges()) - 1), row
     if target not in CLASSES:
         raise ValueError(f"target class {target!r} is not one of {', '.join(CLASSES)} or SKY")
     spectype, kind = pick(CLASSES[target], rng)
@@ -126,5 +135,6 @@ def draw_source(
         z2 = draw_redshift('BGS' if rng.random() < 0.5 else 'ELG', other, rng)
         fine = fine + _in_fibre(other, kind2, z2, band, mag - 2.5 * np.log10(rng.uniform(0.2, 1)), ebv, rng, library)[0]
         flags.append('BLEND')
-    return fine, dict(CLASS=target, TRUE_SPECTYPE=spectype, TRUE_Z=z, SUBTYPE='' if subtype in ('GALAXY', 'QSO') else subtype, MAG=mag,
-                      BAND=band, EBV=ebv, FLUX=flux, FLAGS=flags)
+    subtype = '' if subtype in ('GALAXY', 'QSO') else subtype
+    return fine, dict(CLASS=target, TRUE_SPECTYPE=spectype, TRUE_Z=z, SUBTYPE=subtype, MAG=mag, BAND=band, EBV=ebv,
+                      FLUX=flux, FLAGS=flags)

@@ -21,31 +21,35 @@ from .stars import make_star, wave_rest
 # %% ../../nbs/simulate/04_templates.ipynb #57d01cd4
 @dataclass(frozen=True, eq=False)
 class TemplateLibrary:
-    "Rest-frame templates on one vacuum grid: `flux` (T, L) in f_λ, and `table` with SPECTYPE, SUBTYPE, KIND and parameters."
+    "Rest-frame templates on one vacuum grid, with a table of what they are."
     wave: np.ndarray  # (L,) rest-frame vacuum wavelength, Å, log-spaced
     flux: np.ndarray  # (T, L) f_λ, arbitrary unit per row; zero where a template has no data
     table: Table  # T rows: SPECTYPE, SUBTYPE, KIND (spectrum or eigenvector), WAVE_MIN, WAVE_MAX and parameters
 
     def __post_init__(self):
-        if self.flux.shape != (len(self.table), len(self.wave)):
-            raise ValueError(f"flux is {self.flux.shape}, wave has {len(self.wave)} pixels, table {len(self.table)} rows; they must be (T, L), L and T")
+        shape = len(self.table), len(self.wave)
+        if self.flux.shape != shape:
+            raise ValueError(f"flux is {self.flux.shape}; it must be (rows of table, pixels of wave) = {shape}")
 
     def __len__(self):
         return len(self.flux)
+
     def __getitem__(self, rows):
         return TemplateLibrary(self.wave, self.flux[rows], self.table[rows])
+
     def __repr__(self):
         names, counts = np.unique(self.table['SPECTYPE'].astype(str), return_counts=True)
-        return f"TemplateLibrary[{len(self)} × {len(self.wave)}] " + ', '.join(f'{n} {c}' for n, c in zip(names, counts))
+        types = ', '.join(f'{name} {count}' for name, count in zip(names, counts))
+        return f'TemplateLibrary[{len(self)} × {len(self.wave)}] {types}'
 
 # %% ../../nbs/simulate/04_templates.ipynb #119bca31
 GALAXY_MIX = dict(OLD=0.28, MIXED=0.22, SF=0.30, BURST=0.10, POST=0.05, AGN2=0.05)
 STAR_MIX = dict(B=0.06, A=0.1, F=0.17, G=0.17, K=0.17, M=0.18, WD=0.1, CV=0.05)
 
 def template_rng(
-    seed,  # seed of the library or of the survey
-    *key,  # integers that name the object inside it
-): # numpy Generator
+    seed: int,  # seed of the library or of the survey
+    *key: int,  # integers that name the object inside it
+) -> np.random.Generator:
     "An independent random stream for each object, which does not depend on how many objects there are."
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
@@ -64,11 +68,11 @@ def _draw(spectype, rng):
 
 # %% ../../nbs/simulate/04_templates.ipynb #b182a577
 def builtin_library(
-    n_galaxy=200,  # number of galaxies
-    n_qso=100,  # number of quasars
-    n_star=100,  # number of stars
-    seed=0,  # the simulator uses seeds of its own, so any seed gives templates that differ from simulated objects
-): # TemplateLibrary on wave_rest(), each row scaled to a mean of one between 3500 and 7000 Å
+    n_galaxy: int = 200,  # number of galaxies
+    n_qso: int = 100,  # number of quasars
+    n_star: int = 100,  # number of stars
+    seed: int = 0,  # any seed gives templates that differ from simulated objects
+) -> TemplateLibrary: # on wave_rest(), each row scaled to a mean of one between 3500 and 7000 Å
     "Templates from built-in physics. Column Z is the redshift for which age (galaxies) or forest (quasars) were drawn."
     wave, rows, flux = wave_rest(), [], []
     window = (wave > 3500) & (wave < 7000)
@@ -90,8 +94,8 @@ def _table(rows, wave, low=None, high=None):
 
 # %% ../../nbs/simulate/04_templates.ipynb #69375e08
 def air_to_vacuum(
-    wave,  # wavelength in standard air, Å; below 2000 Å wavelengths are vacuum by convention and stay
-): # wavelength in vacuum, Å
+    wave: np.ndarray,  # wavelength in standard air, Å; below 2000 Å wavelengths are vacuum by convention and stay
+) -> np.ndarray: # wavelength in vacuum, Å
     "Vacuum wavelengths: the IAU formula of Morton (2000, ApJS 130, 403, eq. 8), inverted by N. Piskunov for VALD3."
     wave = np.asarray(wave, float)
     s = (1e4 / np.maximum(wave, 1000.)) ** 2
@@ -108,8 +112,9 @@ def _header_wave(header, n):
 
 def _read_archetypes(hdu):
     "Redrock archetypes: a table with one spectrum per row."
-    rows = [dict(SPECTYPE=hdu.header['RRTYPE'].strip(), SUBTYPE=s.strip(), KIND='spectrum') for s in hdu.data['SUBTYPE']]
-    return _header_wave(hdu.header, hdu.data['ARCHETYPE'].shape[1]), np.array(hdu.data['ARCHETYPE'], float), rows
+    spectype, flux = hdu.header['RRTYPE'].strip(), np.array(hdu.data['ARCHETYPE'], float)
+    rows = [dict(SPECTYPE=spectype, SUBTYPE=s.strip(), KIND='spectrum') for s in hdu.data['SUBTYPE']]
+    return _header_wave(hdu.header, flux.shape[1]), flux, rows
 
 def _read_vectors(hdus, path, archetypes):
     "Redrock or SDSS eigenvectors, or the spectra that the stored coefficients make of them."
@@ -118,13 +123,14 @@ def _read_vectors(hdus, path, archetypes):
     if not spectype:
         spectype, subtype = _sdss_type(header, path)
     kind, names = 'eigenvector', [subtype] * len(data)
-    if spectype == 'STAR' and ('NAME0' in header or len(data) == 1): 
+    if spectype == 'STAR' and ('NAME0' in header or len(data) == 1):
         kind, names = 'spectrum', [str(header.get(f'NAME{i}', subtype)) for i in range(len(data))]
     if 'ARCHETYPE_COEFF' in hdus and archetypes:
         coeff = np.array(hdus['ARCHETYPE_COEFF'].data, float)
         data, kind = coeff[:: max(1, len(coeff) // archetypes)][:archetypes] @ data, 'spectrum'
         names = [subtype] * len(data)
-    return _header_wave(header, data.shape[1]), data, [dict(SPECTYPE=spectype, SUBTYPE=n.strip(), KIND=kind) for n in names]
+    rows = [dict(SPECTYPE=spectype, SUBTYPE=n.strip(), KIND=kind) for n in names]
+    return _header_wave(header, data.shape[1]), data, rows
 
 # %% ../../nbs/simulate/04_templates.ipynb #a24480c7
 def _sdss_type(header, path):
@@ -133,7 +139,7 @@ def _sdss_type(header, path):
     for key, pair in (('CV', ('STAR', 'CV')), ('STAR', ('STAR', '')), ('GAL', ('GALAXY', '')), ('QSO', ('QSO', ''))):
         if key in name:
             return pair
-    raise ValueError(f"{path}: galaxy, quasar or star? OBJECT is {name!r}; rename the file to spEigenGal…, spEigenQSO… or spEigenStar…")
+    raise ValueError(f"{path}: OBJECT {name!r} is no type; name the file spEigenGal…, spEigenQSO… or spEigenStar…")
 
 def _read_table(hdu, path):
     "Pickles or Kinney–Calzetti: one spectrum in columns WAVELENGTH (air) and FLUX."
@@ -143,10 +149,12 @@ def _read_table(hdu, path):
     keep = np.concatenate([[True], np.diff(wave) > 0]) & np.isfinite(flux)
     seen = np.flatnonzero(keep & (flux != 0))
     keep[:seen[0]] = False
-    subtype = name if galaxy else name.lstrip('rw')[:1].upper()
-    return wave[keep], flux[None, keep], [dict(SPECTYPE='GALAXY' if galaxy else 'STAR', SUBTYPE=subtype, KIND='spectrum')]
+    spectype, subtype = ('GALAXY', name) if galaxy else ('STAR', name.lstrip('rw')[:1].upper())
+    return wave[keep], flux[None, keep], [dict(SPECTYPE=spectype, SUBTYPE=subtype, KIND='spectrum')]
 
 # %% ../../nbs/simulate/04_templates.ipynb #1862e6de
+_EXPECTED = 'expected rrtemplate-*, spEigen*, Pickles or Kinney–Calzetti FITS'
+
 def _read_one(path, archetypes):
     "Native wavelengths, flux rows and their descriptions of one template file of any known kind."
     try:
@@ -158,15 +166,15 @@ def _read_one(path, archetypes):
             if len(hdus) > 1 and {'WAVELENGTH', 'FLUX'} <= set(getattr(hdus[1].columns, 'names', ())):
                 return _read_table(hdus[1], path)
     except (OSError, KeyError, AttributeError, TypeError) as e:
-        raise ValueError(f"{path}: not a readable template file ({e}); expected rrtemplate-*, spEigen*, Pickles or Kinney–Calzetti FITS") from e
-    raise ValueError(f"{path}: no basis vectors and no WAVELENGTH and FLUX columns; expected rrtemplate-*, spEigen*, Pickles or Kinney–Calzetti FITS")
+        raise ValueError(f"{path}: not a readable template file ({e}); {_EXPECTED}") from e
+    raise ValueError(f"{path}: no basis vectors and no WAVELENGTH and FLUX columns; {_EXPECTED}")
 
 def read_library(
-    path,  # a template file, or a folder of them (searched recursively for *.fits)
-    archetypes=100,  # at most so many spectra from stored archetype coefficients; 0 returns the eigenvectors instead
-    wave=None,  # (L,) grid to bring the templates to, Å vacuum; default wave_rest()
-): # TemplateLibrary; ValueError names the file that is not a template
-    "Read redrock, SDSS, Pickles or Kinney–Calzetti templates, flux-conserving, on one vacuum grid; zero where a template ends."
+    path: Path | str,  # a template file, or a folder of them (searched recursively for *.fits)
+    archetypes: int = 100,  # most spectra made of stored archetype coefficients; 0 returns the eigenvectors
+    wave: np.ndarray | None = None,  # (L,) grid to bring the templates to, Å vacuum; default wave_rest()
+) -> TemplateLibrary: # flux is zero where a template ends; ValueError names a file that is not a template
+    "Read redrock, SDSS, Pickles or Kinney–Calzetti templates, flux-conserving, on one vacuum grid."
     wave, path = wave_rest() if wave is None else wave, Path(path)
     files = sorted(path.rglob('*.fits')) if path.is_dir() else [path]
     if not files:
