@@ -25,7 +25,7 @@ class GaSNet2Settings:
     "Shape of the networks; `as_published()` gives the authors'."
     form: str = 'rest'  # 'rest' (ours: learned filters in the rest frame) or 'published'
     width: int = 16  # rest: channels of the trunk
-    features: int = 8  # rest: channels that the rest-frame filters see
+    features: int = 8  # rest: input channels of the rest-frame filters
     stride: int = 2  # rest: pixels a step of the trunk in log λ
     pool: int = 1  # rest: steps averaged before the rest-frame filters
     layers: int = 2  # rest: residual layers of the trunk

@@ -213,7 +213,7 @@ class Reconstruction(nn.Module):
 
 # %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #be94d93b
 class Eigenspectra(Reconstruction):
-    "Spectrum in the observed frame → positive mixture of K learned rest-frame eigenspectra."
+    "Spectrum in the observed frame → sum of K learned rest-frame eigenspectra with positive coefficients."
     def __init__(
         self,
         **settings, # fields of `GasnetSettings`

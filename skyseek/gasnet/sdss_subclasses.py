@@ -156,7 +156,7 @@ def place(
     rows: np.ndarray, # (N,) indices into it
     z: np.ndarray, # (N,) redshifts
 ) -> np.ndarray: # (N, 3600) float32 on wave_compact(), without noise
-    "Rest-frame spectra seen at redshifts; zero where they have no data."
+    "Rest-frame spectra moved to redshifts; zero where they have no data."
     at = _BELOW - np.log10(1 + np.asarray(z, float))/LOG_STEP
     first = np.floor(at).astype(int)
     part = (at - first).astype(np.float32)  # of a pixel

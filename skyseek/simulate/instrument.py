@@ -141,7 +141,7 @@ class Faults:
     tilt: float = 0.03  # rms of the flux calibration's slope across one arm
     sky: float = 0.008  # rms of sky subtraction, as a fraction of the sky
     shift: float = 0.008  # rms of the sky model's wavelength error, pixels
-    cosmics: float = 0.06  # cosmic rays per spectrum that nobody masked
+    cosmics: float = 0.06  # cosmic rays per spectrum that are not masked
     masked: float = 0.003  # fraction of pixels that are masked
     dead_arm: float = 0.01  # probability that one arm is lost
     scatter: tuple = (1.15, 1.04, 1.38)  # true variance × ivar in B, R, Z

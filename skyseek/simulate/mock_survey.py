@@ -34,7 +34,7 @@ class Survey:
     shares: dict | None = None  # target class → fraction; None takes the programme's
     blend: float = 0.01  # probability of two objects in a fibre
     faults: Faults = field(default_factory=Faults)  # what goes wrong
-    visit: int = 0  # another visit sees the same targets with other noise and faults
+    visit: int = 0  # another visit has the same targets with other noise and faults
     library: TemplateLibrary | None = None  # templates to use instead of built-in physics
 
     def __post_init__(self):
