@@ -30,6 +30,7 @@ from ..learn.training import save_model
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #9c6a732a
 Z_RANGES = {'GALAXY': (0., .9), 'QSO': (.03, 5.), 'STAR': (-.0065, .0065)}  # redshifts of each type
 
+# %% ../../nbs/gasnet/03_gasnet2.ipynb #eb2f6004
 class GaSNet2Classifier(nn.Module):
     "Spectrum to thirteen subclasses. `forward(batch)` gives logits (B, 13)."
     def __init__(
@@ -52,17 +53,21 @@ class GaSNet2Classifier(nn.Module):
     def config(self) -> dict: # fields of `GaSNet2Settings`
         return asdict(self.settings)
 
-    def joint(self, batch: dict) -> torch.Tensor: # (B, 13, shifts)
-        "Scores of subclass and shift together."
-        x = self.rest.trunk(batch['flux'], batch['ivar'])
-        return self.rest.scores(x) + self.shape(x)[:, :, None] + self.prior
-
     def forward(self, batch: dict) -> torch.Tensor: # (B, 13)
         if self.settings.form == 'published':
             return self.net(unit_rms(batch['flux']))
         return self.joint(batch).logsumexp(-1)
 
 # %% ../../nbs/gasnet/03_gasnet2.ipynb #8992952b
+@patch
+def joint(
+    self: GaSNet2Classifier,
+    batch: dict, # flux, ivar (B, 3600)
+) -> torch.Tensor: # (B, 13, shifts)
+    "Scores of subclass and shift together."
+    x = self.rest.trunk(batch['flux'], batch['ivar'])
+    return self.rest.scores(x) + self.shape(x)[:, :, None] + self.prior
+
 @patch
 def loss(
     self: GaSNet2Classifier,

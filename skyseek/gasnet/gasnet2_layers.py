@@ -64,6 +64,7 @@ class ResidualBlock(nn.Module):
         y = F.relu(self.norm2(self.conv2(y)))
         return F.max_pool1d(y, 5, 1, 2) + self.shortcut(x)
 
+# %% ../../nbs/gasnet/02_gasnet2_layers.ipynb #1e5b2973
 def residual_network(
     settings: GaSNet2Settings, # `GaSNet2Settings`
     outputs: int, # numbers that it puts out

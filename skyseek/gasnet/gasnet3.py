@@ -153,7 +153,7 @@ def gasnet_redshifts(
     Columns: TARGETID Z ZERR ZWARN CHI2 NPIXELS SPECTYPE DELTACHI2 R COEFF(10), and Z_ ZERR_ CHI2_ R_ of each class.
     ZWARN has redrock's bits; Z is 0 for a spectrum without data."""
     if len({(m.settings.first, m.settings.n_wave) for m in models}) != 1:
-        raise ValueError(f'{len(models)} models; give at least one, all trained with the same first and n_wave')
+        raise ValueError(f'{len(models)} models for different pixels; give some with the same first and n_wave')
     if not len(spectra):
         raise ValueError("there are no spectra; give at least one")
     models, tables = [m.to(device).eval() for m in models], []

@@ -26,6 +26,7 @@ from ..redshift.chi2 import log_sums
 PIXEL = 1e-4  # width of the pixels in dex
 RANGES = {'STAR': (-0.005, 0.005), 'GALAXY': (0., 1.5), 'QSO': (0., 5.)}  # redshifts of each class, as published
 
+# %% ../../nbs/gasnet/04_gasnet3_networks.ipynb #cab33c94
 @dataclass(frozen=True)
 class GasnetSettings:
     "Shape and choices of one class's network; `as_published(spectype)` gives the released ones."

@@ -283,6 +283,7 @@ def _draw_redshifts(kind, z_template, rng):
     z = np.where(far, rng.uniform(.3, .8, n), z)
     return np.where(kind == 'QSO', (1 + z_template)*10**rng.uniform(-.02, .02, n) - 1, z)
 
+# %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #d6cbbaf1
 def _draw_arrays(library, n, rng, spectypes):
     "Flux, ivar, label, z and snr of a random sample, as a dict of arrays."
     table = library.table

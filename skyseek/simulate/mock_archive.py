@@ -111,6 +111,17 @@ def _solutions(pipeline, coadd, n):
     spectype = np.char.strip(np.asarray(table['SPECTYPE']).astype(str))
     return Table({'Z': np.asarray(table['Z'], float), 'SPECTYPE': spectype})
 
+# %% ../../nbs/simulate/08_mock_archive.ipynb #868ef8a1
+def _simulate_petal(root, tile, petal, program, groups, n, pipeline, seed):
+    "Write the coadds and redrock files of a petal at all depths; truth and redshifts of the last one."
+    depths = [depth for _, _, depth, _ in groups]
+    looks = [_looks(VI_PETALS*petal + i, tile, program, depths, seed) for i in range(n)]
+    for k, (folder, ending, _, group) in enumerate(groups):
+        coadd = root/f'spectro/redux/fuji/tiles/{folder}/coadd-{petal}-{tile}-{ending}.fits'
+        truth = _write_petal(coadd, [each[k] for each in looks], tile, petal, group)
+        found = _solutions(pipeline, coadd, len(truth))
+    return truth, found
+
 # %% ../../nbs/simulate/08_mock_archive.ipynb #0e1684dc
 def simulate_edr(
     dst: Path | str, # folder to write into: the root of the release
@@ -124,24 +135,17 @@ def simulate_edr(
     "Write a small EDR: inspection tables, deep and main-depth coadds by tile, redrock files, checksums, the truth."
     if not 0 < n <= VI_PETALS:
         raise ValueError(f"n is {n}; a petal has 1 to {VI_PETALS} fibres")
-    root, deep, solutions = Path(dst), [], []
+    root, parts = Path(dst), []
     if there := [name for name in ('spectro', 'vac') if (root/name).exists()]:
         raise ValueError(f"{root}: holds {there[0]}/ already; give a new folder")
     for tile in tiles:
         groups, program = _groups(tile, subsets), 'bright' if tile == 80613 else 'dark'
         for petal in petals:
-            depths = [depth for _, _, depth, _ in groups]
-            looks = [_looks(VI_PETALS*petal + i, tile, program, depths, seed) for i in range(n)]
-            for k, (folder, ending, _, group) in enumerate(groups):
-                coadd = root/f'spectro/redux/fuji/tiles/{folder}/coadd-{petal}-{tile}-{ending}.fits'
-                truth = _write_petal(coadd, [each[k] for each in looks], tile, petal, group)
-                found = _solutions(pipeline, coadd, len(truth))
-            deep.append(truth)
-            solutions.append(found)
+            parts.append(_simulate_petal(root, tile, petal, program, groups, n, pipeline, seed))
         for folder, *_ in groups:
             name = 'redux_fuji_tiles_' + folder.replace('/', '_')
             _write_sums(root/f'spectro/redux/fuji/tiles/{folder}', name)
-    truth, solutions = vstack(deep), vstack(solutions)
+    truth, solutions = (vstack(tables) for tables in zip(*parts))
     seen = ~np.isin(truth['CLASS'], ['SKY', 'MWS'])
     _write_tables(root, truth[seen], solutions[seen], template_rng(seed, 13))
     with write_atomic(root/'truth-edr.fits') as tmp:

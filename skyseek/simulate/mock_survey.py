@@ -190,6 +190,7 @@ def _exp_fibermap(fibermap):
                       PETAL_LOC=np.zeros(len(rows), np.int16), DEVICE_LOC=fibre, FIBER=fibre,
                       FIBERSTATUS=each['COADD_FIBERSTATUS']))
 
+# %% ../../nbs/simulate/07_mock_survey.ipynb #80950f38
 def coadd_hdus(
     arms: dict,  # arm → (flux, ivar, mask), each (N, npix)
     fibermap: Table,  # N rows from make_fibermap

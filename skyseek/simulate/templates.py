@@ -169,6 +169,7 @@ def _read_one(path, archetypes):
         raise ValueError(f"{path}: not a readable template file ({e}); {_EXPECTED}") from e
     raise ValueError(f"{path}: no basis vectors and no WAVELENGTH and FLUX columns; {_EXPECTED}")
 
+# %% ../../nbs/simulate/04_templates.ipynb #ae2a5990
 def read_library(
     path: Path | str,  # a template file, or a folder of them (searched recursively for *.fits)
     archetypes: int = 100,  # most spectra made of stored archetype coefficients; 0 returns the eigenvectors
