@@ -419,9 +419,9 @@ INPUTS = [2.121305, 1.031046, 1.253219, 1.008547, 17.999744, 9.567494, 1.038961,
 
 @pytest.mark.parametrize('cls', ['Autoencoder', 'WrongClassifier', 'Judge', 'Familiarity'])
 def test_shipped_weights_have_the_versions_of_this_code(cls):
-    from skyseek.detect import calibration as trust, classifier
+    from skyseek.detect import classifier, familiarity as trust
     from skyseek.learn import autoencoder
-    from skyseek.redshift.scan import second_opinion as evidence
+    from skyseek.redshift import second_opinion as evidence
     assert dict(Autoencoder=autoencoder, WrongClassifier=classifier, Judge=evidence, Familiarity=trust)[cls].__dict__[cls].inputs == 1
 
 
