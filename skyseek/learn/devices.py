@@ -20,14 +20,13 @@ def _no_driver():
     return sys.platform == 'linux' and not any(True for name in DRIVERS for _ in Path('/dev').glob(name))
 
 def pick_device(
-    name='auto', # auto, cpu, cuda or cuda:0, cuda:1, …
-): # str: cpu or cuda…
+    name: str = 'auto', # auto, cpu, cuda or cuda:0, cuda:1, …
+) -> str: # cpu or cuda…
     "The torch device of a command; `ValueError` if this machine has none of this name."
     if name == 'cpu' or name == 'auto' and _no_driver():
         return 'cpu'
     if not re.fullmatch(r'auto|cuda(:\d+)?', name):
         raise ValueError(f"--device {name}: no such device; choose auto, cpu or cuda")
-    import torch
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == 'auto':
         return 'cuda' if n else 'cpu'
