@@ -27,6 +27,7 @@ def pick_device(
         return 'cpu'
     if not re.fullmatch(r'auto|cuda(:\d+)?', name):
         raise ValueError(f"--device {name}: no such device; choose auto, cpu or cuda")
+    import torch
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == 'auto':
         return 'cuda' if n else 'cpu'
