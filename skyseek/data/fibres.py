@@ -100,7 +100,7 @@ def read_fibremap(
     path: Path | str, # its name
     notes: list[str], # gets what the user should know
 ) -> Table: # n rows
-    "The table of targets of a coadd: fibre table, some SCORES, SURVEY, PROGRAM, HEALPIX; `ReadError` if it does not fit."
+    "Fibre table of a coadd with some SCORES, SURVEY, PROGRAM, HEALPIX; `ReadError` if it does not fit."
     meta = _fibre_table(hdus, n, path)
     scores = read_table(hdus['SCORES'], path, capitals=True) if 'SCORES' in hdus else Table()
     if 'TARGETID' not in meta.colnames and len(scores) == n and 'TARGETID' in scores.colnames:
