@@ -18,6 +18,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 from astropy.utils.exceptions import AstropyWarning
+from fastcore.basics import patch
 
 from .constants import N_HEALPIX
 from .download import MOST, Meter, TooLarge, check_size, links_below
@@ -58,16 +59,18 @@ class Archive:
             raise ImportError(f"{self.scheme}:// addresses need more packages ({why}); "
                               f"pip install 'skyseek[survey]'") from e
 
-    def path(
-        self,
-        name: str, # path below the root
-    ) -> str: # what `fs` takes
-        "A file of the archive; only web addresses keep their scheme."
-        web = not self.remote or self.root.startswith('http')
-        return f'{self.root if web else self.root.split("://", 1)[1]}/{name}'
-
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k != 'fs'}
+
+# %% ../../nbs/data/18_archive.ipynb #6b067f66
+@patch
+def path(
+    self: Archive,
+    name: str, # path below the root
+) -> str: # what `fs` takes
+    "A file of the archive; only web addresses keep their scheme."
+    web = not self.remote or self.root.startswith('http')
+    return f'{self.root if web else self.root.split("://", 1)[1]}/{name}'
 
 # %% ../../nbs/data/18_archive.ipynb #1a97bd93
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def _version(headers):
     etag = headers.get('ETag', '').removeprefix('W/')
     return Version(int(size) if size.isdigit() else None, etag, headers.get('Last-Modified', ''))
 
+# %% ../../nbs/data/18_archive.ipynb #2c893289
 def _check_range(headers, start, stop, what):
     "Raise unless the response to a request for bytes begins with the first of them."
     given = re.match(r'bytes (\d+)-', headers.get('Content-Range', ''))
@@ -217,6 +221,7 @@ def _has_healpix(archive):
             continue
     return False
 
+# %% ../../nbs/data/18_archive.ipynb #0117564b
 def _productions_below(archive):
     "Names of folders with a healpix/ just below, of a local archive."
     if archive.remote or not Path(archive.root).is_dir():

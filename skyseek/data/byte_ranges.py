@@ -58,6 +58,7 @@ def _data_size(header):
     size = abs(header['BITPIX'])//8*header.get('GCOUNT', 1)*(header.get('PCOUNT', 0) + math.prod(sizes))
     return -(-size//2880)*2880
 
+# %% ../../nbs/data/19_byte_ranges.ipynb #cf6b153b
 def _read_header(read, start, what):
     "(header at byte `start`, where its data begin, sha256 of its bytes); None at the end of the file."
     text, have = b'', 0
@@ -278,6 +279,7 @@ def _plan_local(path):
         except (ReadError, OSError, EOFError, zlib.error):
             return []  # the error is raised when the file is read
 
+# %% ../../nbs/data/19_byte_ranges.ipynb #b2ac7f7f
 def _check_local(path, sha256):
     "Raise if a file on disk is too large, or has another checksum than the archive gives."
     check_size(path.stat().st_size, MOST[kind_of(path.name)], path)

@@ -227,6 +227,7 @@ def _holds_solutions(path):
     except ReadError:
         return False
 
+# %% ../../nbs/data/12_desi.ipynb #f3c916c1
 def healpix_path(
     root: Path | str, # folder of a production, such as .../dr1/spectro/redux/iron
     survey: str, # main, sv1, sv2, sv3, special, cmx
@@ -263,6 +264,7 @@ def join_redrock(
     meta.meta.update(redrock.meta)
     return spectra.replace(meta=meta)
 
+# %% ../../nbs/data/12_desi.ipynb #c0de3635
 def _of_survey(redrock, meta):
     "The rows of a redshift catalogue that are of the survey and program of the spectra."
     for name in ('SURVEY', 'PROGRAM'):
@@ -317,6 +319,7 @@ def _is_done(dst, inputs):
         raise ValueError(f"{dst}: was made from {made_from}, not from {inputs}; choose another name or overwrite=True")
     return True
 
+# %% ../../nbs/data/12_desi.ipynb #9b758e24
 def extract_file(
     src: Path | str, # coadd-*.fits
     dst: Path | str, # compact file to write, or a folder for spectra-*.fits, named after `src`

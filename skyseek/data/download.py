@@ -101,6 +101,7 @@ def _hang_up(sock, late):
     with suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
+# %% ../../nbs/data/16_download.ipynb #98ee3597
 class _HTTP(_Prompt, HTTPConnection):
     pass
 class _HTTPS(_Prompt, HTTPSConnection):

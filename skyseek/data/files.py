@@ -309,6 +309,7 @@ def read_written_table(
         table.replace_column('TARGETID', ids)
     return table
 
+# %% ../../nbs/data/05_files.ipynb #8e49e361
 def _any_table(path):
     "The table in a Parquet or FITS file."
     with warnings.catch_warnings():

@@ -333,6 +333,7 @@ def what_file(
         return 'a catalogue of SDSS without spectra'
     return f"a file with the HDUs {', '.join(_contents(h) for h in hdus)[:200]}"
 
+# %% ../../nbs/data/02_hdus.ipynb #734aa299
 def _contents(hdu):
     "The name of an HDU; columns or shape if the name says nothing."
     name, columns = printable(hdu.name), '' if hdu.is_image else ' '.join(hdu.columns.names)

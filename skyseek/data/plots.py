@@ -175,6 +175,7 @@ def plot_history(
     ax.legend(fontsize=7, frameon=False)
     return ax
 
+# %% ../../nbs/data/06_plots.ipynb #56ffad16
 def plot_map(
     xy: np.ndarray, # (N, 2) positions, e.g. two principal components of the latents
     colour: np.ndarray, # (N,) numbers, or strings for classes
@@ -215,6 +216,7 @@ def write_page(
         tmp.write_text(printable(head + body), encoding='utf-8')
     return Path(dst)
 
+# %% ../../nbs/data/06_plots.ipynb #d6044a02
 def check_picture(
     dst: Path | str, # where a picture is to be written
 ) -> Path: # the same

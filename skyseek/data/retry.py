@@ -43,6 +43,7 @@ def _is_permanent(e):
     status = getattr(e, 'status', None)
     return isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
 
+# %% ../../nbs/data/17_retry.ipynb #599ade53
 def _reason(e):
     "A failure of a network in a few words."
     e = _cause(e)

@@ -204,6 +204,7 @@ def read_sdss(
     redshift solution. Files that cannot be read are left out with one warning; `ReadError` if none can."""
     return _read_rows(paths, _sdss_row, strict)
 
+# %% ../../nbs/data/15_sdss.ipynb #615a8f03
 def read_lamost(
     paths: list[Path] | Path | str, # files of either layout, .fits(.gz), or a folder with its subfolders
     strict: bool = False, # raise at the first file that cannot be read

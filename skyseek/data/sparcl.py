@@ -152,6 +152,7 @@ def find(
     found = self.ask('find', dict(outfields=[inside[f] for f in fields], search=search), limit=limit)
     return SimpleNamespace(ids=[str(record[inside['sparcl_id']]) for record in found[1:]])
 
+# %% ../../nbs/data/20_sparcl.ipynb #88a8a4b2
 @patch
 def retrieve(
     self: Sparcl,
@@ -255,14 +256,19 @@ def fetch_sparcl(
     if not here:
         raise ReadError(f"SPARCL has none of these {len(ids)} targets in {release}; check the numbers and the release")
     spectra = _spectra([rows[t] for t in here])
+    meta, notes = _cleaned(spectra)
+    if lost or notes:
+        warnings.warn('; '.join([*lost.values(), *notes]), stacklevel=2)
+    return spectra.replace(meta=meta), [t for t in dict.fromkeys(ids) if t not in here]
+
+# %% ../../nbs/data/20_sparcl.ipynb #17ef67b0
+def _cleaned(spectra):
+    "The table of spectra with integers where they belong, and notes on rows without a solution."
     meta = spectra.meta.copy()
     for name in ('TARGETID', 'ZWARN', 'HEALPIX'):
         meta[name] = np.array(meta[name], np.int64)
     meta['NPIXELS'] = spectra.good.sum(1)
-    meta, notes = clean_answers(meta)
-    if lost or notes:
-        warnings.warn('; '.join([*lost.values(), *notes]), stacklevel=2)
-    return spectra.replace(meta=meta), [t for t in dict.fromkeys(ids) if t not in here]
+    return clean_answers(meta)
 
 # %% ../../nbs/data/20_sparcl.ipynb #e2037e89
 def _best_records(client, ids, release):

@@ -40,17 +40,18 @@ class Spectra:
     def __len__(self):
         return len(self.flux)
 
-    @property
-    def good(self) -> np.ndarray: # (N, L) bool
-        "Pixels that carry information: `ivar > 0`."
-        return self.ivar > 0
-
     def replace(
         self,
         **changes, # any of wave, flux, ivar, meta
     ) -> "Spectra": # checked again
         "A new `Spectra` with some of its parts exchanged."
         return replace(self, **changes)
+
+# %% ../../nbs/data/01_spectra.ipynb #56b84425
+@patch(as_prop=True)
+def good(self: Spectra) -> np.ndarray: # (N, L) bool
+    "Pixels that carry information: `ivar > 0`."
+    return self.ivar > 0
 
 # %% ../../nbs/data/01_spectra.ipynb #93d754c5
 def _check(wave, flux, ivar, meta):

@@ -73,6 +73,7 @@ def read_redrock(
     table.meta.update(REDROCK=Path(path).name, RRVER=str(header.get('RRVER', '')))
     return table
 
+# %% ../../nbs/data/09_tables.ipynb #b6215b31
 def _check_redrock(table, name, path):
     "Raise `ReadError` unless this is a table of redrock's with rows."
     if lacking := [c for c in REDROCK_COLUMNS if c not in table.colnames]:

@@ -89,6 +89,7 @@ def _same_file(a, b):
     except OSError:
         return False
 
+# %% ../../nbs/data/04_writing.ipynb #19aef49a
 def check_new(
     path: Path | str, # file that will be written
     overwrite: bool = False, # replace it if it exists
@@ -159,6 +160,7 @@ def write_folder(
         if folder.exists() or not old.exists():
             rmtree(aside, ignore_errors=True)
 
+# %% ../../nbs/data/04_writing.ipynb #3945e69e
 def _to_disk(path):
     "Force a file to the disk."
     if path.is_file():
