@@ -21,7 +21,7 @@ from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / 'nbs'
-QUICK = ('index', 'pipeline/01_score', 'data/00_constants', 'data/09_truth', 'redshift/08_redshift_metrics', 'detect/05_familiarity')
+QUICK = ('index', 'pipeline/01_score', 'data/00_constants', 'data/10_truth', 'redshift/08_redshift_metrics', 'detect/05_familiarity')
 NUMBER = re.compile(r'(?<![\w.])\d+(?:[.,]\d+)*(?:e[+-]?\d+)?')
 LEFT = re.compile(r'(?m)^\s*#\s*\|\s*(cuda|slow|network|eval:\s*false)\b')
 
