@@ -71,7 +71,7 @@ def tables_in_html(path):
         outputs = []
         for out in cell.get('outputs', []):
             plain = out.output_type == 'stream' and out.name == 'stdout'
-            parts = list(split_tables(''.join(out.text))) if plain else []
+            parts = [part for part in split_tables(''.join(out.text)) if part[1].strip()] if plain else []
             changed |= any(kind == 'html' for kind, _ in parts)
             if not any(kind == 'html' for kind, _ in parts): outputs.append(out)
             else: outputs += [AttrDict(output_type='stream', name='stdout', text=[text]) if kind == 'text' else

@@ -3,6 +3,7 @@ import ast
 import inspect
 import re
 from collections import Counter
+from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -69,8 +70,11 @@ def _cell(text):
 
 
 def _default(value):
-    "A default value as readers would type it; functions and classes by their name."
-    return getattr(value, '__name__', None) or re.sub(r' at 0x[0-9a-f]+', '', repr(value))
+    "A default value as readers would type it; functions and classes by their name, what is long by its beginning."
+    text = getattr(value, '__name__', None) or re.sub(r' at 0x[0-9a-f]+', '', repr(value))
+    if len(text) < 60: return text
+    if isinstance(value, (tuple, list)): return f'{text[0]}{", ".join(map(repr, value[:2]))}, … {len(value)} in all{text[-1]}'
+    return f'{type(value).__name__}(…)' if is_dataclass(value) else text[:55] + '…'
 
 
 def imported(sym, name):

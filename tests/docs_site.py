@@ -101,7 +101,7 @@ def _cells(line, spans): return [line[a:b].strip() for a, b in spans]
 
 def _table_html(head, body):
     "Rows of texts as an HTML table; columns of numbers are set flush right."
-    number = re.compile(r'[-+]?(\d[\d.,]*(e[-+]?\d+)?|nan|inf|--)( ?%)?|', re.I)
+    number = re.compile(r'([-+]?(\d[\d.,]*(e[-+]?\d+)?|nan|inf|--)( ?%| ?± ?[\d.]+)?|-|–)?', re.I)
     right = [all(number.fullmatch(row[i]) for row in body) for i in range(len(head[0]))]
     def row(cells, tag):
         kinds = [' class="number"' if r else '' for r in right]
@@ -110,26 +110,44 @@ def _table_html(head, body):
     return f'<table class="printed">\n<thead>\n{top}\n</thead>\n<tbody>\n{rest}\n</tbody>\n</table>'
 
 
+def _ruled(lines, at):
+    "A table as astropy prints it, whose line of dashes is line `at`: (first line, line behind, HTML), or None."
+    rule = lines[at]
+    if not re.fullmatch(r'-+( -+)+', rule): return None
+    spans = [m.span() for m in re.finditer('-+', rule)]
+    fits = lambda line: len(line) == len(rule) and line.strip() and all(line[b] == ' ' for _, b in spans[:-1])
+    first, last = at, at + 1
+    while first > 0 and at - first < 3 and fits(lines[first - 1]): first -= 1
+    while last < len(lines) and fits(lines[last]): last += 1
+    rows = [_cells(line, spans) for line in lines[first:at] + lines[at + 1:last]]
+    return (first, last, _table_html(rows[:at - first], rows[at - first:])) if first < at else None
+
+
+def _headed(lines, at):
+    "A table whose head (line `at`) has no name over the first column and names flush right over the others, or None."
+    head = lines[at].rstrip()
+    ends = [m.end() for m in re.finditer(r'\S+(?: \S+)*', head)]
+    if not re.match(r' {4,}\S+ {2,}\S', head): return None
+    edge = max(ends[0] - (ends[1] - ends[0]), 1)
+    spans = list(zip([0, edge, *ends], [edge, *ends]))
+    def fits(line):
+        line = line.rstrip()
+        cut = ' ' in line[edge - 1:edge + 1]
+        return len(line) == len(head) and line[:1].strip() and cut and all(line[e - 1] != ' ' and line[e:e + 1] in ('', ' ') for e in ends)
+    last = at + 1
+    while last < len(lines) and fits(lines[last]): last += 1
+    rows = [_cells(line, spans) for line in lines[at:last]]
+    return (at, last, _table_html(rows[:1], rows[1:])) if last > at + 1 else None
+
+
 def split_tables(text):
-    "Pieces of a printed text: ('text', …) and ('html', …) for tables as astropy prints them."
-    lines, plain = text.split('\n'), []
-    at = 0
+    "Pieces of a printed text: ('text', …), and ('html', …) for the tables in it."
+    lines, done, at = text.split('\n'), 0, 0
     while at < len(lines):
-        rule = lines[at]
-        if not re.fullmatch(r'-+( -+)+', rule) or not plain or len(plain[-1]) != len(rule):
-            plain.append(rule)
-            at += 1
-            continue
-        spans = [m.span() for m in re.finditer('-+', rule)]
-        gaps = [b for _, b in spans[:-1]]
-        fits = lambda line: len(line) == len(rule) and line.strip() and all(line[g] == ' ' for g in gaps)
-        head, body = [], []
-        while plain and fits(plain[-1]) and len(head) < 3: head.insert(0, _cells(plain.pop(), spans))
-        at += 1
-        while at < len(lines) and fits(lines[at]):
-            body.append(_cells(lines[at], spans))
-            at += 1
-        if ''.join(plain).strip(): yield 'text', '\n'.join(plain).strip('\n')
-        plain = []
-        yield 'html', _table_html(head, body)
-    if ''.join(plain).strip(): yield 'text', '\n'.join(plain).strip('\n')
+        table = _ruled(lines, at) or _headed(lines, at)
+        if table and table[0] >= done:
+            yield 'text', '\n'.join(lines[done:table[0]]).strip('\n')
+            yield 'html', table[2]
+            done = table[1]
+        at = max(at + 1, done)
+    yield 'text', '\n'.join(lines[done:]).strip('\n')
