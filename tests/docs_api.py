@@ -96,7 +96,7 @@ def type_text(annotation):
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     text = re.sub(r'\b[A-Za-z_]\w*\.(?=\w)', '', text.strip('\'"'))
     text = re.sub(r'\bndarray\b', 'np.ndarray', re.sub(r'\bTensor\b', 'torch.Tensor', text))
-    return f'`{_cell(text)}`'
+    return f'`{text}`'  # pandoc wants no backslash before | in code
 
 
 def signature_of(sym, eval_str=True):
@@ -111,7 +111,7 @@ def parameter_rows(sym, signature):
     parameters = {n: p for n, p in signature.parameters.items() if n != 'self'}
     meaning = {n: (docs.get(n) or {}).get('docment') or '' for n in parameters}
     for n, p in parameters.items():
-        default = '' if p.default is p.empty else f'`{_cell(_default(p.default))}`'
+        default = '' if p.default is p.empty else f"`{' '.join(_default(p.default).split())}`"
         yield [f'`{n}`', type_text(p.annotation), default, _cell(meaning[n])]
     back, kind = return_comment(sym, meaning.values()), type_text(signature.return_annotation)
     if back or kind not in ('', '`None`'): yield ['*returns*', kind, '', _cell(back or '')]

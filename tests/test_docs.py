@@ -21,7 +21,7 @@ def test_words_and_columns_are_no_links():
 
 def test_types_are_shown_as_in_the_source():
     shown = [docs_api.type_text(t) for t in (np.ndarray, Path | str, list[Path], 'RedshiftFit', inspect.Parameter.empty)]
-    assert shown == ['`np.ndarray`', r'`Path \| str`', '`list[Path]`', '`RedshiftFit`', '']
+    assert shown == ['`np.ndarray`', '`Path | str`', '`list[Path]`', '`RedshiftFit`', '']
 
 
 def test_a_type_that_is_not_imported_stays_text():
