@@ -65,8 +65,9 @@ def link_with_care():
 # Signature, docstring, table of parameters -----------------------------------------------------------------------
 
 def _cell(text):
-    "Text as the content of a cell of a pipe table."
-    return ' '.join(str(text).split()).replace('|', r'\|')
+    "Text as the content of a cell of a pipe table; `<` outside code is no tag."
+    text = ' '.join(str(text).split()).replace('|', r'\|')
+    return re.sub(r'`[^`]*`|<', lambda m: r'\<' if m[0] == '<' else m[0], text)
 
 
 def _default(value):
