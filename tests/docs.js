@@ -15,7 +15,7 @@ function load() {
 }
 
 function rank([title, heading, url, text], words) {
-  let sum = url.startsWith('start/') * 15;
+  let sum = /^start\/(?!api)/.test(url) * 15;
   for (const word of words) {
     const [t, h, x] = [title, heading, text].map(s => s.toLowerCase());
     const found = (t === word) * 40 + (h === word) * 60 + t.includes(word) * 12 + h.includes(word) * 20 + Math.min(x.split(word).length - 1, 5);
