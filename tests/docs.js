@@ -1,6 +1,6 @@
-// Menu and search of the pages that tests/docs.py builds. The index of the pages is search.js, loaded at the first search.
+// Menu and search of the pages that tests/docs.py builds. The index, search.js, is loaded at the first search.
 const up = document.documentElement.dataset.up;
-const menu = document.getElementById('menu'), box = document.getElementById('search'), list = document.getElementById('found');
+const [menu, box, list] = ['menu', 'search', 'found'].map(id => document.getElementById(id));
 document.documentElement.classList.add('js');
 menu.onclick = () => menu.setAttribute('aria-expanded', document.body.classList.toggle('menu'));
 
@@ -18,7 +18,8 @@ function rank([title, heading, url, text], words) {
   let sum = /^start\/(?!api)/.test(url) * 15;
   for (const word of words) {
     const [t, h, x] = [title, heading, text].map(s => s.toLowerCase());
-    const found = (t === word) * 40 + (h === word) * 60 + t.includes(word) * 12 + h.includes(word) * 20 + Math.min(x.split(word).length - 1, 5);
+    const whole = (t === word) * 40 + (h === word) * 60, part = t.includes(word) * 12 + h.includes(word) * 20;
+    const found = whole + part + Math.min(x.split(word).length - 1, 5);
     if (!found) return 0;
     sum += found;
   }

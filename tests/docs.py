@@ -50,18 +50,27 @@ def process():
     one, failed = serve_drv.main, []
 
     def one_and_go_on(item):
-        try: one(item)
+        try:
+            one(item)
         except Exception as e:
             os.environ.pop('IN_TEST', None)
-            failed.append(f'{item[0].relative_to(ROOT)}: {e}\n    because {e.__cause__!r}; nbdev runs the cells that import or export, '
-                          'and no others, for the documentation: keep imports in a cell of their own')
+            failed.append(f'{item[0].relative_to(ROOT)}: {e}\n    because {e.__cause__!r}; for the documentation nbdev runs '
+                          'the cells that import or export, and no others: keep imports in a cell of their own')
 
     serve_drv.main = one_and_go_on
     refresh_quarto_yml()
     proc_nbs(n_workers=0, force=True)
     serve_drv.main = one
-    for path in PROC.rglob('*.ipynb'): tables_in_html(path)
+    for path in PROC.rglob('*.ipynb'):
+        tables_in_html(path)
     return failed
+
+
+def output_of(kind, text):
+    "A piece of a printed text as an output of a cell."
+    if kind == 'text':
+        return AttrDict(output_type='stream', name='stdout', text=[text])
+    return AttrDict(output_type='display_data', metadata={}, data=AttrDict({'text/html': [text]}))
 
 
 def tables_in_html(path):
@@ -73,11 +82,14 @@ def tables_in_html(path):
             plain = out.output_type == 'stream' and out.name == 'stdout'
             parts = [part for part in split_tables(''.join(out.text)) if part[1].strip()] if plain else []
             changed |= any(kind == 'html' for kind, _ in parts)
-            if not any(kind == 'html' for kind, _ in parts): outputs.append(out)
-            else: outputs += [AttrDict(output_type='stream', name='stdout', text=[text]) if kind == 'text' else
-                              AttrDict(output_type='display_data', metadata={}, data=AttrDict({'text/html': [text]})) for kind, text in parts]
-        if 'outputs' in cell: cell['outputs'] = outputs
-    if changed: write_nb(nb, path)
+            if not any(kind == 'html' for kind, _ in parts):
+                outputs.append(out)
+            else:
+                outputs += [output_of(kind, text) for kind, text in parts]
+        if 'outputs' in cell:
+            cell['outputs'] = outputs
+    if changed:
+        write_nb(nb, path)
 
 
 # One notebook to markdown ----------------------------------------------------------------------------------------
@@ -109,24 +121,33 @@ def image_markdown(data, mime, name, media, alt):
 
 def output_markdown(out, name, media, alt):
     "One output of a code cell as markdown."
-    if out.output_type == 'stream': return fence(''.join(out.text), f'.output .{out.name}')
-    if out.output_type == 'error': return fence(f'{out.ename}: {out.evalue}', '.output .stderr')
+    if out.output_type == 'stream':
+        return fence(''.join(out.text), f'.output .{out.name}')
+    if out.output_type == 'error':
+        return fence(f'{out.ename}: {out.evalue}', '.output .stderr')
     data = out.data
     for mime in ('image/svg+xml', 'image/png', 'image/jpeg'):
-        if mime in data: return image_markdown(data[mime], mime, name, media, alt)
-    if 'text/markdown' in data: return ''.join(data['text/markdown'])
-    if 'text/html' in data: return fence(''.join(data['text/html']), '=html')
-    if 'text/latex' in data: return ''.join(data['text/latex'])
+        if mime in data:
+            return image_markdown(data[mime], mime, name, media, alt)
+    if 'text/markdown' in data:
+        return ''.join(data['text/markdown'])
+    if 'text/html' in data:
+        return fence(''.join(data['text/html']), '=html')
+    if 'text/latex' in data:
+        return ''.join(data['text/latex'])
     return fence(''.join(data.get('text/plain', '')), '.output')
 
 
 def cell_markdown(cell, name, media, where):
     "One processed cell as markdown; Quarto's cell options are obeyed, `where` is the heading above."
     source = ''.join(cell.source)
-    if cell.cell_type == 'markdown': return source
-    if cell.cell_type != 'code': return ''
+    if cell.cell_type == 'markdown':
+        return source
+    if cell.cell_type != 'code':
+        return ''
     options, code = split_options(source)
-    if options.get('include') == 'false': return ''
+    if options.get('include') == 'false':
+        return ''
     parts = [fence(code, '.python')] if code.strip() and options.get('echo') != 'false' else []
     if parts and options.get('code-fold') == 'true':
         parts = [f"<details><summary>{options.get('code-summary', 'Code')}</summary>\n\n{parts[0]}\n\n</details>"]
@@ -156,20 +177,23 @@ def relative_links(text, up):
     "Links to the published site and to notebooks, made to lead to the pages built here."
     cfg = get_config()
     text = text.replace(f'{cfg.doc_host}{cfg.doc_baseurl}/', up)
-    def to_page(m): return m[1] + page_of(m[2]) + (m[3] or '') + m[4]
+    def to_page(m):
+        return m[1] + page_of(m[2]) + (m[3] or '') + m[4]
     return re.sub(r'(\]\(|href=")((?:\.\./)*(?!https?:)[\w./-]+\.ipynb)(#[^)"\s]*)?([)"])', to_page, text)
 
 
 def pandoc(text, to, name, source=READ, args=()):
-    "Pandoc's rendering of `text`, and its warnings (an unclosed div, a formula it cannot read) as lines that begin with `name`."
+    "Pandoc's rendering of `text`, and its warnings (an unclosed div, …) as lines that begin with `name`."
     log = io.StringIO()
     handler, thread = logging.StreamHandler(log), get_ident()
     handler.addFilter(lambda record: record.thread == thread)  # pages are rendered side by side
     logger = logging.getLogger('pypandoc')
     logger.addHandler(handler)
     logger.propagate = False
-    try: made = pypandoc.convert_text(text, to, format=source, extra_args=['--wrap=preserve', *args])
-    finally: logger.removeHandler(handler)
+    try:
+        made = pypandoc.convert_text(text, to, format=source, extra_args=['--wrap=preserve', *args])
+    finally:
+        logger.removeHandler(handler)
     return made, [f'{name}: {line}' for line in log.getvalue().splitlines() if line.strip()]
 
 
@@ -185,7 +209,8 @@ def write_page(path, meta, body, titles):
             *(f'--variable={k}={v}' for k, v in variables.items())]
     html, warnings = pandoc(relative_links(body, up), 'html5', here, args=args)
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(re.sub(r'<colgroup>.*?</colgroup>\n?', '', html, flags=re.S), encoding='utf-8')  # columns as wide as they need
+    html = re.sub(r'<colgroup>.*?</colgroup>\n?', '', html, flags=re.S)  # columns as wide as they need
+    page.write_text(html, encoding='utf-8')
     return warnings
 
 
@@ -202,7 +227,8 @@ def build():
         if path.is_file() and path.suffix not in ('.ipynb', '.yml'):
             (DOCS / path.relative_to(PROC)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, DOCS / path.relative_to(PROC))
-    for name in ('docs.css', 'docs.js'): shutil.copy2(HERE / name, DOCS / name)
+    for name in ('docs.css', 'docs.js'):
+        shutil.copy2(HERE / name, DOCS / name)
     write_search(DOCS, titles)
     return warnings
 
@@ -218,17 +244,24 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
-        if 'id' in attrs: self.ids.add(attrs['id'])
+        if 'id' in attrs:
+            self.ids.add(attrs['id'])
         self.links += [attrs[k] for k in ('href', 'src') if attrs.get(k)]
-        if tag in ('pre', 'code', 'math', 'script', 'style', 'svg'): self.stack.append(tag)
-        if tag in ('p', 'li', 'td', 'h1', 'h2', 'h3', 'h4', 'pre', 'div'): self.prose.append('\0'); self.code.append('\0')
+        if tag in ('pre', 'code', 'math', 'script', 'style', 'svg'):
+            self.stack.append(tag)
+        if tag in ('p', 'li', 'td', 'h1', 'h2', 'h3', 'h4', 'pre', 'div'):
+            self.prose.append('\0')
+            self.code.append('\0')
 
     def handle_endtag(self, tag):
-        if self.stack and tag == self.stack[-1]: self.stack.pop()
+        if self.stack and tag == self.stack[-1]:
+            self.stack.pop()
 
     def handle_data(self, data):
-        if not self.stack: self.prose.append(data)
-        elif self.stack[0] == 'pre': self.code.append(data)
+        if not self.stack:
+            self.prose.append(data)
+        elif self.stack[0] == 'pre':
+            self.code.append(data)
 
 
 RAW_ANYWHERE = {r'#\s?\| ?\w': 'a cell directive', r'(?m)^\s*:{3,}': 'a fenced div', r'\{python\}': 'a Quarto code cell',
@@ -251,12 +284,16 @@ def dead_links(page, pages):
     "Links from one page to files, anchors and sources that do not exist."
     blob = f'{get_config().git_url}/blob/{get_config().branch}/'
     for link in page.links:
-        if link.startswith(blob) and not (ROOT / urldefrag(link[len(blob):])[0]).exists(): yield f'{page.path.name}: no such source file: {link}'
-        if urlparse(link).scheme: continue
+        if link.startswith(blob) and not (ROOT / urldefrag(link[len(blob):])[0]).exists():
+            yield f'{page.path.name}: no such source file: {link}'
+        if urlparse(link).scheme:
+            continue
         target, anchor = urldefrag(link)
         path = (page.path.parent / unquote(target)).resolve() if target else page.path
-        if not path.exists(): yield f'{page.path.relative_to(DOCS)}: dead link: {link}'
-        elif anchor and path in pages and unquote(anchor) not in pages[path].ids: yield f'{page.path.relative_to(DOCS)}: no such anchor: {link}'
+        if not path.exists():
+            yield f'{page.path.relative_to(DOCS)}: dead link: {link}'
+        elif anchor and path in pages and unquote(anchor) not in pages[path].ids:
+            yield f'{page.path.relative_to(DOCS)}: no such anchor: {link}'
 
 
 def check_pages():
@@ -267,7 +304,8 @@ def check_pages():
     wrong += [f'_quarto.yml: {name} is in nbs/ but not in the sidebar' for name in sorted(notebooks - set(names))]
     wrong += [f'{name}: got no page' for name in sorted(notebooks) if not (DOCS / page_of(name)).exists()]
     pages = {p: Page(p) for p in sorted(DOCS.rglob('*.html'))}
-    for page in pages.values(): wrong += dict.fromkeys([*leaks(page), *dead_links(page, pages)])
+    for page in pages.values():
+        wrong += dict.fromkeys([*leaks(page), *dead_links(page, pages)])
     return wrong
 
 
@@ -290,7 +328,9 @@ def readme(write):
     pictures = sorted(made.glob('*')) if made.exists() else []
     if write:
         path.write_text(text, encoding='utf-8')
-        for p in pictures: images.mkdir(exist_ok=True); shutil.copy2(p, images / p.name)
+        for p in pictures:
+            images.mkdir(exist_ok=True)
+            shutil.copy2(p, images / p.name)
     old = path.read_text(encoding='utf-8') if path.exists() else ''
     diff = list(difflib.unified_diff(old.splitlines(), text.splitlines(), 'README.md', 'nbs/index.ipynb', lineterm=''))
     stale = [f'nbs/images/{p.name} is not the picture in nbs/index.ipynb' for p in pictures
@@ -301,17 +341,20 @@ def readme(write):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for flag in ('--readme', '--check', '--process'): parser.add_argument(flag, action='store_true')
+    for flag in ('--readme', '--check', '--process'):
+        parser.add_argument(flag, action='store_true')
     args = parser.parse_args()
     os.chdir(ROOT)
     wrong = process()
     if not args.process:
         wrong += build()
         wrong += check_pages()
-    if args.readme or args.check: wrong += readme(write=args.readme)
+    if args.readme or args.check:
+        wrong += readme(write=args.readme)
     made = PROC if args.process else DOCS
     print('\n'.join(wrong) or f"{made.name}/: {len(list(made.rglob('*.ipynb' if args.process else '*.html')))} pages, nothing wrong with them")
     return 1 if wrong else 0
 
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    sys.exit(main())
