@@ -298,7 +298,8 @@ def dead_links(page, pages):
 
 def check_pages():
     "Everything wrong with the pages, as a list of lines."
-    notebooks = {p.relative_to(NBS).as_posix() for p in NBS.rglob('*.ipynb') if not re.search(r'(^|/)[_.]', p.relative_to(NBS).as_posix())}
+    notebooks = {p.relative_to(NBS).as_posix() for p in NBS.rglob('*.ipynb')}
+    notebooks = {name for name in notebooks if not re.search(r'(^|/)[_.]', name)}
     names = list(listed(sidebar()))
     wrong = [f'_quarto.yml: {name} is in the sidebar but not in nbs/' for name in names if name not in notebooks]
     wrong += [f'_quarto.yml: {name} is in nbs/ but not in the sidebar' for name in sorted(notebooks - set(names))]
@@ -352,7 +353,8 @@ def main():
     if args.readme or args.check:
         wrong += readme(write=args.readme)
     made = PROC if args.process else DOCS
-    print('\n'.join(wrong) or f"{made.name}/: {len(list(made.rglob('*.ipynb' if args.process else '*.html')))} pages, nothing wrong with them")
+    pages = list(made.rglob('*.ipynb' if args.process else '*.html'))
+    print('\n'.join(wrong) or f'{made.name}/: {len(pages)} pages, nothing wrong with them')
     return 1 if wrong else 0
 
 

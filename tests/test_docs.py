@@ -26,11 +26,14 @@ def test_types_are_shown_as_in_the_source():
 
 
 def test_a_type_that_is_not_imported_stays_text():
-    def score(flux, n: int = 3): # what comes out
+    def score(
+        flux, # what goes in
+        n: int = 3, # how many
+    ): # what comes out
         "Score."
     score.__annotations__ |= {'flux': 'Spectra', 'return': 'Elsewhere'}
     table = docs_api.parameter_table(score, docs_api.signature_of(score))
-    assert '| `flux` | `Spectra` |' in table and '| *returns* | `Elsewhere` |  | what comes out |' in table
+    assert '| `flux` | `Spectra` |  | what goes in |' in table and '| *returns* | `Elsewhere` |  | what comes out |' in table
 
 
 def test_long_defaults_are_cut():
