@@ -121,6 +121,38 @@ def test_outputs_hold_no_warning_or_error(path):
     assert not bad
 
 
+# The pages of reference: their outputs are made from the code, and name all of it
+
+def shown(name):
+    "What the outputs of a notebook in nbs/start show."
+    return '\n'.join(text for _, outputs in cells(ROOT / 'nbs' / 'start' / f'{name}.ipynb', 'code') for text in printed(outputs))
+
+
+def test_every_column_is_explained():
+    from skyseek.pipeline.catalogue import COLUMNS
+    page = shown('columns')
+    assert not [name for name, (*_, words) in COLUMNS.items() if f'| `{name}` |' not in page or words.replace('|', r'\|') not in page]
+
+
+def test_every_command_and_option_is_explained():
+    from skyseek.pipeline.cli import _parser
+    sub = next(a for a in _parser()._actions if hasattr(a, 'choices') and isinstance(a.choices, dict))
+    page, guide = shown('commands'), shown('which_command')
+    assert not [name for name in sub.choices if f'(#{name})' not in page or f'(commands.html#{name})' not in guide]
+    options = {o for p in sub.choices.values() for a in p._actions for o in a.option_strings} - {'-h', '--help'}
+    assert not [o for o in options if f'`{o}`' not in page]
+
+
+@named(MODULES)
+def test_api_index_names_every_public_function_and_class(path):
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    kinds, page = (ast.FunctionDef, ast.ClassDef), shown('api')
+    public = [n.name for n in tree.body if isinstance(n, kinds) and n.name[0] != '_'
+              and not any(ast.unparse(d).startswith('patch') for d in n.decorator_list)]
+    module = path.relative_to(ROOT / 'skyseek').with_suffix('').as_posix()
+    assert not [name for name in public if f'[`{name}`](../{module}.html#{name.lower()})' not in page]
+
+
 # The order: wings, and inside a wing the numbers
 
 def place(path):
@@ -131,7 +163,7 @@ def place(path):
 PLACES = {f'skyseek.{exported_module(p)}': place(p) for p in NOTEBOOKS if exported_module(p)}
 
 
-@named([p for p in NOTEBOOKS if p.parent != ROOT / 'nbs' and p.parent.name != 'tutorials'])
+@named([p for p in NOTEBOOKS if p.parent != ROOT / 'nbs' and p.parent.name not in ('tutorials', 'start')])
 def test_notebook_exports_to_the_module_of_its_name(path):
     wing, name = path.parent.name, re.fullmatch(r'\d\d_(\w+)', path.stem)[1]
     assert exported_module(path) == f'{wing}.{name}' and wing in WINGS
