@@ -165,6 +165,6 @@ class TableRenderer(BasicMarkdownRenderer):
         sym = imported(self.sym, self.nm)
         link = NbdevLookup().code(self.fn)
         source = f'[source]({link}){{.source-link}}' if link else ''
-        docs = self.docs if getattr(sym, '__doc__', None) else ''
+        docs = self.docs.split('\n\nParameters\n---')[0] if getattr(sym, '__doc__', None) else ''  # the table has them
         table = parameter_table(sym, self.sig) if self.sig else ''
         return '\n\n'.join([source, f"{'#'*self.title_level} {self.nm}", f'```python\n{self.call()}\n```', docs, table])

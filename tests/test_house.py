@@ -135,8 +135,8 @@ def test_every_column_is_explained():
 
 
 def test_every_command_and_option_is_explained():
-    from skyseek.pipeline.cli import _parser
-    sub = next(a for a in _parser()._actions if hasattr(a, 'choices') and isinstance(a.choices, dict))
+    from skyseek.pipeline.cli import make_parser
+    sub = next(a for a in make_parser()._actions if hasattr(a, 'choices') and isinstance(a.choices, dict))
     page, guide = shown('commands'), shown('which_command')
     assert not [name for name in sub.choices if f'(#{name})' not in page or f'(commands.html#{name})' not in guide]
     options = {o for p in sub.choices.values() for a in p._actions for o in a.option_strings} - {'-h', '--help'}
