@@ -69,16 +69,13 @@ def mixtures(
             out[name] = rows, coeff[rows, :width[rows].max()]/length[rows, None]
     return out
 
-def _kth(x, bank, k, inside=None):
-    "(n,) distances from x (n, F) to the k-th nearest row of bank; rows that are `inside` the bank skip themselves."
-    from sklearn.neighbors import NearestNeighbors
-    out, known, k = np.full(len(x), np.nan), np.isfinite(x).all(1), min(k, len(bank) - 1)
-    if not known.any():
-        return out
-    near, _ = NearestNeighbors(algorithm='brute').fit(bank).kneighbors(x[known], k + 1)
-    column = k - 1 + (np.zeros(len(x)) if inside is None else np.asarray(inside)).astype(int)
-    out[known] = np.maximum(near[np.arange(len(near)), column[known]], 1e-6)
-    return out
+def _log_kth(x, bank, k, inside=None, chunk=4096):
+    "(n,) ln distance of tensor x (n, F) to the k-th nearest row of bank; rows `inside` the bank skip themselves."
+    k = min(k, len(bank) - 1)
+    near = torch.cat([torch.cdist(part, bank).topk(k + 1, largest=False).values for part in x.split(chunk)])
+    skip = torch.zeros(len(x)) if inside is None else torch.as_tensor(inside)
+    column = k - 1 + skip.long()
+    return torch.log(near.gather(1, column[:, None])[:, 0].clamp(min=1e-6)).numpy()
 
 # %% ../../nbs/anomaly/01_scores.ipynb #6be6fa02
 class AnomalyReference(nn.Module):
@@ -114,9 +111,9 @@ DEX = -np.log10(1 - np.array(LEVELS))  # the same as anomaly scores
 
 # %% ../../nbs/anomaly/01_scores.ipynb #6e58851a
 def _standard(x, reference, name):
-    "(n, F) float32 x in the standard deviations of the reference."
-    mean, std = (getattr(reference, f'{name}_{part}').cpu().numpy() for part in ('mean', 'std'))
-    return (np.asarray(x, np.float32) - mean)/std
+    "(n, F) float32 tensor: x in the standard deviations of the reference."
+    mean, std = (getattr(reference, f'{name}_{part}').cpu() for part in ('mean', 'std'))
+    return (torch.as_tensor(np.asarray(x, np.float32)) - mean)/std
 
 def latent_distance(
     reference: AnomalyReference,
@@ -124,9 +121,9 @@ def latent_distance(
     inside: np.ndarray | None = None, # (N,) bool: which of them are in the bank
 ) -> np.ndarray: # (N,) ln distance to the k-th nearest reference latent
     "How isolated a spectrum is in latent space."
-    bank = reference.latents.cpu().numpy()
+    bank = reference.latents.cpu()
     k = reference.neighbours(len(bank)/reference.config['n'])
-    return np.log(_kth(_standard(latent, reference, 'latent'), bank, k, inside))
+    return _log_kth(_standard(latent, reference, 'latent'), bank, k, inside)
 
 def answer_rarity(
     reference: AnomalyReference,
@@ -143,9 +140,9 @@ def answer_rarity(
         out[rows] = -np.log((fraction*n + 1)/(n + 1))
         if name not in types or types[name][1] != c.shape[1]:
             continue
-        bank, own = getattr(reference, f'{name}_bank').cpu().numpy(), None if inside is None else inside[rows]
+        bank, own = getattr(reference, f'{name}_bank').cpu(), None if inside is None else inside[rows]
         k = reference.neighbours(len(bank)/(fraction*n))
-        out[rows] += c.shape[1]*np.log(_kth(_standard(c, reference, name), bank, k, own))
+        out[rows] += c.shape[1]*_log_kth(_standard(c, reference, name), bank, k, own)
     return out
 
 # %% ../../nbs/anomaly/01_scores.ipynb #8f1e86d6
