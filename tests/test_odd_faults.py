@@ -13,7 +13,7 @@ from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
 
-from skyseek.anomaly.scores import rerank as active, stellar_autoencoder as outliers, wgan_scores as imagescores
+from skyseek.anomaly import rerank as active, stellar_autoencoder as outliers, wgan_scores as imagescores
 from skyseek.learn import training as train
 from skyseek.pipeline import reference
 from skyseek.anomaly.rerank import catalogue_features, rerank

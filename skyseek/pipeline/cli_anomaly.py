@@ -64,8 +64,9 @@ def train_stars(a):
     "Train the stellar autoencoder on spectra of stars, as published: type STAR, no warning, S/N above --min-snr."
     from skyseek.data.writing import check_folder, keep_apart
     from skyseek.learn.model_sets import checkpoint_path
-    from skyseek.anomaly.stellar_autoencoder import STELLAR_TRAINING, error_statistics, r_squared, read_stars
-    from skyseek.anomaly.stellar_autoencoder import reconstruct, reconstruction_errors, select_stars, stellar_side
+    from skyseek.anomaly.stellar_autoencoder import STELLAR_TRAINING, error_statistics, r_squared, reconstruct
+    from skyseek.anomaly.stellar_autoencoder import reconstruction_errors
+    from skyseek.anomaly.stellar_spectra import read_stars, select_stars, stellar_side
     from skyseek.data.sdss import spectrum_files
     from skyseek.anomaly.stellar_training import train_stellar_file
     from skyseek.learn.training import TrainSettings
@@ -93,9 +94,8 @@ def train_stars(a):
 def score_stars(a):
     "Say how anomalous each star is: errors of its reconstruction, published tables, and what is out of distribution."
     from skyseek.data.files import check_destination, write_table
-    from skyseek.anomaly.stellar_autoencoder import (
-        error_statistics, is_star, load_stellar, read_stars, stellar_catalogue, stellar_report,
-    )
+    from skyseek.anomaly.stellar_autoencoder import error_statistics, load_stellar, stellar_catalogue, stellar_report
+    from skyseek.anomaly.stellar_spectra import is_star, read_stars
     from skyseek.data.sdss import spectrum_files
     from skyseek.anomaly.stellar_training import add_unfamiliar
     files = spectrum_files(a.spectra)
@@ -126,7 +126,7 @@ STRANGE = 3.  # SIGMA of stars that are counted in the last line
 
 def _stellar_cards(a, model, files):
     "What a table of stars was made from, for its header."
-    from skyseek.anomaly.stellar_autoencoder import MIN_COVERAGE
+    from skyseek.anomaly.stellar_spectra import MIN_COVERAGE
     from skyseek.data.records import provenance
     from skyseek.learn.training import fingerprint
     name = a.weights.name if a.weights else 'stars'
