@@ -43,6 +43,7 @@ def split_nature(
     out['NATURE_TEXT'][rows] = [_reason(*a) for a in zip(artefact, lost, found, anomaly[rows], after)]
     return out
 
+# %% ../../nbs/anomaly/02_artefact_flag.ipynb #fe8454f2
 def _reason(artefact, lost, found, before, after):
     "The reason for the flag, in words."
     if lost:

@@ -201,6 +201,7 @@ def _read_fits(path):
         data = [np.asarray(h.data, float) for h in bands]
         return data[0] if len(data) == 1 else np.array(data), *(_degrees(hdus[0].header.get(k)) for k in ('RA', 'DEC'))
 
+# %% ../../nbs/anomaly/08_cutouts.ipynb #e527f2da
 def image_files(
     paths: Path | str | list[Path], # jpg, png or FITS files, or folders of them
 ) -> list[Path]: # sorted in each folder
@@ -317,6 +318,7 @@ def _dataset(f, path, name):
         raise ReadError(f"{path}: the data of {name} lies in another file; copy it into one")
     return found
 
+# %% ../../nbs/anomaly/08_cutouts.ipynb #9d032cb4
 def _images(f, path):
     "The dataset of the images."
     data = _dataset(f, path, 'images')
@@ -350,6 +352,7 @@ def _columns(f, path, n):
         out[name] = (data.asstr('utf-8', 'replace') if text else data)[()].reshape(n)
     return {k: v.astype(str) if v.dtype.kind == 'O' else v for k, v in out.items()}
 
+# %% ../../nbs/anomaly/08_cutouts.ipynb #3ddced93
 def _stamps(data, path, size, how):
     "(N, size, size, 3) stamps and (N,) reasons of a dataset of images; `how` are the last arguments of `_one_image`."
     if (n := len(data))*size**2*3 > MAX_BYTES:

@@ -44,6 +44,7 @@ def rerank(
     trust = np.expm1(np.minimum(alpha*d/max(d.mean(), 1e-9), 20))
     return score*np.tanh(trust + np.arctanh(.1 + .85*forest.predict(x)/BEST_MARK))
 
+# %% ../../nbs/anomaly/03_rerank.ipynb #f13959d2
 def _check_marks(features, score, marks):
     "(N,) bool: which objects are rated; `ValueError` if the ratings cannot be learned."
     known = np.isfinite(marks)
@@ -184,6 +185,7 @@ def _scores(catalogue, name):
         raise ValueError(f"{name} is not one number a row; score the spectra again with `skyseek score`")
     return np.ma.filled(column.astype(float), np.nan)
 
+# %% ../../nbs/anomaly/03_rerank.ipynb #582fa40b
 def _order(score):
     "Rows from the largest to the smallest; those without a number come last."
     numbers = np.ma.filled(np.ma.asarray(score, float), np.nan)

@@ -107,6 +107,8 @@ class AnomalyReference(nn.Module):
         return max(1, round(RARE*self.config['n']*bank))
 
 LEVELS = (.05, .1, .2, .3, .4, .5, .6, .7, .8, .9, .95, .97, .985, .9925)  # of the quantiles that are kept
+
+# %% ../../nbs/anomaly/01_scores.ipynb #b07edc60
 DEX = -np.log10(1 - np.array(LEVELS))  # the same as anomaly scores
 
 # %% ../../nbs/anomaly/01_scores.ipynb #6e58851a
@@ -125,6 +127,7 @@ def latent_distance(
     k = reference.neighbours(len(bank)/reference.config['n'])
     return _log_kth(_standard(latent, reference, 'latent'), bank, k, inside)
 
+# %% ../../nbs/anomaly/01_scores.ipynb #de99949d
 def answer_rarity(
     reference: AnomalyReference,
     fit: RedshiftFit, # N rows

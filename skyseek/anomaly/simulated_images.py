@@ -104,6 +104,7 @@ def _neighbours(rng, size, profile):
 def _star(mag):
     return {b: _galsim().Gaussian(sigma=1e-3, flux=_flux(m)) for b, m in mag.items()}
 
+# %% ../../nbs/anomaly/09_simulated_images.ipynb #dea90a97
 def _spoil(kind, rng, images, psf):
     "The images (3, S, S) with an artefact."
     s = images.shape[1]

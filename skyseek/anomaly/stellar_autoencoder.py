@@ -44,10 +44,7 @@ class StellarSettings:
 # %% ../../nbs/anomaly/06_stellar_autoencoder.ipynb #b3e81bd6
 class StellarAutoencoder(nn.Module):
     "Eight convolutions: 640 points → 40 × channels → 640 points."
-    def __init__(
-        self,
-        **settings, # fields of `StellarSettings`
-    ):
+    def __init__(self, **settings): # fields of `StellarSettings`
         super().__init__()
         s = self.settings = StellarSettings(**settings)
         down, up = (1, *s.channels), (s.channels[-1], *s.channels[::-1])

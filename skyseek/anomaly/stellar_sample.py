@@ -150,6 +150,7 @@ def simulate_stars(
     truth['PLANTED'] = np.isin(np.arange(n), places)
     return _as_spectra(flux, ivar, truth, first), truth
 
+# %% ../../nbs/anomaly/04_stellar_sample.ipynb #ff6ff44b
 def _as_spectra(flux, ivar, truth, first):
     "Spectra with the columns that SDSS's pipeline would give."
     n = len(flux)

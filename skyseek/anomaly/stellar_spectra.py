@@ -95,6 +95,7 @@ def is_star(
         return np.ones(len(meta), bool)
     return np.char.strip(np.asarray(meta['SPECTYPE']).astype(str)) == 'STAR'
 
+# %% ../../nbs/anomaly/05_stellar_spectra.ipynb #889addae
 def select_stars(
     meta: Table, # of the pipeline: SPECTYPE, ZWARN, SN_MEDIAN_ALL (or SNR), as far as there are such columns
     min_snr: float = 20., # median S/N per pixel that is wanted

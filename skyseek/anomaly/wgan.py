@@ -165,6 +165,7 @@ class GanSettings:
         if not 0 < self.lr < math.inf:
             raise ValueError(f"--lr {self.lr} (lr): give a positive learning rate")
 
+# %% ../../nbs/anomaly/10_wgan.ipynb #3495cf0b
 def as_tensor(
     images: np.ndarray, # (B, S, S, 3) uint8
     device: str = 'cpu', # torch device
@@ -222,6 +223,7 @@ def _flat(task):
 
 OPTIONS = 'size', 'width', 'lr', 'batch_size', 'seed'  # settings that are options of `skyseek train-galaxies`
 
+# %% ../../nbs/anomaly/10_wgan.ipynb #2033e999
 def _load_game(path, modules, optimizers, task):
     "Put a checkpoint into networks and optimisers; returns what was done."
     try:
@@ -265,10 +267,7 @@ def train_wgan(
     nets = dict(generator=Generator(**shape), critic=Critic(**shape))
     adam = {name: torch.optim.Adam(net.parameters(), settings.lr, settings.betas) for name, net in nets.items()}
     pairs = {name: fabric.setup(net, adam[name]) for name, net in nets.items()}
-    task, done = _task(settings, nets, images), None
-    if checkpoint and Path(checkpoint).exists():
-        done = _load_game(checkpoint, nets, adam, task)
-    done = done or dict(task=task, distance=[])
+    done = _resume(checkpoint, nets, adam, _task(settings, nets, images))
     todo = range(len(done['distance']), settings.iterations)
     bar = progress_bar(todo, progress, desc='wgan', initial=len(done['distance']), total=settings.iterations)
     for iteration in bar:
@@ -285,6 +284,12 @@ def _task(settings, nets, images):
     kept = {k: v for k, v in asdict(settings).items() if k not in ('device', 'iterations')}
     kept['betas'] = list(kept['betas'])
     return dict(settings=kept, shape=nets['generator'].config, n=len(images))
+
+def _resume(checkpoint, nets, adam, task):
+    "The progress of a checkpoint, which is loaded, or of a new training."
+    if checkpoint and Path(checkpoint).exists():
+        return _load_game(checkpoint, nets, adam, task)
+    return dict(task=task, distance=[])
 
 def _round(fabric, pairs, images, settings, iteration):
     "One iteration; returns the critic's distance between real and generated images."
@@ -345,13 +350,18 @@ def train_encoder(
         for group in adam.param_groups:
             group['lr'] = lr*.5*(1 + math.cos(math.pi*i/iterations))
         real = as_tensor(images[rng.integers(0, len(images), batch_size)], device)
-        z = encoder(real)
-        score = combined_score(*score_parts(real, generator(z), critic)).mean()
-        loss = score*(1 + .01*(z.square().mean() - 1).relu())
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        history.append(score.item())
+        history.append(_encoder_step(encoder, generator, critic, adam, real))
     generator.requires_grad_(True)
     critic.requires_grad_(True)
     return encoder.cpu().eval(), history
+
+# %% ../../nbs/anomaly/10_wgan.ipynb #6632dc1e
+def _encoder_step(encoder, generator, critic, adam, real):
+    "One step of the encoder; returns the mean score."
+    z = encoder(real)
+    score = combined_score(*score_parts(real, generator(z), critic)).mean()
+    loss = score*(1 + .01*(z.square().mean() - 1).relu())
+    adam.zero_grad()
+    loss.backward()
+    adam.step()
+    return score.item()

@@ -47,6 +47,7 @@ class ImageScores:
     def combined(self) -> np.ndarray: # (N,)
         return combined_score(self.generator, self.critic)
 
+# %% ../../nbs/anomaly/11_wgan_scores.ipynb #4062b07e
 def _search(real, generator, critic, encoder, steps, lr):
     "Latents of a batch of images."
     with torch.no_grad():
@@ -138,11 +139,7 @@ def image_catalogue(
 # %% ../../nbs/anomaly/11_wgan_scores.ipynb #d5d0960d
 class ResidualAutoencoder(WithSettings):
     "Images or residuals to 64 numbers and back."
-    def __init__(
-        self,
-        code: int = 64, # numbers in the bottleneck
-        **settings, # fields of `ImageSettings`
-    ):
+    def __init__(self, code: int = 64, **settings): # numbers in the bottleneck; fields of `ImageSettings`
         super().__init__(**settings)
         s, self.code = self.settings, code
         c1, c2, c4, c8 = s.channels
@@ -203,6 +200,7 @@ def train_residuals(
     fit(model, stream, None, settings, progress=False)
     return model.cpu().eval()
 
+# %% ../../nbs/anomaly/11_wgan_scores.ipynb #3e1d2396
 @torch.no_grad()
 def encode_images(
     model: ResidualAutoencoder,
@@ -319,11 +317,7 @@ def score_images_file(
         some = good[np.arange(k, min(k + part, len(good)))]
         parts.append(_read_part(path, some) or _score_part(path, some, nets, steps, device))
     scores = ImageScores(*(np.concatenate([getattr(p, k) for p in parts]) for k in ImageScores.__dataclass_fields__))
-    if results is not None:
-        _write_scores(results, good, scores)
-    for path in paths:
-        if path is not None:
-            path.unlink(missing_ok=True)
+    _finish(results, good, scores, paths)
     table = image_catalogue(cutouts, scores)
     files = sorted(set(np.asarray(cutouts.table['FILE']).tolist()) - {''})
     model = dict(WEIGHTS=Path(folder).name, MODELID='-'.join(map(fingerprint, nets)), SIZE=nets[0].settings.size)
@@ -346,6 +340,14 @@ def _stored(name):
     "Name in the file of a field of `ImageScores`."
     return f'score_{name}' if name in ('generator', 'critic') else name
 
+def _finish(results, good, scores, paths):
+    "Write the results and remove the parts."
+    if results is None:
+        return
+    _write_scores(results, good, scores)
+    for path in paths:
+        path.unlink(missing_ok=True)
+
 def _part_path(results, part):
     "Where a part lies; `ValueError` if it could not be written, or would take a link's target."
     path = check_new(Path(results).with_suffix(f'.{part}.h5'), overwrite=True)
@@ -353,6 +355,7 @@ def _part_path(results, part):
         raise ValueError(f"{path}: is a link, and in the way of a part of the results; remove it")
     return path
 
+# %% ../../nbs/anomaly/11_wgan_scores.ipynb #35b9c973
 def _read_part(path, some):
     "The scores of a part that an earlier run has finished, if they are of these very images."
     if path is None or not path.is_file():
