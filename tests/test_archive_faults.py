@@ -39,7 +39,8 @@ from skyseek.simulate.mock_archive import simulate_edr
 from skyseek.data.hdus import ReadError, open_fits
 from skyseek.pipeline.workers import DestinationError, run_jobs
 from skyseek.data.byte_ranges import fetch_pair
-from skyseek.pipeline.survey import Job, SurveySettings, open_jobs, run_survey, survey_part
+from skyseek.pipeline.runs import open_jobs
+from skyseek.pipeline.survey import Job, SurveySettings, run_survey, survey_part
 from skyseek.detect.visual_inspection import count_petals, fetch_file, fetch_tables, list_folder, read_checksums
 
 HERE = 'healpix/main/dark/0/{0}/{1}-main-dark-{0}.fits'

@@ -16,7 +16,8 @@ from skyseek.pipeline.cli import main
 from skyseek.data.tables import read_redrock
 from skyseek.pipeline.detectors import prepare_sample, read_sides
 from skyseek.detect.metrics import average_precision
-from skyseek.detect.cross_fit import cross_fit, join_candidates, shipped
+from skyseek.detect.cross_fit import cross_fit, join_candidates
+from skyseek.learn.training import shipped
 from skyseek.detect.labelled_data import is_labelled, read_labelled, wrong_answers
 from skyseek.redshift.bases import library_bases
 from skyseek.redshift.scan import redshift_file, scan_redshift

@@ -14,9 +14,8 @@ from skyseek.pipeline.cli import main
 from skyseek.anomaly.cutouts import read_cutouts, write_hdf5
 from skyseek.data.files import read_written_table
 from skyseek.anomaly.simulated_images import simulate_cutouts
-from skyseek.anomaly.stellar_autoencoder import (
-    load_stellar, prepare_stars, read_stars, reconstruct, reconstruction_errors,
-)
+from skyseek.anomaly.stellar_autoencoder import load_stellar, reconstruct, reconstruction_errors
+from skyseek.anomaly.stellar_spectra import prepare_stars, read_stars
 from skyseek.simulate.mock_survey import simulate_survey
 from skyseek.data.spectra import Spectra
 from skyseek.anomaly.stellar_sample import simulate_stars

@@ -23,7 +23,7 @@ from skyseek.pipeline.cli import main
 from skyseek.detect.metrics import evaluate, evaluate_catalogue
 from skyseek.redshift.second_opinion import Judge, differs_from, reconcile, with_solutions
 from skyseek.learn.features import arm_quality, metadata_table, normalise
-from skyseek.detect.cross_fit import shipped
+from skyseek.learn.training import shipped
 from skyseek.detect.labelled_data import find_coadds, read_labelled
 from skyseek.redshift.bases import library_bases
 from skyseek.redshift.scan import redshift_file, scan_redshift

@@ -92,8 +92,10 @@ def train_stars(
     overwrite: bool = False,
 ) -> int: # exit code
     "Train the stellar autoencoder on spectra of stars, as published: type STAR, no warning, S/N above --min-snr."
-    from skyseek.anomaly.stellar_autoencoder import STELLAR_TRAINING, error_statistics, r_squared, read_stars
-    from skyseek.anomaly.stellar_autoencoder import reconstruct, reconstruction_errors, select_stars, stellar_side
+    from skyseek.anomaly.stellar_autoencoder import STELLAR_TRAINING, error_statistics, r_squared
+    from skyseek.anomaly.stellar_spectra import read_stars
+    from skyseek.anomaly.stellar_autoencoder import reconstruct, reconstruction_errors
+    from skyseek.anomaly.stellar_spectra import select_stars, stellar_side
     from skyseek.anomaly.stellar_training import train_stellar_file
     from skyseek.data.sdss import spectrum_files
     from skyseek.data.writing import check_folder, keep_apart
@@ -131,7 +133,8 @@ def score_stars(
     overwrite: bool = False,
 ) -> int: # exit code
     "Say how anomalous each star is: errors of its reconstruction, published tables, and what is out of distribution."
-    from skyseek.anomaly.stellar_autoencoder import error_statistics, is_star, load_stellar, read_stars
+    from skyseek.anomaly.stellar_autoencoder import error_statistics, load_stellar
+    from skyseek.anomaly.stellar_spectra import is_star, read_stars
     from skyseek.anomaly.stellar_autoencoder import stellar_catalogue, stellar_report
     from skyseek.anomaly.stellar_training import add_unfamiliar
     from skyseek.data.files import check_destination, write_table
@@ -168,7 +171,7 @@ def _stellar_line(path, table):
 
 def _stellar_cards(weights, all_types, model, files):
     "What a table of stars was made from, for its header."
-    from skyseek.anomaly.stellar_autoencoder import MIN_COVERAGE
+    from skyseek.anomaly.stellar_spectra import MIN_COVERAGE
     from skyseek.data.records import provenance
     from skyseek.learn.training import fingerprint
     limits = dict(TH_SIGMA=STRANGE, MINCOVER=MIN_COVERAGE, ALLTYPES=all_types)

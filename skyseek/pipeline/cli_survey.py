@@ -65,7 +65,7 @@ def _check_places(source, output):
 def _list_todo(source, output, settings):
     "Print the pixels that a run would do."
     from skyseek.data.archive import list_pixels, open_archive
-    from skyseek.pipeline.survey import open_jobs
+    from skyseek.pipeline.runs import open_jobs
     archive = open_archive(source, settings.endpoint, settings.timeout)
     pixels = list_pixels(archive, settings.surveys, settings.programs, settings.pixels)
     todo, done, failed = open_jobs(output, pixels, settings.retry_failed)

@@ -23,7 +23,8 @@ from ..data.spectra import Spectra, concatenate
 from ..data.truth import fold_of, split_of
 from ..detect.classifier import CLASSIFIER_TRAINING, WrongClassifier, pick_columns, predict, train_classifier
 from ..detect.cross_fit import classifier_inputs, cross_boosting, cross_fit, fit_classifier, learn_autoencoder
-from ..detect.cross_fit import probabilities, shipped, take_rows
+from ..detect.cross_fit import probabilities, take_rows
+from ..learn.training import shipped
 from ..detect.labelled_data import is_labelled, read_labelled, wrong_answers
 from ..detect.metrics import boosting_score, compare_all, compare_detectors, evaluate_groups, tracer_cuts
 from ..detect.metrics import tracer_of

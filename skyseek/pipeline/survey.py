@@ -27,7 +27,8 @@ import torch
 from astropy.table import Table
 
 from .. import __version__
-from ..data.archive import Archive, PATIENCE, TIMEOUT, Unreachable, list_pixels, open_archive
+from ..data.archive import Archive, TIMEOUT, list_pixels, open_archive
+from ..data.retry import PATIENCE, Unreachable
 from ..data.byte_ranges import fetch_pair
 from ..data.desi import extract
 from ..data.files import failure_text, progress_bar, write_spectra

@@ -27,7 +27,8 @@ from skyseek.detect.metrics import average_precision, compare
 from skyseek.redshift.second_opinion import Judge, second_look, train_judge
 from skyseek.learn.features import EVIDENCE, METADATA
 from skyseek.learn.training import ArrayStream
-from skyseek.detect.cross_fit import classifier_inputs, shipped
+from skyseek.detect.cross_fit import classifier_inputs
+from skyseek.learn.training import shipped
 from skyseek.detect.labelled_data import is_labelled, read_labelled, wrong_answers
 from skyseek.redshift.learn_bases import learn_bases
 from skyseek.redshift.scan import scan_redshift

@@ -24,7 +24,7 @@ from skyseek.redshift.bases import Basis
 from skyseek.detect.metrics import average_precision, compare
 from skyseek.redshift.second_opinion import Judge, second_look
 from skyseek.learn.features import metadata_table
-from skyseek.detect.cross_fit import shipped
+from skyseek.learn.training import shipped
 from skyseek.detect.labelled_data import is_labelled
 from skyseek.simulate.instrument import Faults
 from skyseek.redshift.chi2 import ScanSettings

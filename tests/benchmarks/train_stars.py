@@ -20,10 +20,10 @@ from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
 
 from skyseek import __version__
-from skyseek.anomaly.stellar_autoencoder import (
-    STELLAR_TRAINING, StellarAutoencoder, StellarFlux, error_statistics, prepare_stars, r_squared, reconstruct,
-    reconstruction_errors, snr_bins, spoil_stretch, stellar_side, train_stellar,
-)
+from skyseek.anomaly.stellar_autoencoder import STELLAR_TRAINING, StellarAutoencoder, error_statistics, r_squared
+from skyseek.anomaly.stellar_autoencoder import reconstruct, reconstruction_errors, snr_bins, spoil_stretch
+from skyseek.anomaly.stellar_autoencoder import train_stellar
+from skyseek.anomaly.stellar_spectra import StellarFlux, prepare_stars, stellar_side
 from skyseek.simulate.templates import read_library
 from skyseek.data.sdss import read_any
 from skyseek.anomaly.stellar_sample import PLANTED, simulate_stars
