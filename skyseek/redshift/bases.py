@@ -33,7 +33,7 @@ class Basis:
     zmax: float = 1.7  # highest redshift that is tried
     forest: bool = False  # templates are free of the Lyman-alpha forest; the fit dims them by its mean
     version: str = ''  # of the template file, or how the basis was made
-    variance: np.ndarray | None = None  # (K,) typical squares of the coefficients of a spectrum of unit rms flux; None: any coefficient is as good as any other
+    variance: np.ndarray | None = None  # (K,) typical squared coefficients at unit rms flux; None: no prior
 
     def __post_init__(self):
         k, n = np.shape(self.flux)
@@ -45,48 +45,59 @@ class Basis:
             raise ValueError(f"{self.name}: zmin {self.zmin} is not below zmax {self.zmax}")
         bad = ~(np.isfinite(self.flux).all(0) & np.isfinite(self.wave))
         if bad.any():
-            raise ValueError(f"{self.name}: {bad.sum()} of {n} template pixels are not finite; the template file is damaged")
+            raise ValueError(f"{self.name}: {bad.sum()} of {n} template pixels are not finite; "
+                             f"the template file is damaged")
         if not (np.diff(self.wave) > 0).all():
             raise ValueError(f"{self.name}: template wavelengths do not increase; check CRVAL1, CDELT1 and LOGLAM")
         if self.variance is not None and (len(self.variance) != k or not (np.asarray(self.variance) > 0).all()):
             raise ValueError(f"{self.name}: variance must hold {k} positive numbers, one for each template")
 
     @property
-    def name(self):
+    def name(self) -> str: # SPECTYPE, or SPECTYPE:::SUBTYPE as in redrock
         return f"{self.spectype}:::{self.subtype}" if self.subtype else self.spectype
 
     def __repr__(self):
-        return f"Basis[{self.name}, {len(self.flux)} templates] {self.wave[0]:.0f}–{self.wave[-1]:.0f} Å, z {self.zmin:.4g} to {self.zmax:.4g}"
+        span = f"{self.wave[0]:.0f}–{self.wave[-1]:.0f} Å, z {self.zmin:.4g} to {self.zmax:.4g}"
+        return f"Basis[{self.name}, {len(self.flux)} templates] {span}"
 
 # %% ../../nbs/redshift/01_bases.ipynb #8e4bfeb6
-Z_RANGES = {'GALAXY': (-0.005, 1.7), 'QSO:::LOZ': (0.05, 1.6), 'QSO:::HIZ': (1.4, 7.), 'QSO': (0.05, 7.), 'STAR': (-0.002, 0.002)}  # where a file has none
+Z_RANGES = {'GALAXY': (-0.005, 1.7), 'QSO:::LOZ': (0.05, 1.6), 'QSO:::HIZ': (1.4, 7.), 'QSO': (0.05, 7.),
+            'STAR': (-0.002, 0.002)}  # of trial redshifts, for files that hold none
 
-def read_basis(
-    path, # one rrtemplate-*.fits file
-): # `Basis`
-    "Read one redrock template file."
+def _read_template(path):
+    "Header, templates (K, L) and range of redshifts (None where the file has none) of a template file."
     with fits.open(path) as hdus:
         h, flux = hdus[0].header, hdus[0].data
         if flux is None or flux.ndim != 2 or 'RRTYPE' not in h:
-            raise ValueError(f"{path}: no 2-d templates with the keyword RRTYPE in the first HDU; give redrock's rrtemplate-*.fits")
-        flux, z = np.asarray(flux, np.float64), np.asarray(hdus['REDSHIFTS'].data, float) if 'REDSHIFTS' in hdus else None
-    spectype, subtype = h['RRTYPE'].strip().upper(), h.get('RRSUBTYP', '').strip()
+            raise ValueError(f"{path}: no 2-d templates with the keyword RRTYPE in the first HDU; "
+                             f"give redrock's rrtemplate-*.fits")
+        z = np.asarray(hdus['REDSHIFTS'].data, float) if 'REDSHIFTS' in hdus else None
+        return h, np.asarray(flux, np.float64), None if z is None else (z.min(), z.max())
+
+# %% ../../nbs/redshift/01_bases.ipynb #891e98ae
+def read_basis(
+    path: Path | str, # one rrtemplate-*.fits file
+) -> Basis:
+    "Read one redrock template file."
+    h, flux, z_range = _read_template(path)
     absent = [k for k in ('CRVAL1', 'CDELT1') if k not in h]
     if absent:
-        raise ValueError(f"{path}: no keyword {' and '.join(absent)} for the wavelengths in the first HDU; give redrock's rrtemplate-*.fits")
+        raise ValueError(f"{path}: no keyword {' and '.join(absent)} for the wavelengths in the first HDU; "
+                         f"give redrock's rrtemplate-*.fits")
     wave = h['CRVAL1'] + h['CDELT1']*(np.arange(flux.shape[1]) + 1 - h.get('CRPIX1', 1))
     if h.get('LOGLAM', 0) not in (0, False, 'F'):
         wave = 10**wave
-    default = Z_RANGES.get(f'{spectype}:::{subtype}', Z_RANGES.get(spectype, (-0.005, 1.7)))
-    zmin, zmax = default if z is None else (z.min(), z.max())
+    spectype, subtype = h['RRTYPE'].strip().upper(), h.get('RRSUBTYP', '').strip()
+    zmin, zmax = z_range or Z_RANGES.get(f'{spectype}:::{subtype}', Z_RANGES.get(spectype, (-0.005, 1.7)))
     try:
-        return Basis(wave, flux, spectype, subtype, float(zmin), float(zmax), spectype == 'QSO', str(h.get('VERSION', '')).strip())
+        return Basis(wave=wave, flux=flux, spectype=spectype, subtype=subtype, zmin=float(zmin), zmax=float(zmax),
+                     forest=spectype == 'QSO', version=str(h.get('VERSION', '')).strip())
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
 
 def read_bases(
-    folder, # with redrock's rrtemplate-*.fits
-): # list of `Basis`
+    folder: Path | str, # with redrock's rrtemplate-*.fits
+) -> list[Basis]:
     "Read all redrock templates of a folder."
     paths = sorted(Path(folder).glob('rrtemplate-*.fits'))
     if not paths:
@@ -95,9 +106,9 @@ def read_bases(
 
 # %% ../../nbs/redshift/01_bases.ipynb #1be8e683
 def mean_forest(
-    wave, # observed wavelength in Å, array or tensor
-): # same shape, mean transmission blueward of a quasar's Lyman-alpha line
-    "Mean transmission of the Lyman-alpha forest, effective optical depth of Kamble, Dawson et al. 2020 (eq. for τ_eff of Lyα)."
+    wave: np.ndarray, # observed wavelength in Å; a tensor is taken too
+) -> np.ndarray: # same shape and kind, mean transmission blueward of a quasar's Lyman-alpha line
+    "Mean transmission of the Lyman-alpha forest: effective optical depth of Lyα in Kamble, Dawson et al. (2020)."
     return 2.718281828459045**(-0.00554*(wave/LYA)**3.182)
 
 # %% ../../nbs/redshift/01_bases.ipynb #44df5939
@@ -123,37 +134,45 @@ def _quasar_bases(library, rows, k):
         clear = flux/np.array([np.where(wave < LYA, np.maximum(mean_forest(wave*(1 + zi)), .05), 1) for zi in z])
         dark = wave[0]*(wave[1]/wave[0])**np.arange(-int(np.log(wave[0]/445)/np.log(wave[1]/wave[0])), 0)
         v = np.hstack([np.zeros((min(k, len(rows)), len(dark))), _svd(clear, k)])
-        out = [Basis(np.concatenate([dark, wave]), v, 'QSO', 'HIZ', 1.4, 6., True, 'pca')]
+        out = [Basis(wave=np.concatenate([dark, wave]), flux=v, spectype='QSO', subtype='HIZ', zmin=1.4, zmax=6.,
+                     forest=True, version='pca')]
     wave, flux = _select(library, rows, 1350)
-    return [Basis(wave, _svd(flux, k), 'QSO', 'LOZ', 0.05, 1.6, True, 'pca')] + out if len(flux) else out
+    if not len(flux):
+        return out
+    return [Basis(wave=wave, flux=_svd(flux, k), spectype='QSO', subtype='LOZ', zmin=0.05, zmax=1.6,
+                  forest=True, version='pca')] + out
 
 # %% ../../nbs/redshift/01_bases.ipynb #58f6c8ae
 def pca_bases(
-    library, # `TemplateLibrary`: wave (L,), flux (T, L), table with SPECTYPE, SUBTYPE and, for quasars, Z
-    n_galaxy=8, # number of templates in the galaxy basis, at most 10
-    n_qso=4, # in each of the two quasar bases
-    n_star=5, # in the basis of each stellar subtype, where there are as many templates
-): # list of `Basis`: GALAXY, QSO:::LOZ, QSO:::HIZ, STAR:::…
-    "Principal components of a template library, one basis for each class; templates that lack part of the range are left out."
+    library: 'TemplateLibrary', # wave (L,) Å, flux (T, L), table with SPECTYPE, SUBTYPE and, for quasars, Z
+    n_galaxy: int = 8, # number of templates in the galaxy basis, at most 10
+    n_qso: int = 4, # in each of the two quasar bases
+    n_star: int = 5, # in the basis of each stellar subtype, where there are as many templates
+) -> list[Basis]: # GALAXY, QSO:::LOZ, QSO:::HIZ, STAR:::…
+    "Principal components of a template library by class; templates that lack part of the range are left out."
     spectype, subtype = (np.asarray(library.table[name]).astype(str) for name in ('SPECTYPE', 'SUBTYPE'))
     out = []
     wave, flux = _select(library, np.flatnonzero(spectype == 'GALAXY'), 1300)
     if len(flux):
-        out.append(Basis(wave, _svd(flux, n_galaxy, np.where(wave < 5050, 3., 1.)), 'GALAXY', '', -0.005, 1.7, False, 'pca'))
+        flux = _svd(flux, n_galaxy, np.where(wave < 5050, 3., 1.))
+        out.append(Basis(wave=wave, flux=flux, spectype='GALAXY', version='pca'))
     out += _quasar_bases(library, np.flatnonzero(spectype == 'QSO'), n_qso)
     for kind in np.unique(subtype[spectype == 'STAR']):
         wave, flux = _select(library, np.flatnonzero((spectype == 'STAR') & (subtype == kind)), 3100)
         if len(flux):
-            out.append(Basis(wave, _svd(flux, n_star), 'STAR', str(kind), -0.002, 0.002, False, 'pca'))
+            flux = _svd(flux, n_star)
+            out.append(Basis(wave=wave, flux=flux, spectype='STAR', subtype=str(kind), zmin=-0.002, zmax=0.002,
+                             version='pca'))
     if not out:
-        raise ValueError("the library has no complete template of SPECTYPE GALAXY, QSO or STAR; check its table and coverage")
+        raise ValueError("the library has no complete template of SPECTYPE GALAXY, QSO or STAR; "
+                         "check its table and coverage")
     return out
 
 # %% ../../nbs/redshift/01_bases.ipynb #fa43083f
 def save_bases(
-    path, # of the file to write, *.safetensors
-    bases, # list of `Basis`
-): # `Path`
+    path: Path | str, # of the file to write, *.safetensors
+    bases: list[Basis], # to write
+) -> Path:
     "Write bases to one file, under a temporary name and renamed."
     arrays, about = {}, []
     for i, b in enumerate(bases):
@@ -166,24 +185,25 @@ def save_bases(
     return Path(path)
 
 def load_bases(
-    path, # file of `save_bases`
-): # list of `Basis`
+    path: Path | str, # file of `save_bases`
+) -> list[Basis]:
     "Read what `save_bases` wrote."
     try:
         with safe_open(path, 'numpy') as f:
             about, arrays = json.loads(f.metadata()['bases']), {k: f.get_tensor(k) for k in f.keys()}
-        return [Basis(arrays[f'{i}.wave'], arrays[f'{i}.flux'].astype(np.float64), **a, variance=arrays.get(f'{i}.variance')) for i, a in enumerate(about)]
+        return [Basis(wave=arrays[f'{i}.wave'], flux=arrays[f'{i}.flux'].astype(np.float64),
+                      variance=arrays.get(f'{i}.variance'), **a) for i, a in enumerate(about)]
     except (SafetensorError, TypeError, KeyError) as e:
         raise ValueError(f"{path}: no bases can be read ({e}); give a file that save_bases wrote") from None
 
 # %% ../../nbs/redshift/01_bases.ipynb #a5a958a9
 @lru_cache
-def library_bases(): # tuple of `Basis`
+def library_bases() -> tuple: # of `Basis`
     "Principal components of the built-in template library, made on first use."
     from skyseek.simulate.templates import builtin_library  # not needed where bases are read from files
     return tuple(pca_bases(builtin_library(n_galaxy=400, n_qso=200, n_star=300, seed=20)))
 
 @lru_cache
-def default_bases(): # tuple of `Basis`: GALAXY, QSO, STAR
+def default_bases() -> tuple: # of `Basis`: GALAXY, QSO, STAR
     "The learned bases that come with the package."
     return tuple(load_bases(str(files('skyseek')/'weights/bases/bases.safetensors')))

@@ -17,17 +17,17 @@ from scipy.fft import next_fast_len
 from scipy.ndimage import gaussian_filter1d
 
 from ..data.constants import C_KMS, LYA
-from ..data.spectra import bin_average, pixel_edges
-from .bases import mean_forest
+from ..data.spectra import Spectra, bin_average, pixel_edges
+from .bases import Basis, mean_forest
 
 # %% ../../nbs/redshift/02_chi2.ipynb #e2e802c4
 OVERSAMPLE = 4  # templates are prepared on a grid this much finer than the scan's
 
 def rebin_sum(
-    values, # (..., L) tensor, totals in the old pixels
-    old, # (L+1,) edges of the old pixels
-    new, # (M+1,) edges of the new pixels, same unit
-): # (..., M) totals in the new pixels
+    values: torch.Tensor, # (..., L) totals in the old pixels
+    old: np.ndarray, # (L+1,) edges of the old pixels
+    new: np.ndarray, # (M+1,) edges of the new pixels, same unit
+) -> torch.Tensor: # (..., M) totals in the new pixels
     "Share totals out among new pixels in proportion to overlap; what lies outside the new grid is dropped."
     total = torch.nn.functional.pad(values.cumsum(-1), (1, 0))
     i = np.clip(np.searchsorted(old, new, side='right') - 1, 0, len(old) - 2)
@@ -39,18 +39,20 @@ def rebin_sum(
 # %% ../../nbs/redshift/02_chi2.ipynb #7e81f8f8
 @dataclass(frozen=True, eq=False)
 class LogSums:
-    "Weighted sums of `N` spectra in `M` log-λ pixels; pixel `j` covers log10 λ = (first + j) … (first + j + 1) times `pixel`."
+    """Weighted sums of `N` spectra in `M` log-λ pixels.
+
+    Pixel `j` covers log10 λ from (first + j) to (first + j + 1) times `pixel`."""
     first: int  # number of the first pixel
     pixel: float  # width in dex
     sums: torch.Tensor  # (4, N, M): Σw, Σwf, Σwf², number of used pixels
 
 def log_sums(
-    spectra, # `Spectra`
-    pixel=1e-4, # width of the log-λ pixels in dex
-    device='cpu', # torch device
-    dtype=torch.float64, # of the result; the sums themselves are done in float64
-): # `LogSums`
-    "Weighted sums of spectra on the log-λ comb."
+    spectra: Spectra, # (N, L)
+    pixel: float = 1e-4, # width of the log-λ pixels in dex
+    device: str = 'cpu', # torch device
+    dtype: torch.dtype = torch.float64, # of the result; the sums themselves are done in float64
+) -> LogSums:
+    "Weighted sums of spectra on the log-λ grid."
     edges = np.log10(pixel_edges(spectra.wave))
     first, stop = int(np.floor(edges[0]/pixel)), int(np.ceil(edges[-1]/pixel))
     w, f = (torch.tensor(a, dtype=torch.float64, device=device) for a in (spectra.ivar, spectra.flux))
@@ -60,18 +62,19 @@ def log_sums(
 # %% ../../nbs/redshift/02_chi2.ipynb #4cc7ce92
 @lru_cache(maxsize=24)
 def log_templates(
-    basis, # `Basis`
-    first, # number of the first pixel on the comb
-    n, # number of pixels
-    pixel, # width in dex
-    sigma_v=0., # smoothing, Gaussian σ in km/s
-): # (K, n) mean flux per pixel, constant beyond the ends; (n,) True where the basis has data; both read-only
-    "Templates averaged in log-λ pixels."
+    basis: Basis, # K templates
+    first: int, # number of the first pixel on the log-λ grid
+    n: int, # number of pixels
+    pixel: float, # width in dex
+    sigma_v: float = 0., # smoothing, Gaussian σ in km/s
+) -> tuple: # (K, n) mean flux per pixel, constant beyond the ends; (n,) True where the basis has data
+    "Templates averaged in log-λ pixels; both arrays are read-only."
     edges, old = 10**((first + np.arange(n + 1))*pixel), pixel_edges(np.asarray(basis.wave, float))
     mean = np.stack([bin_average(basis.wave, f, edges) for f in basis.flux])
     covered = (edges[:-1] >= old[0]*(1 - 1e-9)) & (edges[1:] <= old[-1]*(1 + 1e-9))
     if not covered.any():
-        raise ValueError(f"{basis.name}: templates of {old[0]:.0f}–{old[-1]:.0f} Å never meet the spectra; check zmin, zmax and units")
+        raise ValueError(f"{basis.name}: templates of {old[0]:.0f}–{old[-1]:.0f} Å never meet the spectra; "
+                         f"check zmin, zmax and units")
     lo, hi = np.flatnonzero(covered)[[0, -1]]
     mean[:, :lo], mean[:, hi + 1:] = mean[:, lo:lo + 1], mean[:, hi:hi + 1]
     if sigma_v:
@@ -82,11 +85,11 @@ def log_templates(
 
 # %% ../../nbs/redshift/02_chi2.ipynb #41f65f1a
 def correlate(
-    field, # (B, S, M) tensor, S channels
-    product, # (Q, S, n) tensor, n = M + nz - 1; or its rfft of length `n_fft`
-    nz, # number of shifts
-    n_fft=None, # length of the transform; None sums directly
-): # (B, Q, nz): Σ_sj field[b, s, j] product[q, s, j + o] for o = 0 … nz - 1
+    field: torch.Tensor, # (B, S, M), S channels
+    product: torch.Tensor, # (Q, S, n), n = M + nz - 1; or its rfft of length `n_fft`
+    nz: int, # number of shifts
+    n_fft: int | None = None, # length of the transform; None sums directly
+) -> torch.Tensor: # (B, Q, nz): Σ_sj field[b, s, j] product[q, s, j + o] for o = 0 … nz - 1
     "Cross-correlation without wrap-around, summed over channels."
     if n_fft:
         f = torch.fft.rfft(field, n=n_fft).conj()
@@ -99,17 +102,17 @@ def correlate(
 
 # %% ../../nbs/redshift/02_chi2.ipynb #03706079
 def deal(
-    values, # (..., M) tensor
-    stride, # number of channels
-): # (..., stride, M/stride, rounded up); missing pixels are zero
+    values: torch.Tensor, # (..., M)
+    stride: int, # number of channels
+) -> torch.Tensor: # (..., stride, M/stride, rounded up); missing pixels are zero
     "Deal pixels out to channels: channel s holds pixels s, s + stride, …"
     values = torch.nn.functional.pad(values, (0, -values.shape[-1] % stride))
     return values.unflatten(-1, (-1, stride)).mT
 
 # %% ../../nbs/redshift/02_chi2.ipynb #2b16f746
 def quadratic_form(
-    system, # (C+1, C+1, ...) upper triangle of A bordered by b in the last column; overwritten
-): # (...) bᵀA⁻¹b
+    system: torch.Tensor, # (C+1, C+1, ...) upper triangle of A bordered by b in the last column; overwritten
+) -> torch.Tensor: # (...) bᵀA⁻¹b
     "Forward elimination of many small symmetric systems; columns that depend on earlier ones are left out."
     last = len(system) - 1
     tiny = 1e-12 if system.dtype == torch.float64 else 1e-6
@@ -124,8 +127,8 @@ def quadratic_form(
 
 # %% ../../nbs/redshift/02_chi2.ipynb #2a245874
 def typical_power(
-    sums, # (4, B, M) as in `LogSums`
-): # (B,) mean square flux without the noise's share
+    sums: torch.Tensor, # (4, B, M) as in `LogSums`
+) -> torch.Tensor: # (B,) mean square flux without that of the noise
     "Mean square flux of spectra; at least two standard deviations of what noise alone would give."
     w, _, wff, used = sums.double().sum(-1)
     return ((wff - used).clamp(min=0) + 2*used.sqrt())/w.clamp(min=1e-300)
@@ -139,12 +142,12 @@ class ScanSettings:
     nminima: int = 3  # minima kept for each basis and each SPECTYPE
     sigma_v: float = 30.  # smoothing of the templates by the spectrograph, Gaussian σ in km/s
     stride: int = 0  # every how many pixels a redshift is tried; 0 takes 3 for galaxies, 5 for quasars, 1 for stars
-    chunk: int = 0  # spectra × redshifts worked on at a time; 0 takes 2**14 on a CPU (fits its cache), 2**21 on a GPU (some 6 GB)
+    chunk: int = 0  # spectra × redshifts at a time; 0 takes 2**14 on a CPU (its cache), 2**21 on a GPU (some 6 GB)
     dtype: str = 'float32'  # of the scan; the minima that it finds are fitted again in float64
 
 # %% ../../nbs/redshift/02_chi2.ipynb #9b6e43aa
 def _scan_templates(basis, first, n, settings):
-    "Templates (K', n) on the scan's pixels, zero where not covered, orthonormal unless their coefficients are penalised; and the covered range."
+    "Templates (K', n) on the scan's pixels, zero where not covered, orthonormal if without prior; and the covered range."
     t, covered = log_templates(basis, first*OVERSAMPLE, n*OVERSAMPLE, settings.pixel/OVERSAMPLE, settings.sigma_v)
     covered = covered.reshape(n, OVERSAMPLE).all(-1)
     t = t.reshape(len(t), n, OVERSAMPLE).mean(-1)*covered
@@ -155,14 +158,14 @@ def _scan_templates(basis, first, n, settings):
     return v[size > 1e-6*size[0]]*np.sqrt(n), (inside[0], inside[-1] + 1)
 
 # %% ../../nbs/redshift/02_chi2.ipynb #9eae6116
-STRIDES = {'GALAXY': 3, 'QSO': 5, 'STAR': 1}  # redshift steps of 210, 350 and 70 km/s for pixels of 1e-4 dex; redrock's are 210, 350 and 7 km/s
+STRIDES = {'GALAXY': 3, 'QSO': 5, 'STAR': 1}  # pixels of 69 km/s from one trial redshift to the next
 
 class ScanPlan:
-    "One basis made ready for a scan: template products (or their transforms) on the comb of the spectra."
+    "One basis made ready for a scan: template products (or their transforms) on the log-λ grid of the spectra."
     def __init__(self,
-        basis, # `Basis`
-        sums, # `LogSums`, for its grid, device and dtype
-        settings, # `ScanSettings`
+        basis: Basis, # K templates
+        sums: LogSums, # for its grid, device and dtype
+        settings: ScanSettings,
     ):
         self.basis, self.m, self.pixel = basis, sums.sums.shape[-1], settings.pixel
         self.stride = settings.stride or STRIDES.get(basis.spectype, 1)
@@ -170,7 +173,8 @@ class ScanPlan:
         self.low = int(np.ceil(low - 1e-6))
         self.nz = int(np.floor(high + 1e-6) - self.low)//self.stride + 1
         if self.nz < 1:
-            raise ValueError(f"{basis.name}: no redshift step of {self.pixel} dex between zmin {basis.zmin} and zmax {basis.zmax}")
+            raise ValueError(f"{basis.name}: no redshift step of {self.pixel} dex "
+                             f"between zmin {basis.zmin} and zmax {basis.zmax}")
         n = -(-self.m//self.stride) + self.nz - 1
         self.n_fft = next_fast_len(n, real=True) if self.nz > 64 else None
         tensor = self._tensor = lambda a: torch.as_tensor(a, dtype=sums.sums.dtype, device=sums.sums.device)
@@ -179,7 +183,7 @@ class ScanPlan:
         self._prepare(sums.first, n*self.stride, settings)
 
     @property
-    def z(self): # (nz,) the redshifts that are tried
+    def z(self) -> np.ndarray: # (nz,) the redshifts that are tried
         return 10**((self.low + np.arange(self.nz)*self.stride)*self.pixel) - 1
 
 # %% ../../nbs/redshift/02_chi2.ipynb #43894328
@@ -188,7 +192,8 @@ def _prepare(self: ScanPlan, first, n, settings):
     "Template products by channel, and the covered stretch for each shift."
     high = self.low + (self.nz - 1)*self.stride
     t, inside = _scan_templates(self.basis, first - high, n, settings)
-    self.ends = [torch.as_tensor(np.clip(c - np.arange(self.nz)*self.stride, 0, self.m), device=self.poly.device) for c in inside]
+    shifted = [np.clip(c - np.arange(self.nz)*self.stride, 0, self.m) for c in inside]
+    self.ends = [torch.as_tensor(s, device=self.poly.device) for s in shifted]
     self.pairs = np.triu_indices(len(t))
     sides = _split_forest(self.basis, t, first, high, self.m, self.pixel)
     self.dimming = [self._tensor(dim) for dim, _ in sides]
@@ -202,14 +207,14 @@ def _ready(self: ScanPlan, product):
 
 # %% ../../nbs/redshift/02_chi2.ipynb #73f16cbe
 def legendre(
-    x, # (M,) from -1 to 1
-    npoly, # how many
-): # (npoly, M)
+    x: np.ndarray, # (M,) from -1 to 1
+    npoly: int, # how many
+) -> np.ndarray: # (npoly, M)
     "Legendre polynomials of degree 0 to npoly - 1."
     return np.polynomial.legendre.legvander(x, npoly - 1).T if npoly else np.zeros((0, len(x)))
 
 def _split_forest(basis, t, first, high, m, pixel):
-    "Pairs of dimming (m,) in the observed frame and templates (K, n): one pair, or two if the forest divides the templates."
+    "Pairs of dimming (m,) in the observed frame and templates (K, n): one, or two if the forest divides the templates."
     rest = 10**((first - high + np.arange(t.shape[1]) + .5)*pixel)
     if not basis.forest or rest[0] > LYA:
         return [(np.ones(m), t)]
@@ -217,14 +222,19 @@ def _split_forest(basis, t, first, high, m, pixel):
 
 # %% ../../nbs/redshift/02_chi2.ipynb #114690a8
 @patch
-def correlate(self: ScanPlan, field, power):
-    "Correlation of `field` (B, M) with the templates (`power` 1) or their products (2), both sides of the forest added: (B, Q, nz)."
+def correlate(self: ScanPlan,
+    field: torch.Tensor, # (B, M)
+    power: int, # 1: with the templates; 2: with their products
+) -> torch.Tensor: # (B, Q, nz)
+    "Correlation of `field` with the templates or their products, both sides of the forest added."
     channels = torch.cat([deal(field*dim**power, self.stride) for dim in self.dimming], 1)
     return correlate(channels, (None, self.templates, self.products)[power], self.nz, self.n_fft)
 
 @patch
-def covered(self: ScanPlan, field):
-    "Sum of `field` (B, M) over the pixels that the templates cover, for each shift: (B, nz)."
+def covered(self: ScanPlan,
+    field: torch.Tensor, # (B, M)
+) -> torch.Tensor: # (B, nz)
+    "Sum of `field` over the pixels that the templates cover, for each shift."
     total = torch.nn.functional.pad(field.cumsum(-1), (1, 0))
     return total[..., self.ends[1]] - total[..., self.ends[0]]
 
@@ -246,8 +256,8 @@ def _system(self: ScanPlan, w, wf):
 
 @patch
 def chi2(self: ScanPlan,
-    sums, # (4, B, M) as in `LogSums`
-): # (B, nz), redshifts ascending; infinite where too few pixels are covered
+    sums: torch.Tensor, # (4, B, M) as in `LogSums`
+) -> torch.Tensor: # (B, nz), redshifts ascending; infinite where too few pixels are covered
     "The (penalised) chi² curves of a few spectra."
     w, wf, wff, used = sums
     system = self._system(w, wf)
