@@ -9,6 +9,7 @@ __all__ = ['STEP', 'suspect_pixels', 'arm_steps', 'join_arms', 'clean_artefacts'
 import numpy as np
 
 from ..data.constants import ARM_EDGES, JUNCTIONS, STRONG_SKY
+from ..data.spectra import Spectra
 from .answer_fits import find_peaks, line_snr, running_continuum
 
 # %% ../../nbs/explain/02_artefacts.ipynb #2c0d1464
@@ -21,9 +22,9 @@ def _sharper_than_optics(wave, excess, ivar):
     return max(map(gain, blocks)) - max(map(gain, lines))
 
 def suspect_pixels(
-    spectra, # `Spectra`
-    snr=None, # (N, L) from `line_snr`
-): # (N, L) bool, and for each spectrum a list of (wavelength Å, S/N, what it is)
+    spectra: Spectra, # (N, L)
+    snr: np.ndarray | None = None, # (N, L) from `line_snr`
+) -> tuple: # (N, L) bool, and for each spectrum a list of (wavelength Å, S/N, what it is)
     "Pixels of features that are too sharp for a line or lie on a strong sky line."
     snr = line_snr(spectra) if snr is None else snr
     bad, found, excess = np.zeros(snr.shape, bool), [], spectra.flux - running_continuum(spectra)
@@ -50,24 +51,27 @@ def _side(spectra, flux, low, high, junction):
     return (s2*t0 - s1*t1)/safe, np.where(det > 0, s2/safe, np.inf)
 
 def arm_steps(
-    spectra, # `Spectra`
-): # (N, 2) steps at the two junctions as a fraction of the flux there, and their significance (4 % is always allowed)
-    "How far the arms are apart where they meet."
+    spectra: Spectra, # (N, L)
+) -> tuple: # (N, 2) steps at the two junctions as a fraction of the flux there; (N, 2) their significance
+    "How far the arms are apart where they meet; 4 % is always allowed in the significance."
     steps, base = np.zeros((2, len(spectra), 2)), running_continuum(spectra)
     flux = np.where(np.abs(spectra.flux - base)*np.sqrt(spectra.ivar) > 3, base, spectra.flux)
     for j, x in enumerate(JUNCTIONS):
         gap = 50*(j + .5)  # the overlap, and the dichroic's edge
-        (left, var_l), (right, var_r) = _side(spectra, flux, x - 200, x - 25, x), _side(spectra, flux, x + gap, x + gap + 175, x)
+        left, var_l = _side(spectra, flux, x - 200, x - 25, x)
+        right, var_r = _side(spectra, flux, x + gap, x + gap + 175, x)
         mean = np.maximum((np.abs(left) + np.abs(right))/2, 1e-6)
         error = np.sqrt(var_l + var_r)/mean
-        steps[:, :, j] = np.where(np.isfinite(error), ((right - left)/mean, np.abs(right - left)/mean/np.sqrt(error**2 + .04**2)), 0)
+        step = (right - left)/mean
+        significance = np.abs(right - left)/mean/np.sqrt(error**2 + .04**2)
+        steps[:, :, j] = np.where(np.isfinite(error), (step, significance), 0)
     return steps[0], steps[1]
 
 # %% ../../nbs/explain/02_artefacts.ipynb #7d618afc
 def join_arms(
-    spectra, # `Spectra`
-    steps, # (N, 2) from `arm_steps`
-): # `Spectra`
+    spectra: Spectra, # (N, L)
+    steps: np.ndarray, # (N, 2) from `arm_steps`
+) -> Spectra:
     "Scale B and Z so that they meet R without a step."
     flux, ivar = np.array(spectra.flux, float), np.array(spectra.ivar, float)
     ratio = (2 + np.clip(steps, -1.5, 1.5))/(2 - np.clip(steps, -1.5, 1.5))
@@ -80,8 +84,8 @@ def join_arms(
 STEP = 3.  # significance of a step between arms from which it is mended
 
 def clean_artefacts(
-    spectra, # `Spectra` on DESI's grid
-): # (`Spectra` without them, list of (N,) texts that say what was found, '' for nothing)
+    spectra: Spectra, # (N, L) on DESI's grid
+) -> tuple: # `Spectra` without artefacts, list of N texts that say what was found, '' for nothing
     "Mask what is too sharp for the optics or lies on a strong sky line, and scale arms to each other."
     bad, found = suspect_pixels(spectra)
     step, significance = arm_steps(spectra)
@@ -90,13 +94,16 @@ def clean_artefacts(
 
 def _what(found, step, significance):
     "What was taken away, in words; the strongest first."
-    words = [f'{what} at {wave:.0f} Angstrom ({snr:+.0f} sigma)' for wave, snr, what in sorted(found, key=lambda f: -abs(f[1]))[:2]]
-    words += [f'step by {100*s:+.0f} % of the mean flux at {x:.0f} Angstrom' for s, g, x in zip(step, significance, JUNCTIONS) if g > STEP]
+    strongest = sorted(found, key=lambda f: -abs(f[1]))[:2]
+    words = [f'{what} at {wave:.0f} Angstrom ({snr:+.0f} sigma)' for wave, snr, what in strongest]
+    for s, g, x in zip(step, significance, JUNCTIONS):
+        if g > STEP:
+            words.append(f'step by {100*s:+.0f} % of the mean flux at {x:.0f} Angstrom')
     return '; '.join(words)
 
 def lost_arms(
-    spectra, # `Spectra` on DESI's grid
-): # (N,) str: names of the arms without data, '' if none
+    spectra: Spectra, # (N, L) on DESI's grid
+) -> np.ndarray: # (N,) str: names of the arms without data, '' if none
     "Which arms have no data in four fifths of their pixels."
     out = np.full(len(spectra), '', 'U3')
     for arm, (low, high) in ARM_EDGES.items():

@@ -9,19 +9,21 @@ __all__ = ['attribution']
 import numpy as np
 import torch
 
-from ..detect.classifier import pick_columns
+from ..data.spectra import Spectra
+from ..detect.classifier import WrongClassifier, pick_columns
 from .answer_fits import running_continuum
+from ..learn.autoencoder import Autoencoder
 from ..learn.features import build_features
 
 # %% ../../nbs/explain/04_attribution.ipynb #9c3c16e0
 def attribution(
-    spectra, # `Spectra` with redrock's columns in meta, and those of `second_look` if the classifier uses them
-    autoencoder, # `Autoencoder`
-    classifier, # `WrongClassifier`
-    head=0, # 0: redshift wrong, 1: type wrong
-    steps=24, # of the integral
-    width=151, # window of the continuum, pixels
-): # (N, L) shares of the logit; positive pixels raise the suspicion
+    spectra: Spectra, # (N, L) with redrock's columns in meta, and those of `second_look` if the classifier uses them
+    autoencoder: Autoencoder,
+    classifier: WrongClassifier,
+    head: int = 0, # 0: redshift wrong, 1: type wrong
+    steps: int = 24, # of the integral
+    width: int = 151, # window of the continuum, pixels
+) -> np.ndarray: # (N, L) contributions to the logit; positive pixels raise the suspicion
     "Which pixels make the classifier suspicious."
     features = build_features(spectra)
     tensor = {k: torch.as_tensor(np.asarray(features[k], np.float32)) for k in ('flux', 'weight', 'scale', 'exptime')}

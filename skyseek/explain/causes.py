@@ -14,60 +14,91 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from astropy.stats import binom_conf_interval
 from astropy.table import Table
+from fastcore.basics import patch
 from scipy.ndimage import binary_dilation, uniform_filter1d
 
 from ..data.constants import ARM_EDGES, C_KMS, EMISSION, JUNCTIONS, SWAPS, TROUGHS
 from ..data.plots import smooth
-from .answer_fits import AnswerFits, advantage, cost_of, find_peaks, least_squares, line_snr, same_answer
-from .answer_fits import telling_wavelengths
+from ..data.spectra import Spectra
+from .answer_fits import advantage, cost_of, find_peaks, line_snr, same_answer, telling_wavelengths
 from .artefacts import arm_steps, join_arms, suspect_pixels
 from ..redshift.chi2 import legendre
-from ..redshift.scan import scan_redshift
+from ..redshift.local_fit import NativeFit, fit_pixels, least_squares, native_fits, of_type
+from ..redshift.scan import RedshiftFit, scan_redshift
 
 # %% ../../nbs/explain/03_causes.ipynb #cc3969fe
 @dataclass(eq=False, repr=False)
 class Case:
-    "One object whose answer is suspected, with all that the tests need."
+    "One object whose redshift or type may be wrong, with all that the tests need."
     wave: np.ndarray  # (L,) Å
-    flux: np.ndarray  # (L,)
+    flux: np.ndarray  # (L,) 1e-17 erg/s/cm²/Å
     ivar: np.ndarray  # (L,) float64
     z: float  # the pipeline's redshift
     spectype: str  # the pipeline's type
-    ours: Table.Row  # our best answer: row of RedshiftFit.table
+    ours: Table.Row  # our best solution: row of RedshiftFit.table
     which: int  # number of our best basis
-    minima: Table  # our best few answers
-    fits: AnswerFits  # for the χ² of any answer
+    minima: Table  # our best few solutions
+    fits: list[NativeFit]  # for the χ² of any solution
     snr: np.ndarray  # (2, L) S/N of narrow and of broad lines
     suspects: list  # (Å, S/N, what) of suspect features
     steps: np.ndarray  # (2, 2) arm steps: fraction and significance, at both junctions
     cleaned: tuple  # flux, ivar, minima without the suspect features
     joined: tuple  # flux, ivar, minima with arms joined
-    rest: Table  # minima of what our best model leaves over
+    rest: Table  # minima of the residuals of our best model
 
     def __post_init__(self):
-        self.chi2, self.model = self.fits.fit(self.flux, self.ivar, self.z, self.spectype)
-        self.chi2_ours, self.model_ours = self.fits.fit(self.flux, self.ivar, self.ours['Z'], self.ours['SPECTYPE'])
-        self.agree = bool(same_answer(self.z, self.spectype, self.ours['Z'], self.ours['SPECTYPE']))
-        self.advantage = advantage((self.flux, self.ivar), self.z, self.spectype, self.minima, self.fits)
+        z, spectype = self.ours['Z'], self.ours['SPECTYPE']
+        self.chi2, self.model = self.fit(self.z, self.spectype)
+        self.chi2_ours, self.model_ours = self.fit(z, spectype)
+        self.agree = bool(same_answer(self.z, self.spectype, z, spectype))
+        self.advantage = self.advantage_on(self.flux, self.ivar, self.minima)
+
+# %% ../../nbs/explain/03_causes.ipynb #ad75bddc
+@patch
+def fit(self: Case,
+    z: float, # redshift
+    spectype: str, # GALAXY, QSO or STAR
+    ivar: np.ndarray | None = None, # (L,), 0 for pixels to leave out; None takes all
+    reach: float = 100., # km/s by which the redshift may move
+) -> tuple: # χ² + prior penalty, model (L,)
+    "The best fit of a redshift solution."
+    return fit_pixels(self.fits, self.flux, self.ivar if ivar is None else ivar, z, spectype, reach)
+
+@patch
+def advantage_on(self: Case,
+    flux: np.ndarray, # (L,) 1e-17 erg/s/cm²/Å
+    ivar: np.ndarray, # (L,)
+    minima: Table, # of a scan of this flux
+) -> float: # Δχ²
+    "χ² of the best other solution minus that of the pipeline's, on a changed spectrum."
+    return advantage((flux, ivar), self.z, self.spectype, minima, self.fits)
 
 # %% ../../nbs/explain/03_causes.ipynb #5f53b0a0
+def _rows(fit, i):
+    return fit.minima[np.asarray(fit.minima['ROW']) == i]
+
 def open_cases(
-    spectra, # `Spectra`; meta has the pipeline's Z and SPECTYPE
-    fit, # `RedshiftFit` of the same spectra: the second opinion
-): # list of `Case`
+    spectra: Spectra, # (N, L); meta has the pipeline's Z and SPECTYPE
+    fit: RedshiftFit, # of the same spectra: the second opinion
+) -> list[Case]:
     "Collect what the tests need, for all objects at once."
     if len(fit) != len(spectra):
         raise ValueError(f"{len(fit)} fits for {len(spectra)} spectra; give the scan of the same spectra")
-    rows = lambda f, i: f.minima[np.asarray(f.minima['ROW']) == i]
-    snr, scan = np.stack([line_snr(spectra), line_snr(spectra, 50, 1001)], 1), lambda s: scan_redshift(s, fit.bases, settings=fit.settings)
+    scan = lambda s: scan_redshift(s, fit.bases, settings=fit.settings)
+    snr = np.stack([line_snr(spectra), line_snr(spectra, 50, 1001)], 1)
     bad, found = suspect_pixels(spectra, snr[:, 0])
-    steps = arm_steps(spectra)
+    steps, fits = np.array(arm_steps(spectra)), native_fits(fit.bases, spectra.wave, fit.settings)
     clean, joined = spectra.replace(ivar=np.where(bad, 0, spectra.ivar)), join_arms(spectra, steps[0])
+    changed = [(s, scan(s)) for s in (clean, joined)]
     rest = scan(spectra.replace(flux=spectra.flux - fit.models())) if len(spectra) else fit
-    again, fits = [(s, scan(s)) for s in (clean, joined)], AnswerFits(fit.bases, spectra.wave, fit.settings)
-    other = lambda i: [(s.flux[i], np.asarray(s.ivar[i], float), rows(f, i)) for s, f in again]
-    return [Case(spectra.wave, spectra.flux[i], np.asarray(spectra.ivar[i], float), float(spectra.meta['Z'][i]), str(spectra.meta['SPECTYPE'][i]).strip(), fit.table[i], int(fit.which[i]),
-                 rows(fit, i), fits, snr[i], found[i], np.array(steps)[:, i], *other(i), rows(rest, i)) for i in range(len(spectra))]
+    cases = []
+    for i, (z, spectype) in enumerate(zip(spectra.meta['Z'], spectra.meta['SPECTYPE'])):
+        cleaned, joined = ((s.flux[i], np.asarray(s.ivar[i], float), _rows(f, i)) for s, f in changed)
+        cases.append(Case(
+            wave=spectra.wave, flux=spectra.flux[i], ivar=np.asarray(spectra.ivar[i], float), z=float(z),
+            spectype=str(spectype).strip(), ours=fit.table[i], which=int(fit.which[i]), minima=_rows(fit, i), fits=fits,
+            snr=snr[i], suspects=found[i], steps=steps[:, i], cleaned=cleaned, joined=joined, rest=_rows(rest, i)))
+    return cases
 
 # %% ../../nbs/explain/03_causes.ipynb #abbade8d
 @dataclass(frozen=True)
@@ -81,108 +112,140 @@ class Clue:
 def _best(minima):
     return float(cost_of(minima).min()) if len(minima) else np.inf
 
-def clue_sky_line(case): # `Case` → `Clue`
+def clue_sky_line(
+    case: Case,
+) -> Clue:
     "The pipeline's advantage that is lost without the suspect features."
     if not case.suspects:
         return Clue()
-    flux, ivar, minima = case.cleaned
-    lost = case.advantage - advantage((flux, ivar), case.z, case.spectype, minima, case.fits)
+    lost = case.advantage - case.advantage_on(*case.cleaned)
     strongest = sorted(case.suspects, key=lambda s: -abs(s[1]))[:3]
     wave, snr, what = strongest[0]
-    text = f"{what} at {wave:.1f} Å ({snr:+.0f}σ) taken for a feature: without it the pipeline's z = {case.z:.4f} loses Δχ² = {lost:.0f}"
-    return Clue(max(float(np.nan_to_num(lost, posinf=0, neginf=0)), 0), tuple(s[0] for s in strongest), text)
+    text = (f"{what} at {wave:.1f} Å ({snr:+.0f}σ) taken for a feature: "
+            f"without it the pipeline's z = {case.z:.4f} loses Δχ² = {lost:.0f}")
+    gain = max(float(np.nan_to_num(lost, posinf=0, neginf=0)), 0)
+    return Clue(gain=gain, wave=tuple(s[0] for s in strongest), text=text)
 
 # %% ../../nbs/explain/03_causes.ipynb #bb1ba18f
-def clue_arm(case): # `Case` → `Clue`
-    "An arm without data, or a step whose removal improves the best fit and weakens the pipeline's answer or leads to another."
+def _lost_arm(case):
+    "The clue of an arm without data, or None."
     for arm, (low, high) in ARM_EDGES.items():
         inside = (case.wave > low) & (case.wave < high)
         if inside.any() and (case.ivar[inside] == 0).mean() > .8:
-            return Clue(1e4, (max(low, case.wave[0]), high), f"arm {arm} is lost: no data from {low:.0f} to {high:.0f} Å")
-    flux, ivar, minima = case.joined
-    drop = case.advantage - advantage((flux, ivar), case.z, case.spectype, minima, case.fits)
+            text = f"arm {arm} is lost: no data from {low:.0f} to {high:.0f} Å"
+            return Clue(gain=1e4, wave=(max(low, case.wave[0]), high), text=text)
+
+def clue_arm(
+    case: Case,
+) -> Clue:
+    """An arm without data, or a step between arms.
+
+    A step counts if joining the arms improves the best fit, and weakens the pipeline's solution or leads to another."""
+    if lost := _lost_arm(case):
+        return lost
+    minima = case.joined[2]
+    drop = case.advantage - case.advantage_on(*case.joined)
     j = int(np.argmax(case.steps[1]))
     best = minima[np.argmin(cost_of(minima))] if len(minima) else case.ours
-    if case.steps[1, j] < 2 or not (drop > 0 or not same_answer(case.z, case.spectype, best['Z'], best['SPECTYPE'])):
+    moved = not same_answer(case.z, case.spectype, best['Z'], best['SPECTYPE'])
+    if case.steps[1, j] < 2 or not (drop > 0 or moved):
         return Clue()
-    text = f"step of {100*case.steps[0, j]:+.0f} % between arms {'B and R' if j == 0 else 'R and Z'} at {JUNCTIONS[j]:.0f} Å: joined, the best χ² is lower by {_best(case.minima) - _best(minima):.0f}"
-    return Clue(max(_best(case.minima) - _best(minima), 0), (JUNCTIONS[j],), text)
+    gain, arms = _best(case.minima) - _best(minima), ('B and R', 'R and Z')[j]
+    text = (f"step of {100*case.steps[0, j]:+.0f} % between arms {arms} at {JUNCTIONS[j]:.0f} Å: "
+            f"joined, the best χ² is lower by {gain:.0f}")
+    return Clue(gain=max(gain, 0), wave=(JUNCTIONS[j],), text=text)
 
 # %% ../../nbs/explain/03_causes.ipynb #759da0ea
-def clue_swap(case): # `Case` → `Clue`
+def clue_swap(
+    case: Case,
+) -> Clue:
     "Our type is another one than the pipeline's: Δχ² between them."
     ours = str(case.ours['SPECTYPE'])
     if ours == case.spectype:
         return Clue()
     density = case.ivar*((case.flux - case.model)**2 - (case.flux - case.model_ours)**2)
     where, gain = telling_wavelengths(case.wave, density), case.chi2 - case.chi2_ours
-    text = f"{ours} z = {case.ours['Z']:.4f} fits better than {case.spectype} z = {case.z:.4f} by Δχ² = {gain:.0f}{_places(where)}"
-    return Clue(max(gain, 0), where, text, f'{ours}_AS_{case.spectype}')
+    text = (f"{ours} z = {case.ours['Z']:.4f} fits better than {case.spectype} z = {case.z:.4f} "
+            f"by Δχ² = {gain:.0f}{_places(where)}")
+    return Clue(gain=max(gain, 0), wave=where, text=text, cause=f'{ours}_AS_{case.spectype}')
 
 def _places(where):
     return f", most of it at {', '.join(f'{x:.0f}' for x in where)} Å" if where else ''
 
-def clue_template_limit(case): # `Case` → `Clue`
+def clue_template_limit(
+    case: Case,
+) -> Clue:
     "A redshift in the pile-up below the upper limit of its templates, without the line that should be there."
-    ends = [b.zmax for b in case.fits.bases if b.spectype == case.spectype]
-    if case.spectype == 'STAR' or not ends or case.z < max(ends) - (.12 if case.spectype == 'GALAXY' else .03):
+    ends = [f.basis.zmax for f in case.fits if f.basis.spectype == case.spectype]
+    line, margin = ('[O II]', .12) if case.spectype == 'GALAXY' else ('Lyα', .03)
+    if case.spectype == 'STAR' or not ends or case.z < max(ends) - margin:
         return Clue()
-    wave, line = EMISSION['[O II]' if case.spectype == 'GALAXY' else 'Lyα']*(1 + case.z), '[O II]' if case.spectype == 'GALAXY' else 'Lyα'
+    wave = EMISSION[line]*(1 + case.z)
     near = np.abs(case.wave - wave) < 5
     seen = case.snr[0, near].max() if near.any() else 0
     if seen > 5:
         return Clue()
-    return Clue(max(case.chi2 - case.chi2_ours, 25.), (wave,), f"z = {case.z:.4f} in the pile-up below the {case.spectype} templates' limit {max(ends):.2f}; no {line} at {wave:.0f} Å ({seen:.1f}σ)")
+    text = (f"z = {case.z:.4f} in the pile-up below the {case.spectype} templates' limit {max(ends):.2f}; "
+            f"no {line} at {wave:.0f} Å ({seen:.1f}σ)")
+    return Clue(gain=max(case.chi2 - case.chi2_ours, 25.), wave=(wave,), text=text)
 
 # %% ../../nbs/explain/03_causes.ipynb #936d1d52
-LINES = {name: EMISSION[name] for name in ('Lyα', 'C IV', 'C III]', 'Mg II', '[O II]', 'Hβ', '[O III]', 'Hα')}  # vacuum Å: strong enough to carry a redshift alone
+LINES = {name: EMISSION[name] for name in ('Lyα', 'C IV', 'C III]', 'Mg II', '[O II]', 'Hβ', '[O III]', 'Hα')
+         }  # vacuum Å: strong enough to carry a redshift alone
 BROAD_LINES = 'Lyα', 'C IV', 'C III]', 'Mg II', 'Hβ', 'Hα'
 
 def line_name(
-    wave, # observed Å
-    z, # redshift
-    broad=False, # allow 1500 km/s instead of 450, and only lines of quasars
-): # name of the rest line, None if there is none
+    wave: float, # observed Å
+    z: float, # redshift
+    broad: bool = False, # allow 1500 km/s instead of 450, and only lines of quasars
+) -> str | None: # name of the rest line, None if there is none
     "The rest line that a redshift puts at a wavelength."
     names = list(BROAD_LINES if broad else LINES)
     dv = np.array([wave/(LINES[n]*(1 + z)) - 1 for n in names])*C_KMS
     k = int(np.argmin(np.abs(dv)))
     return names[k] if abs(dv[k]) < (1500 if broad else 450) else None
 
-def clue_line_confusion(case): # `Case` → `Clue`
+# %% ../../nbs/explain/03_causes.ipynb #b100ec46
+def _renamed_lines(case, broad, snr):
+    "Emission lines that the pipeline and we take for different ones: (S/N, Å, their name, ours)."
+    pair, found = ((case.z, case.spectype), (case.ours['Z'], str(case.ours['SPECTYPE']))), []
+    for p in find_peaks(np.maximum(snr, 0), 5., 60 if broad else 8)[:4]:
+        theirs, ours = (line_name(case.wave[p], z, broad and kind == 'QSO') for z, kind in pair)
+        if None not in (theirs, ours) and theirs != ours:
+            found.append((float(snr[p]), float(case.wave[p]), theirs, ours))
+    return found
+
+def clue_line_confusion(
+    case: Case,
+) -> Clue:
     "The strongest emission line that the pipeline and we take for different lines: its S/N squared."
-    z, ours, types = case.ours['Z'], str(case.ours['SPECTYPE']), (case.spectype, str(case.ours['SPECTYPE']))
+    types = case.spectype, str(case.ours['SPECTYPE'])
     if case.agree or 'STAR' in types or case.chi2 < case.chi2_ours:
         return Clue()
-    found = []
-    for broad, snr in zip((False, True), case.snr):
-        if broad and 'QSO' not in types:
-            continue
-        for p in find_peaks(np.maximum(snr, 0), 5., 60 if broad else 8)[:4]:
-            names = [line_name(case.wave[p], zi, broad and kind == 'QSO') for zi, kind in ((case.z, case.spectype), (z, ours))]
-            if None not in names and names[0] != names[1]:
-                found.append((float(snr[p]), float(case.wave[p]), *names))
+    found = _renamed_lines(case, False, case.snr[0]) + (_renamed_lines(case, True, case.snr[1]) if 'QSO' in types else [])
     if not found:
         return Clue()
     found.sort(reverse=True)
-    snr, wave, theirs, mine = found[0]
-    return Clue(snr**2, tuple(f[1] for f in found[:3]), f"line at {wave:.0f} Å: {theirs} at z = {case.z:.4f} (pipeline), {mine} at z = {z:.4f} (ours)")
+    snr, wave, theirs, ours = found[0]
+    text = f"line at {wave:.0f} Å: {theirs} at z = {case.z:.4f} (pipeline), {ours} at z = {case.ours['Z']:.4f} (ours)"
+    return Clue(gain=snr**2, wave=tuple(f[1] for f in found[:3]), text=text)
 
 # %% ../../nbs/explain/03_causes.ipynb #e688caf8
 def find_troughs(
-    case, # `Case`
-    z, # redshift of the quasar
-    rounds=3, # of fitting and masking
-): # (L,) bool mask, model (L,)
+    case: Case,
+    z: float, # redshift of the quasar
+    rounds: int = 3, # of fitting and masking
+) -> tuple: # (L,) bool mask, model (L,)
     "Broad absorption bluewards of a quasar's lines."
     wave, w, mask = case.wave, case.ivar, np.zeros(len(case.wave), bool)
-    zone = np.any([(wave > rest*(1 + z)*.915) & (wave < rest*(1 + z)*1.001) for rest in TROUGHS.values()], axis=0) & (w > 0)
+    lines = np.array(list(TROUGHS.values()))[:, None]*(1 + z)
+    zone = ((wave > lines*.915) & (wave < lines*1.001)).any(0) & (w > 0)
     if zone.sum() < 50:
         return mask, None
     level = smooth(case.flux, w, 15)
     error = 1/np.sqrt(np.maximum(uniform_filter1d(w, 15)*15, 1e-30))
     for _ in range(rounds):
-        model = case.fits.fit(case.flux, np.where(mask, 0, w), z, 'QSO', 0)[1]
+        model = case.fit(z, 'QSO', np.where(mask, 0, w), 0)[1]
         low = zone & (level < .82*uniform_filter1d(model, 15) - 2*error)
         mask = binary_dilation(low & (uniform_filter1d(low.astype(float), 45) > .75), iterations=25) & zone
         if not mask.any():
@@ -190,25 +253,33 @@ def find_troughs(
     return mask, model
 
 # %% ../../nbs/explain/03_causes.ipynb #ba52d01b
-def clue_broad_absorption(case): # `Case` → `Clue`
-    "Absorbed flux in troughs: its S/N squared, if the quasar with troughs is no worse a fit than the pipeline's answer."
-    best, zs = Clue(), [row['Z'] for row in case.minima if row['SPECTYPE'] == 'QSO'] + [case.z]*(case.spectype == 'QSO')
+def _trough_spans(mask):
+    "First and last pixels of the troughs wider than 50 pixels."
+    spans = np.flatnonzero(np.diff(np.r_[0, mask.astype(int), 0])).reshape(-1, 2)
+    return [(a, b) for a, b in spans if b - a > 50]
+
+def clue_broad_absorption(
+    case: Case,
+) -> Clue:
+    "Absorbed flux in troughs: its S/N squared, if the quasar with troughs fits no worse than the pipeline's solution."
+    zs = [row['Z'] for row in case.minima if row['SPECTYPE'] == 'QSO'] + [case.z]*(case.spectype == 'QSO')
+    rivals, best = [(case.z, case.spectype), (case.ours['Z'], str(case.ours['SPECTYPE']))], Clue()
     for k, z in enumerate(zs):
         if any(abs(z - other) < .01*(1 + z) for other in zs[:k]):
             continue
         mask, model = find_troughs(case, z)
-        spans = np.flatnonzero(np.diff(np.r_[0, mask.astype(int), 0])).reshape(-1, 2)
-        spans = [(a, b) for a, b in spans if b - a > 50]
+        spans = _trough_spans(mask)
         if not spans:
             continue
         outside, wm = np.where(mask, 0, case.ivar), (case.ivar*model)[mask]
         gain = max((wm*(model - case.flux)[mask]).sum(), 0)**2/max((wm*model[mask]).sum(), 1e-30)
-        rivals = [(case.z, case.spectype), (case.ours['Z'], str(case.ours['SPECTYPE']))]
-        if case.fits.fit(case.flux, outside, z, 'QSO', 0)[0] > min(case.fits.fit(case.flux, outside, *r, 0)[0] for r in rivals) + 15:
+        if case.fit(z, 'QSO', outside, 0)[0] > min(case.fit(*r, outside, 0)[0] for r in rivals) + 15:
             continue
         where = tuple(float(case.wave[(a + b)//2]) for a, b in sorted(spans, key=lambda s: s[0] - s[1])[:3])
         if gain > best.gain:
-            best = Clue(gain, where, f"broad absorption at {', '.join(f'{x:.0f}' for x in where)} Å bluewards of the lines of a quasar at z = {z:.3f}")
+            text = (f"broad absorption at {', '.join(f'{x:.0f}' for x in where)} Å "
+                    f"bluewards of the lines of a quasar at z = {z:.3f}")
+            best = Clue(gain=gain, wave=where, text=text)
     return best
 
 # %% ../../nbs/explain/03_causes.ipynb #33fea90e
@@ -218,57 +289,88 @@ def _noise_variance(case):
     pull = np.diff(case.flux)[ok]/np.sqrt(1/case.ivar[1:][ok] + 1/case.ivar[:-1][ok])
     return (1.4826*np.median(np.abs(pull)))**2 if len(pull) else 1.
 
+def _log_axis(wave):
+    "log λ from -1 to 1."
+    return np.log(wave/wave[0])/np.log(wave[-1]/wave[0])*2 - 1
+
+def _smooth_correction(case, n, first, prior, alone):
+    "Fit of our first model with n coefficients of a smooth polynomial times it: (cost, model)."
+    bent = alone[:, None]*legendre(_log_axis(case.wave), n + 1)[1:].T
+    flux = np.asarray(case.flux, float)
+    return least_squares(np.hstack([first, bent]), case.ivar, flux, np.r_[prior, np.zeros(n)])
+
+# %% ../../nbs/explain/03_causes.ipynb #b59ce807
 def _second_object(case, rows):
-    "The best of some second answers beside our first: (Δχ² over a smooth correction, its share of the misfit, row, Å)."
-    w, f, u = case.ivar, np.asarray(case.flux, float), np.log(case.wave/case.wave[0])/np.log(case.wave[-1]/case.wave[0])*2 - 1
-    (first, prior), best = case.fits.columns(case.which, case.ours['Z'], f, w), (0., 0., None, ())
-    alone, nulls = least_squares(first, w, f, prior)[1], {}
+    "The best second object beside ours: (Δχ² over a smooth correction, its fraction of the misfit, row, Å)."
+    w, f = case.ivar, np.asarray(case.flux, float)
+    ours, best, nulls = case.fits[case.which], (0., 0., None, ()), {}
+    first, prior = ours.at(float(case.ours['Z'])), ours.prior(f, w)
+    alone = least_squares(first, w, f, prior)[1]
     for row in rows:
-        for k in case.fits.candidates(row['SPECTYPE'], row['Z']):
-            if case.fits.bases[k].subtype != row['SUBTYPE']:
+        for fit in of_type(case.fits, row['SPECTYPE'], row['Z']):
+            if fit.basis.subtype != row['SUBTYPE']:
                 continue
-            second, prior2 = case.fits.columns(k, row['Z'], f, w)
+            second = fit.at(float(row['Z']))
             n = second.shape[1]
             if n not in nulls:
-                nulls[n] = least_squares(np.hstack([first, alone[:, None]*legendre(u, n + 1)[1:].T]), w, f, np.r_[prior, np.zeros(n)])
-            chi2, model = least_squares(np.hstack([first, second]), w, f, np.r_[prior, prior2])
-            if (gain := nulls[n][0] - chi2) <= best[0]:
+                nulls[n] = _smooth_correction(case, n, first, prior, alone)
+            null, smooth_model = nulls[n]
+            chi2, model = least_squares(np.hstack([first, second]), w, f, np.r_[prior, fit.prior(f, w)])
+            if (gain := null - chi2) <= best[0]:
                 continue
-            excess = max(nulls[n][0] - (w > 0).sum()*_noise_variance(case), gain)
-            best = gain, gain/excess, row, telling_wavelengths(case.wave, w*((f - nulls[n][1])**2 - (f - model)**2))
+            excess = max(null - (w > 0).sum()*_noise_variance(case), gain)
+            where = telling_wavelengths(case.wave, w*((f - smooth_model)**2 - (f - model)**2))
+            best = gain, gain/excess, row, where
     return best
 
 # %% ../../nbs/explain/03_causes.ipynb #10ac152c
-def clue_blend(case): # `Case` → `Clue`
+def _far(case, minima, n):
+    "The best n minima more than 3000 km/s from our redshift."
+    far = minima[np.abs(np.log((1 + minima['Z'])/(1 + case.ours['Z'])))*C_KMS > 3000]
+    return far[np.argsort(cost_of(far))[:n]].as_array()
+
+def clue_blend(
+    case: Case,
+) -> Clue:
     "Δχ² of a second object at another redshift over a smooth correction with as many coefficients."
-    far = [m[np.abs(np.log((1 + m['Z'])/(1 + case.ours['Z'])))*C_KMS > 3000] for m in (case.rest, case.minima)]
-    gain, share, row, where = _second_object(case, Table(np.concatenate([m[np.argsort(cost_of(m))[:n]].as_array() for m, n in zip(far, (4, 2))])))
+    rows = Table(np.concatenate([_far(case, case.rest, 4), _far(case, case.minima, 2)]))
+    gain, fraction, row, where = _second_object(case, rows)
     if row is None:
         return Clue()
-    text = f"{row['SPECTYPE']} at z = {row['Z']:.4f} besides the {case.ours['SPECTYPE']} at z = {case.ours['Z']:.4f}: together Δχ² = {gain:.0f}"
-    return Clue(gain*min(share/.3, 1), where, text + _places(where))  # much misfit that it leaves: the templates, not a second object
+    text = (f"{row['SPECTYPE']} at z = {row['Z']:.4f} besides the {case.ours['SPECTYPE']} "
+            f"at z = {case.ours['Z']:.4f}: together Δχ² = {gain:.0f}{_places(where)}")
+    # if most of the misfit remains, the templates are wrong, and there is no second object
+    return Clue(gain=gain*min(fraction/.3, 1), wave=where, text=text)
 
-def clue_composite(case): # `Case` → `Clue`
-    "Δχ² of another type at the same redshift, where ours is the pipeline's: a quasar in its galaxy, or narrow lines called a quasar's."
-    kinds = [k for k in ('GALAXY', 'QSO') if k != case.spectype]
+def clue_composite(
+    case: Case,
+) -> Clue:
+    """Δχ² of another type at the same redshift, where ours is the pipeline's.
+
+    A quasar in its galaxy, for example, or narrow lines that are called a quasar's."""
     if not case.agree or case.spectype == 'STAR' or case.z < .05:
         return Clue()
-    rows = Table([dict(SPECTYPE=b.spectype, SUBTYPE=b.subtype, Z=case.ours['Z']) for b in case.fits.bases if b.spectype in kinds])
-    gain, share, row, where = _second_object(case, rows)
+    others = [f.basis for f in case.fits if f.basis.spectype in ('GALAXY', 'QSO') and f.basis.spectype != case.spectype]
+    rows = Table([dict(SPECTYPE=b.spectype, SUBTYPE=b.subtype, Z=case.ours['Z']) for b in others])
+    gain, _, row, where = _second_object(case, rows)
     if row is None:
         return Clue()
-    return Clue(gain, where, f"{row['SPECTYPE']} light beside the {case.spectype}'s at the same z = {case.z:.4f} wins Δχ² = {gain:.0f}{_places(where)}", f"{row['SPECTYPE']}_AS_{case.spectype}")
+    text = (f"{row['SPECTYPE']} light beside the {case.spectype}'s at the same z = {case.z:.4f} "
+            f"wins Δχ² = {gain:.0f}{_places(where)}")
+    return Clue(gain=gain, wave=where, text=text, cause=f"{row['SPECTYPE']}_AS_{case.spectype}")
 
 # %% ../../nbs/explain/03_causes.ipynb #fcdce9d7
-def clue_low_snr(case): # `Case` → `Clue`; here the gain is what *remains* to be explained
+def clue_low_snr(
+    case: Case,
+) -> Clue: # its gain is what *remains* to be explained
     "Δχ² of the best model over a smooth curve with six coefficients, or the squared S/N of the strongest line."
-    u = np.log(case.wave/case.wave[0])/np.log(case.wave[-1]/case.wave[0])*2 - 1
-    info = max(least_squares(legendre(u, 6).T, case.ivar, case.flux)[0] - min(case.chi2_ours, case.chi2), 1.)
+    curve = least_squares(legendre(_log_axis(case.wave), 6).T, case.ivar, case.flux)[0]
     line = float(np.abs(case.snr).max())
-    info = max(info, line**2 if line > 6 else 1.)
+    info = max(curve - min(case.chi2_ours, case.chi2), line**2 if line > 6 else 1., 1.)
     good = case.ivar > 0
     snr = np.median(case.flux[good]*np.sqrt(case.ivar[good])) if good.any() else 0.
-    return Clue(info, (), f"nothing to see: S/N {snr:.2f} per pixel, the best model wins only Δχ² = {info:.0f} over a smooth curve")
+    text = f"nothing to see: S/N {snr:.2f} per pixel, the best model wins only Δχ² = {info:.0f} over a smooth curve"
+    return Clue(gain=info, text=text)
 
 # %% ../../nbs/explain/03_causes.ipynb #f606d918
 @dataclass(frozen=True)
@@ -283,10 +385,13 @@ class CauseSettings:
     blend: float = 40.
     low_snr: float = 40.  # below this
 
-SPECIFIC = {'ARM': clue_arm, 'SKY_LINE': clue_sky_line, 'TEMPLATE_LIMIT': clue_template_limit, 'LINE_CONFUSION': clue_line_confusion, 'BROAD_ABSORPTION': clue_broad_absorption}  # in order
+SPECIFIC = {'ARM': clue_arm, 'SKY_LINE': clue_sky_line, 'TEMPLATE_LIMIT': clue_template_limit,
+            'LINE_CONFUSION': clue_line_confusion, 'BROAD_ABSORPTION': clue_broad_absorption}  # in order
 CAUSES = (*SPECIFIC, *(f'{a}_AS_{b}' for a, b in SWAPS), 'BLEND', 'LOW_SNR', 'UNKNOWN')
 
-def find_clues(case): # `Case` → dict of cause → `Clue`
+def find_clues(
+    case: Case,
+) -> dict: # cause → `Clue`
     "All clues of one object, in the order in which they are read."
     clues = {name: clue(case) for name, clue in SPECIFIC.items()} | {'BLEND': clue_blend(case)}
     for clue in (clue_swap(case), clue_composite(case)):
@@ -295,64 +400,76 @@ def find_clues(case): # `Case` → dict of cause → `Clue`
     return clues | {'LOW_SNR': clue_low_snr(case)}
 
 # %% ../../nbs/explain/03_causes.ipynb #3dd900c3
+def _limit(cause, clues, swap, settings):
+    "The gain above which a cause is named."
+    limit = getattr(settings, 'swap' if cause == swap else cause.lower())
+    if swap and cause in ('SKY_LINE', 'BROAD_ABSORPTION', 'BLEND'):  # a shallow trough is not why a star is a galaxy
+        limit = max(limit, .1*clues[swap].gain)
+    if cause == 'BLEND':  # in a bright spectrum any second template finds something
+        limit = max(limit, .02*clues['LOW_SNR'].gain)
+    return limit
+
 def weigh_clues(
-    clues, # dict from `find_clues`
-    settings=CauseSettings(), # thresholds
-): # (cause, score from 0 to 1, `Clue`)
-    "The verdict on one object."
-    limits = asdict(settings)
+    clues: dict, # from `find_clues`
+    settings: CauseSettings = CauseSettings(), # thresholds
+) -> tuple: # cause, score from 0 to 1, `Clue`
+    "The first cause whose gain is above its threshold."
     swap = next((c for c in clues if '_AS_' in c), None)
-    least = {'SKY_LINE': .1, 'BROAD_ABSORPTION': .1, 'BLEND': .1} if swap else {}  # of what another type gains: a shallow trough is not why a star was called a galaxy
-    enough = {'BLEND': .02*clues['LOW_SNR'].gain}  # of all there is to explain: in a bright spectrum any second template finds something
-    limit = lambda cause: max(limits['swap' if cause == swap else cause.lower()], least.get(cause, 0)*clues[swap].gain if swap else 0, enough.get(cause, 0))
-    ratio = {cause: c.gain/limit(cause) for cause, c in clues.items() if cause != 'LOW_SNR'} | {'LOW_SNR': settings.low_snr/clues['LOW_SNR'].gain}
+    ratio = {cause: c.gain/_limit(cause, clues, swap, settings) for cause, c in clues.items() if cause != 'LOW_SNR'}
+    ratio['LOW_SNR'] = settings.low_snr/clues['LOW_SNR'].gain
+    score = lambda r: r**2/(1 + r**2)
     for cause in clues:
         if ratio[cause] > 1:
-            return cause, ratio[cause]**2/(1 + ratio[cause]**2), clues[cause]
-    return 'UNKNOWN', 1 - max(ratio.values())**2/(1 + max(ratio.values())**2), Clue()
+            return cause, score(ratio[cause]), clues[cause]
+    return 'UNKNOWN', 1 - score(max(ratio.values())), Clue()
 
 # %% ../../nbs/explain/03_causes.ipynb #bf115915
-def name_causes(
-    spectra, # `Spectra`; meta has the pipeline's Z and SPECTYPE
-    fit, # `RedshiftFit` of the same spectra
-    attribution=None, # (N, L) of the classifier: where it looked, used where no cause is found
-    settings=CauseSettings(), # thresholds
-): # Table TARGETID CAUSE CAUSE_SCORE (0 to 1, no probability) CAUSE_WAVE (3, Å, nan padded) CAUSE_TEXT
-    "The likely cause of each suspected answer, with the wavelengths that say so."
-    out = Table(names=('CAUSE', 'CAUSE_SCORE', 'CAUSE_WAVE', 'CAUSE_TEXT'), dtype=('U16', 'f4', ('f8', 3), 'U240'))
-    for i, case in enumerate(open_cases(spectra, fit)):
-        cause, p, clue = weigh_clues(find_clues(case), settings) if case.ivar.any() else ('LOW_SNR', 1., Clue(text='no valid pixel'))
-        if cause == 'UNKNOWN' and attribution is not None:
-            clue = _looked_at(case.wave, attribution[i])
-        out.add_row((cause, p, (list(clue.wave) + [np.nan]*3)[:3], clue.text or 'no test found a cause'))
-    out.add_column(np.asarray(spectra.meta['TARGETID']) if 'TARGETID' in spectra.meta.colnames else np.arange(len(spectra)), name='TARGETID', index=0)
-    return out
-
 def _looked_at(wave, attribution):
     "The classifier's wavelengths as a clue."
     where = telling_wavelengths(wave, 1e6*np.abs(attribution)/max(np.abs(attribution).sum(), 1e-30))
-    return Clue(0, where, f"no test found a cause; the classifier's suspicion rests on {', '.join(f'{x:.0f}' for x in where)} Å")
+    places = ', '.join(f'{x:.0f}' for x in where)
+    return Clue(wave=where, text=f"no test found a cause; the classifier's suspicion rests on {places} Å")
+
+def name_causes(
+    spectra: Spectra, # (N, L); meta has the pipeline's Z and SPECTYPE
+    fit: RedshiftFit, # of the same spectra
+    attribution: np.ndarray | None = None, # (N, L) of the classifier, for objects where no cause is found
+    settings: CauseSettings = CauseSettings(), # thresholds
+) -> Table: # TARGETID CAUSE CAUSE_SCORE (0 to 1, no probability) CAUSE_WAVE (3, Å, nan padded) CAUSE_TEXT
+    "The likely cause of each suspected redshift or type, with the wavelengths that say so."
+    out = Table(names=('CAUSE', 'CAUSE_SCORE', 'CAUSE_WAVE', 'CAUSE_TEXT'), dtype=('U16', 'f4', ('f8', 3), 'U240'))
+    for i, case in enumerate(open_cases(spectra, fit)):
+        cause, score, clue = 'LOW_SNR', 1., Clue(text='no valid pixel')
+        if case.ivar.any():
+            cause, score, clue = weigh_clues(find_clues(case), settings)
+        if cause == 'UNKNOWN' and attribution is not None:
+            clue = _looked_at(case.wave, attribution[i])
+        out.add_row((cause, score, (list(clue.wave) + [np.nan]*3)[:3], clue.text or 'no test found a cause'))
+    ids = spectra.meta['TARGETID'] if 'TARGETID' in spectra.meta.colnames else np.arange(len(spectra))
+    out.add_column(np.asarray(ids), name='TARGETID', index=0)
+    return out
 
 # %% ../../nbs/explain/03_causes.ipynb #5450e9c6
 def confusion_table(
-    injected, # (N,) true causes
-    named, # (N,) causes given
-): # Table: a row for each injected cause, N, SHARE named rightly with its 68 % interval LOW, HIGH, and counts of each name
+    injected: np.ndarray, # (N,) true causes
+    named: np.ndarray, # (N,) causes given
+) -> Table: # a row for each injected cause: N, SHARE named rightly, its 68 % interval LOW, HIGH, count of each name
     "Which cause is called what."
     injected, named, rows = np.asarray(injected).astype(str), np.asarray(named).astype(str), []
     for cause in [c for c in CAUSES if c in injected]:
-        k = injected == cause
-        low, high = binom_conf_interval(int((named[k] == cause).sum()), int(k.sum()))
-        rows.append(dict(INJECTED=cause, N=int(k.sum()), SHARE=(named[k] == cause).mean(), LOW=low, HIGH=high) | {c: int((named[k] == c).sum()) for c in CAUSES if c in named})
+        given = named[injected == cause]
+        low, high = binom_conf_interval(int((given == cause).sum()), len(given))
+        counts = {c: int((given == c).sum()) for c in CAUSES if c in named}
+        rows.append(dict(INJECTED=cause, N=len(given), SHARE=(given == cause).mean(), LOW=low, HIGH=high) | counts)
     return Table(rows)
 
 # %% ../../nbs/explain/03_causes.ipynb #28936edf
 def plot_confusion(
-    injected, # (N,) true causes
-    named, # (N,) causes given
-    ax=None, # matplotlib axes; None makes them
-): # the axes
-    "The confusion table as an image; numbers are counts, colours shares of a row."
+    injected: np.ndarray, # (N,) true causes
+    named: np.ndarray, # (N,) causes given
+    ax: 'matplotlib.axes.Axes | None' = None, # None makes them
+) -> 'matplotlib.axes.Axes':
+    "The confusion table as an image; numbers are counts, colours are fractions of a row."
     import matplotlib.pyplot as plt
     table = confusion_table(injected, named)
     columns = [c for c in CAUSES if c in table.colnames]
@@ -360,7 +477,8 @@ def plot_confusion(
     ax = ax or plt.subplots(figsize=(7.5, .26*len(table) + 1.6), layout='constrained')[1]
     ax.imshow(counts/counts.sum(1, keepdims=True), cmap='Blues', vmin=0, vmax=1, aspect='auto')
     for i, j in np.argwhere(counts):
-        ax.text(j, i, counts[i, j], ha='center', va='center', fontsize=8, color='w' if counts[i, j] > .6*counts[i].sum() else 'k')
+        colour = 'w' if counts[i, j] > .6*counts[i].sum() else 'k'
+        ax.text(j, i, counts[i, j], ha='center', va='center', fontsize=8, color=colour)
     ax.set_xticks(range(len(columns)), columns, rotation=40, ha='right', fontsize=7)
     ax.set_yticks(range(len(table)), table['INJECTED'], fontsize=7)
     ax.set(xlabel='named', ylabel='injected')
