@@ -11,57 +11,75 @@ from dataclasses import dataclass
 import numpy as np
 from fastcore.basics import patch
 
-from ..data.constants import LINE_WINDOWS, SAME, TYPES
+from ..data.constants import C_KMS, LINE_WINDOWS, TYPES, same_redshift
 from ..data.files import text
+from ..data.spectra import Spectra
 from .local_fit import fit_at
+from .scan import RedshiftFit
 
 # %% ../../nbs/redshift/07_candidates.ipynb #163cc124
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    "Possible answers of N spectra, at most C each, in order of cost; where `known` is False there is none."
+    "Possible redshift solutions of N spectra, at most C each, in order of cost; where `known` is False there is none."
     known: np.ndarray  # (N, C) bool
     z: np.ndarray  # (N, C)
     zerr: np.ndarray  # (N, C)
     kind: np.ndarray  # (N, C) index into TYPES
     chi2: np.ndarray  # (N, C)
-    cost: np.ndarray  # (N, C) χ² plus what the mixture costs; infinite where there is no candidate
-    logdet: np.ndarray  # (N, C) Occam's factor
-    p: np.ndarray  # (N, C) posterior that believes in the templates; 0 for an answer that only the pipeline has
-    pipeline: np.ndarray  # (N, C) bool: this is the pipeline's answer; not `known` where no template of its class goes to such a redshift
+    cost: np.ndarray  # (N, C) χ² plus prior penalty; infinite where there is no candidate
+    logdet: np.ndarray  # (N, C) log-determinant term of the evidence
+    p: np.ndarray  # (N, C) posterior of the scan; 0 for a solution that only the pipeline has
+    pipeline: np.ndarray  # (N, C) bool: the pipeline's solution; not `known` if no template reaches its redshift
 
     def __len__(self):
         return len(self.z)
 
-    def __getitem__(self, rows): # bool or integer array → `Candidates` of these spectra
+    def __getitem__(self, rows):
+        "The `Candidates` of some spectra: a bool or an integer array."
         return Candidates(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
 
 # %% ../../nbs/redshift/07_candidates.ipynb #57756d22
+def _kinds(spectypes, unknown):
+    "Indices into TYPES."
+    return np.array([TYPES.index(k) if k in TYPES else unknown for k in text(spectypes)], int)
+
 def _pad(fit, width):
     "The minima of a scan as padded arrays."
-    m, shape = fit.minima, (len(fit), width)
-    at = np.asarray(m['ROW']), np.asarray(m['ZNUM'])
-    kind = np.array([TYPES.index(k) if k in TYPES else -1 for k in text(m['SPECTYPE'])], int)
-    columns = dict(known=(True, False), z=(m['Z'], 0.), zerr=(m['ZERR'], 0.), kind=(kind, -1), chi2=(m['CHI2'], np.inf), cost=(m['CHI2'] + m['PENALTY'], np.inf), logdet=(m['LOGDET'], 0.), p=(m['P'], 0.))
-    out = {}
+    m, out = fit.minima, {}
+    columns = dict(known=(True, False), z=(m['Z'], 0.), zerr=(m['ZERR'], 0.), kind=(_kinds(m['SPECTYPE'], -1), -1),
+                   chi2=(m['CHI2'], np.inf), cost=(m['CHI2'] + m['PENALTY'], np.inf), logdet=(m['LOGDET'], 0.),
+                   p=(m['P'], 0.))
     for name, (values, nothing) in columns.items():
-        out[name] = np.full(shape, nothing)
-        out[name][at] = values
+        out[name] = np.full((len(fit), width), nothing)
+        out[name][np.asarray(m['ROW']), np.asarray(m['ZNUM'])] = values
     return out
 
 # %% ../../nbs/redshift/07_candidates.ipynb #39209f42
 def _has_answer(spectra):
-    "Whether each spectrum has a pipeline's answer that can be tested."
-    if not {'Z', 'SPECTYPE'} <= set(spectra.meta.colnames):
+    "Whether each spectrum has a pipeline's solution that can be tested."
+    meta = spectra.meta
+    if not {'Z', 'SPECTYPE'} <= set(meta.colnames):
         return np.zeros(len(spectra), bool)
-    return np.isfinite(np.asarray(spectra.meta['Z'], float)) & np.isin(text(spectra.meta['SPECTYPE']), TYPES) & spectra.good.any(1)
+    return np.isfinite(np.asarray(meta['Z'], float)) & np.isin(text(meta['SPECTYPE']), TYPES) & spectra.good.any(1)
+
+def _add_pipeline(c, rows, z, kind, spectra, fit, device):
+    "Fit the pipeline's solution of some rows, and put it into the list: a new dict, in order of cost."
+    f = fit_at(spectra[rows], z[rows], np.array(TYPES)[kind[rows]], fit.bases, fit.settings, device, models=False)
+    zerr = np.asarray(spectra.meta['ZERR'][rows], float) if 'ZERR' in spectra.meta.colnames else 0.
+    extra = dict(known=np.isfinite(f.cost), z=z[rows], zerr=zerr, kind=kind[rows], chi2=f.chi2, cost=f.cost,
+                 logdet=f.logdet, p=0.)
+    for name, values in extra.items():
+        c[name][rows, -1] = values
+    order = np.argsort(c['cost'], axis=1, kind='stable')
+    return {name: np.take_along_axis(v, order, 1) for name, v in c.items()}
 
 # %% ../../nbs/redshift/07_candidates.ipynb #248aede4
 def candidates(
-    spectra, # `Spectra`; the pipeline's Z and SPECTYPE in meta, if there is one
-    fit, # `RedshiftFit` of the same spectra
-    device='cpu', # torch device of the extra fits
-): # `Candidates`
-    "All answers worth judging."
+    spectra: Spectra, # (N, L); the pipeline's Z and SPECTYPE in meta, if there is one
+    fit: RedshiftFit, # of the same spectra
+    device: str = 'cpu', # torch device of the extra fits
+) -> Candidates:
+    "All redshift solutions worth testing: the minima of the scan, and the pipeline's."
     if len(fit) != len(spectra):
         raise ValueError(f"{len(spectra)} spectra, but the scan has {len(fit)} rows; scan these spectra")
     width = int(fit.minima['ZNUM'].max()) + 2 if len(fit.minima) else 1
@@ -69,78 +87,107 @@ def candidates(
     if not has.any():
         return Candidates(**c, pipeline=np.zeros(c['z'].shape, bool))
     z = np.where(has, np.asarray(spectra.meta['Z'], float), np.nan)
-    kind = np.array([TYPES.index(k) if k in TYPES else -2 for k in text(spectra.meta['SPECTYPE'])])
-    same = lambda: c['known'] & (c['kind'] == kind[:, None]) & (abs(c['z'] - z[:, None]) <= SAME*(1 + z[:, None]))
+    kind = _kinds(spectra.meta['SPECTYPE'], -2)
+    same = lambda: c['known'] & (c['kind'] == kind[:, None]) & same_redshift(c['z'], z[:, None])
     rows = np.flatnonzero(has & ~same().any(1))
     if len(rows):
-        f = fit_at(spectra[rows], z[rows], np.array(TYPES)[kind[rows]], fit.bases, fit.settings, device, models=False)
-        extra = dict(known=np.isfinite(f.cost), z=z[rows], zerr=np.asarray(spectra.meta['ZERR'][rows], float) if 'ZERR' in spectra.meta.colnames else 0., kind=kind[rows], chi2=f.chi2, cost=f.cost, logdet=f.logdet, p=0.)
-        for name, values in extra.items():
-            c[name][rows, -1] = values
-        order = np.argsort(c['cost'], axis=1, kind='stable')
-        c = {name: np.take_along_axis(v, order, 1) for name, v in c.items()}
+        c = _add_pipeline(c, rows, z, kind, spectra, fit, device)
     near = same()
     first = near & (np.cumsum(near, 1) == 1)
-    first[has & ~near.any(1), -1] = True  # its class does not reach so far: in the list, with no fit to its name
+    first[has & ~near.any(1), -1] = True  # no template of its class reaches it: in the list without a fit
     return Candidates(**c, pipeline=first)
 
 # %% ../../nbs/redshift/07_candidates.ipynb #e12fe0c2
+def _windows(i, sums):
+    "Sums of w and wf in the three windows between the pixels of four edges: list of (w, wf), (N, C) each."
+    rows = np.arange(len(i[0]))[:, None]
+    return [[s[rows, b] - s[rows, a] for s in sums] for a, b in zip(i[:-1], i[1:])]
+
 def line_snr(
-    spectra, # `Spectra`
-    z, # (N,) or (N, C) redshifts
-): # (N, lines) or (N, C, lines), in units of the noise; 0 where a line is not in view
+    spectra: Spectra, # (N, L)
+    z: np.ndarray, # (N,) or (N, C) redshifts
+) -> np.ndarray: # (N, lines) or (N, C, lines), in units of the noise; 0 where a line is not in view
     "Significance of the strong lines at given redshifts."
     z, edges = np.asarray(z, float), np.append(spectra.wave, 2*spectra.wave[-1] - spectra.wave[-2])
-    flat, n = z.reshape(len(spectra), -1), len(spectra)
-    sums = np.stack([np.pad(np.cumsum(x, axis=1, dtype=float), ((0, 0), (1, 0))) for x in (spectra.ivar, spectra.ivar*spectra.flux)])
+    flat, n = z.reshape(len(spectra), -1), len(spectra.wave)
+    total = lambda x: np.pad(np.cumsum(x, axis=1, dtype=float), ((0, 0), (1, 0)))
+    sums = np.stack([total(spectra.ivar), total(spectra.ivar*spectra.flux)])
     out = np.zeros(flat.shape + (len(LINE_WINDOWS),))
     for k, (line, width) in enumerate(LINE_WINDOWS.values()):
         at = line*(1 + flat)
-        i = [np.searchsorted(edges, at*(1 + f*width/299792.458)).clip(0, len(spectra.wave)) for f in (-3, -1, 1, 3)]
-        (w0, f0), (w1, f1), (w2, f2) = ([s[np.arange(n)[:, None], b] - s[np.arange(n)[:, None], a] for s in sums] for a, b in zip(i[:-1], i[1:]))
-        side, ok = w0 + w2, (w1 > 0) & (w0 > 0) & (w2 > 0) & (i[0] > 0) & (i[3] < len(spectra.wave))
+        i = [np.searchsorted(edges, at*(1 + f*width/C_KMS)).clip(0, n) for f in (-3, -1, 1, 3)]
+        (w0, f0), (w1, f1), (w2, f2) = _windows(i, sums)
+        side, ok = w0 + w2, (w1 > 0) & (w0 > 0) & (w2 > 0) & (i[0] > 0) & (i[3] < n)
         safe = lambda x: np.where(ok, x, 1)
-        out[..., k] = np.where(ok, (f1/safe(w1) - (f0 + f2)/safe(side))/np.sqrt(1/safe(w1) + 1/safe(side)), 0)
+        snr = (f1/safe(w1) - (f0 + f2)/safe(side))/np.sqrt(1/safe(w1) + 1/safe(side))
+        out[..., k] = np.where(ok, snr, 0)
     return out.reshape(z.shape + (len(LINE_WINDOWS),))
 
 # %% ../../nbs/redshift/07_candidates.ipynb #af8d560b
-CANDIDATE_FEATURES = ('IS_GALAXY', 'IS_QSO', 'IS_STAR', 'LOG_1PZ', 'DCOST', 'DCOST_LIN', 'DEVIDENCE', 'DEVIDENCE_LIN', 'LOG_ZERR', 'PENALTY', 'LOGDET', 'CHI2_PIXEL', 'GAP', 'GAP_LIN', 'IS_PIPELINE', 'SAME_Z',
-                      'PIPE_DELTACHI2', 'PIPE_ZWARN', 'OTHER_DELTACHI2', 'OTHER_ZWARN', 'DEPTH', 'SPEED', *(f'SN_{name}' for name in LINE_WINDOWS))
+CANDIDATE_FEATURES = (
+    'IS_GALAXY', 'IS_QSO', 'IS_STAR', 'LOG_1PZ', 'DCOST', 'DCOST_LIN', 'DEVIDENCE', 'DEVIDENCE_LIN', 'LOG_ZERR',
+    'PENALTY', 'LOGDET', 'CHI2_PIXEL', 'GAP', 'GAP_LIN', 'IS_PIPELINE', 'SAME_Z', 'PIPE_DELTACHI2', 'PIPE_ZWARN',
+    'OTHER_DELTACHI2', 'OTHER_ZWARN', 'DEPTH', 'SPEED', *(f'SN_{name}' for name in LINE_WINDOWS))
 
 def _pipeline_sureness(spectra):
     "The pipeline's DELTACHI2 (log) and ZWARN as (N,) numbers; 0 where there is none."
     t = spectra.meta
-    delta = np.log10(np.clip(np.nan_to_num(np.asarray(t['DELTACHI2'], float)), .1, 1e5)) + 1 if 'DELTACHI2' in t.colnames else np.zeros(len(t))
-    return delta, np.asarray(t['ZWARN'] != 0, float) if 'ZWARN' in t.colnames else np.zeros(len(t))
+    delta = warned = np.zeros(len(t))
+    if 'DELTACHI2' in t.colnames:
+        delta = np.log10(np.clip(np.nan_to_num(np.asarray(t['DELTACHI2'], float)), .1, 1e5)) + 1
+    if 'ZWARN' in t.colnames:
+        warned = np.asarray(t['ZWARN'] != 0, float)
+    return delta, warned
 
 # %% ../../nbs/redshift/07_candidates.ipynb #51e226c8
 @patch
-def gap(self: Candidates): # (N, C) cost of the best candidate at another redshift minus own cost; 100 where there is none
-    "How much better is a candidate than all that say something else?"
-    other = abs(self.z[:, None] - self.z[:, :, None]) > SAME*(1 + self.z[:, :, None])
+def gap(self: Candidates) -> np.ndarray: # (N, C) Δχ²
+    "Cost of the best candidate at another redshift minus own cost; 100 where there is none."
+    other = ~same_redshift(self.z[:, None], self.z[:, :, None])
     rival = np.where(other & self.known[:, None], self.cost[:, None], np.inf).min(-1)
     own = np.where(self.known, self.cost, 0)
     return np.where(np.isfinite(rival), rival - own, 100.)
 
 # %% ../../nbs/redshift/07_candidates.ipynb #89d964e0
+def _over_best(known, values):
+    "Values minus the smallest known one of each spectrum."
+    least = np.where(known, values, np.inf).min(1, keepdims=True)
+    return np.where(known, values - np.where(np.isfinite(least), least, 0), 0)
+
+def _fit_columns(self, known, n):
+    "How well each candidate fits, by name."
+    gap, filled = self.gap(), lambda v: np.where(known, v, 0)
+    over_cost, over_evidence = (_over_best(known, v) for v in (self.cost, self.cost + self.logdet))
+    penalty = (self.cost - self.chi2).clip(0) if known.all() else filled(self.cost) - filled(self.chi2)
+    return dict(DCOST=np.log1p(over_cost.clip(0)), DCOST_LIN=over_cost.clip(0, 60)/20,
+                DEVIDENCE=np.log1p(over_evidence.clip(0)), DEVIDENCE_LIN=over_evidence.clip(0, 60)/20,
+                LOG_ZERR=np.log10(self.zerr.clip(1e-6, 1)) + 4, PENALTY=np.log1p(penalty), LOGDET=self.logdet/30,
+                CHI2_PIXEL=5*(filled(self.chi2)/n - 1).clip(-1, 3),
+                GAP=np.log1p(gap.clip(0, 1e6)), GAP_LIN=gap.clip(-60, 60)/20)
+
+# %% ../../nbs/redshift/07_candidates.ipynb #096fb8dc
+def _pipeline_columns(self, spectra):
+    "How each candidate stands to the pipeline's solution, by name."
+    z = np.where(self.pipeline, self.z, 0).sum(1, keepdims=True)
+    delta, warned = (v[:, None] for v in _pipeline_sureness(spectra))
+    its, others = (lambda v: np.where(self.pipeline, v, 0)), (lambda v: np.where(~self.pipeline, v, 0))
+    return dict(IS_PIPELINE=self.pipeline, SAME_Z=self.pipeline.any(1, keepdims=True) & same_redshift(self.z, z),
+                PIPE_DELTACHI2=its(delta), PIPE_ZWARN=its(warned),
+                OTHER_DELTACHI2=others(delta), OTHER_ZWARN=others(warned))
+
 @patch
 def features(self: Candidates,
-    spectra, # the same `Spectra`
-): # (N, C, F) float32, columns CANDIDATE_FEATURES; 0 where there is no candidate
-    "What a judge sees of each candidate."
-    known, gap, n = self.known, self.gap(), np.maximum(spectra.good.sum(1), 1)[:, None]
-    cost, evidence = (np.where(known, v, np.inf) for v in (self.cost, self.cost + self.logdet))
-    over = [np.where(known, v - np.where(np.isfinite(m := v.min(1, keepdims=True)), m, 0), 0) for v in (cost, evidence)]
-    pipe = [np.where(self.pipeline, v[:, None], 0) for v in _pipeline_sureness(spectra)]
-    rest = [np.where(~self.pipeline, v[:, None], 0) for v in _pipeline_sureness(spectra)]
-    z = np.where(self.pipeline, self.z, 0).sum(1, keepdims=True)
-    same = self.pipeline.any(1, keepdims=True) & (abs(self.z - z) <= SAME*(1 + z))
+    spectra: Spectra, # of the same objects
+) -> np.ndarray: # (N, C, F) float32, columns CANDIDATE_FEATURES; 0 where there is no candidate
+    "The features of each candidate for the candidate ranker."
+    known, n = self.known, np.maximum(spectra.good.sum(1), 1)[:, None]
     total = np.sum(spectra.ivar*spectra.flux**2, axis=1, dtype=float)[:, None]
-    depth = np.log1p(np.maximum(total - np.where(known, self.chi2, 0), 0))
-    columns = [self.kind == k for k in range(3)] + [np.log1p(np.maximum(self.z, -.5))]
-    for x in over:
-        columns += [np.log1p(x.clip(0)), x.clip(0, 60)/20]
-    columns += [np.log10(self.zerr.clip(1e-6, 1)) + 4, np.log1p((self.cost - self.chi2).clip(0) if known.all() else np.where(known, self.cost, 0) - np.where(known, self.chi2, 0)), self.logdet/30]
-    columns += [5*(np.where(known, self.chi2, 0)/n - 1).clip(-1, 3), np.log1p(gap.clip(0, 1e6)), gap.clip(-60, 60)/20, self.pipeline, same, *pipe, *rest, depth, np.where(self.kind == 2, np.abs(self.z)/.001, 0)]
     lines = np.arcsinh(line_snr(spectra, np.where(known, self.z, 0))/3)
-    return np.nan_to_num(np.where(known[..., None], np.concatenate([np.stack(np.broadcast_arrays(*columns), -1), lines], -1), 0)).astype(np.float32)
+    columns = dict(IS_GALAXY=self.kind == 0, IS_QSO=self.kind == 1, IS_STAR=self.kind == 2,
+                   LOG_1PZ=np.log1p(np.maximum(self.z, -.5)),
+                   DEPTH=np.log1p(np.maximum(total - np.where(known, self.chi2, 0), 0)),
+                   SPEED=np.where(self.kind == 2, np.abs(self.z)/.001, 0))
+    columns |= _fit_columns(self, known, n) | _pipeline_columns(self, spectra)
+    columns |= {f'SN_{name}': lines[..., k] for k, name in enumerate(LINE_WINDOWS)}
+    x = np.stack(np.broadcast_arrays(*(columns[name] for name in CANDIDATE_FEATURES)), -1)
+    return np.nan_to_num(np.where(known[..., None], x, 0)).astype(np.float32)

@@ -26,13 +26,15 @@ from ..simulate.stars import make_star, wave_rest
 
 # %% ../../nbs/redshift/06_learn_bases.ipynb #1bfafd81
 def rest_sums(
-    spectra, # `Spectra`
-    z, # (N,) redshifts
-    low, # lowest rest wavelength wanted, Å
-    high, # highest
-    pixel=1e-4, # width of the rest-frame pixels in dex
-): # wave (M,) Å; flux (N, M), weighted mean per pixel, 0 where nothing was seen; ivar (N, M), its inverse variance
-    "Spectra in the rest frame on a common log-λ grid by weighted sums; the flux keeps its observed unit."
+    spectra: Spectra, # (N, L)
+    z: np.ndarray, # (N,) redshifts
+    low: float, # lowest rest wavelength wanted, Å
+    high: float, # highest
+    pixel: float = 1e-4, # width of the rest-frame pixels in dex
+) -> tuple: # wave (M,) Å; flux (N, M), weighted mean per pixel; ivar (N, M), its inverse variance
+    """Spectra in the rest frame on a common log-λ grid by weighted sums.
+
+    The flux keeps its observed unit; flux and ivar are 0 where nothing was observed."""
     first, stop = int(np.floor(np.log10(low)/pixel)), int(np.ceil(np.log10(high)/pixel))
     edges, old = np.arange(first, stop + 1)*pixel, np.log10(pixel_edges(spectra.wave))
     w, wf = (np.zeros((len(spectra), stop - first)) for _ in range(2))
@@ -44,10 +46,10 @@ def rest_sums(
 
 # %% ../../nbs/redshift/06_learn_bases.ipynb #b5511050
 def unit_rms(
-    flux, # (N, M)
-    ivar, # (N, M) inverse variance, 0 where nothing was seen
-    cap=20., # S/N per pixel that no pixel can exceed
-): # flux (N, M) of unit rms signal, and weights (N, M), below cap²
+    flux: np.ndarray, # (N, M)
+    ivar: np.ndarray, # (N, M) inverse variance, 0 where nothing was observed
+    cap: float = 20., # S/N per pixel that no pixel can exceed
+) -> tuple: # flux (N, M) of unit rms signal, and weights (N, M), below cap²
     "Scale spectra to unit rms signal, weighted by ivar, and limit the S/N that a pixel can claim."
     n, w = (ivar > 0).sum(1), ivar.sum(1)
     a2 = np.maximum((ivar*flux**2).sum(1) - n, np.sqrt(n))/np.where(w > 0, w, 1)
@@ -56,11 +58,11 @@ def unit_rms(
 
 # %% ../../nbs/redshift/06_learn_bases.ipynb #e7619597
 def solve_coefficients(
-    w, # (N, M) weights
-    wf, # (N, M) weights times flux
-    g, # (K, M) spectra that are mixed
-    precision, # (K,) inverse of the coefficients' expected squares
-): # c (N, K), covariance (N, K, K)
+    w: np.ndarray, # (N, M) weights
+    wf: np.ndarray, # (N, M) weights times flux
+    g: np.ndarray, # (K, M) templates
+    precision: np.ndarray, # (K,) inverse of the coefficients' expected squares
+) -> tuple: # c (N, K), covariance (N, K, K)
     "Coefficients of each spectrum and their covariance: weighted least squares with a Gaussian prior around zero."
     i, j = np.triu_indices(len(g))
     a = np.empty((len(w), len(g), len(g)))
@@ -70,13 +72,13 @@ def solve_coefficients(
 
 # %% ../../nbs/redshift/06_learn_bases.ipynb #1b373302
 def solve_spectra(
-    w, # (N, M) weights
-    wf, # (N, M) weights times flux
-    c, # (N, K) expected coefficients
-    second, # (N, K, K) expected products of coefficients
-    smooth=3., # weight of the squared differences of neighbouring pixels
-): # (K, M)
-    "The K spectra that fit best for given coefficients, with neighbouring pixels tied together."
+    w: np.ndarray, # (N, M) weights
+    wf: np.ndarray, # (N, M) weights times flux
+    c: np.ndarray, # (N, K) expected coefficients
+    second: np.ndarray, # (N, K, K) expected products of coefficients
+    smooth: float = 3., # weight of the squared differences of neighbouring pixels
+) -> np.ndarray: # (K, M)
+    "The K templates that fit best for given coefficients, with neighbouring pixels tied together."
     k, m = c.shape[1], w.shape[1]
     i, j = np.triu_indices(k)
     normal = w.T @ second[:, i, j]
@@ -84,16 +86,17 @@ def solve_spectra(
     for p in range(len(i)):
         bands[k + i[p] - j[p], :, j[p]] = normal[:, p]
     ends = (np.arange(m) == 0) | (np.arange(m) == m - 1)
-    bands[k] += smooth*np.where(ends, 1, 2)[:, None] + 1e-12*normal.max()  # the last term is for pixels nobody saw, should smooth be 0
+    bands[k] += smooth*np.where(ends, 1, 2)[:, None]
+    bands[k] += 1e-12*normal.max()  # for pixels without data, if smooth is 0
     bands[0, 1:] -= smooth
     return solveh_banded(bands.reshape(k + 1, m*k), (wf.T @ c).ravel()).reshape(m, k).T
 
 # %% ../../nbs/redshift/06_learn_bases.ipynb #411d8321
 def principal_axes(
-    g, # (K, M) spectra
-    second, # (K, K) mean expected products of their coefficients
-): # spectra (K, M) orthogonal, rms 1; variance (K,) of their coefficients, falling
-    "Rotate spectra to the principal axes of what they make."
+    g: np.ndarray, # (K, M) templates
+    second: np.ndarray, # (K, K) mean expected products of their coefficients
+) -> tuple: # templates (K, M) orthogonal, rms 1; variance (K,) of their coefficients, falling
+    "Rotate templates to the principal axes of the spectra that they describe."
     m = g.shape[1]
     q, r = np.linalg.qr(g.T)
     size, v = np.linalg.eigh(r @ second @ r.T)
@@ -103,8 +106,8 @@ def principal_axes(
 # %% ../../nbs/redshift/06_learn_bases.ipynb #93414bee
 @dataclass(frozen=True, eq=False)
 class Factors:
-    "Spectra whose mixtures explain the data."
-    spectra: np.ndarray  # (K, M) orthogonal, rms 1
+    "Templates whose linear combinations describe the data."
+    spectra: np.ndarray  # (K, M) templates, orthogonal, rms 1
     coefficients: np.ndarray  # (N, K) of the data
     variance: np.ndarray  # (K,) mean expected squares of the coefficients, falling
     cost: np.ndarray  # (niter,) -2 ln likelihood per pixel, up to a constant, before each iteration
@@ -124,13 +127,13 @@ def _cost(w, wf, f, g, c, covariance, variance):
 
 # %% ../../nbs/redshift/06_learn_bases.ipynb #94593c3c
 def hmf(
-    f, # (N, M) flux, best of about unit rms
-    w, # (N, M) inverse variance; 0 is ignored
-    k, # number of spectra
-    smooth=3., # weight of the squared differences of neighbouring pixels
-    niter=20, # iterations
-    seed=0, # of the randomised first guess
-): # `Factors`
+    f: np.ndarray, # (N, M) flux, best of about unit rms
+    w: np.ndarray, # (N, M) inverse variance; 0 is ignored
+    k: int, # number of templates
+    smooth: float = 3., # weight of the squared differences of neighbouring pixels
+    niter: int = 20, # iterations
+    seed: int = 0, # of the randomised first guess
+) -> Factors:
     "Heteroscedastic matrix factorisation (Tsalmantza & Hogg 2012) as expectation-maximisation."
     if not 1 <= k < min(f.shape):
         raise ValueError(f"k is {k}; with data of shape {f.shape} it must be 1 to {min(f.shape) - 1}")
@@ -142,13 +145,14 @@ def hmf(
         cost.append(_cost(w, wf, f, g, c, covariance, variance))
         second = c[:, :, None]*c[:, None] + covariance
         g, variance = principal_axes(solve_spectra(w, wf, c, second, smooth), second.mean(0))
-    return Factors(g, solve_coefficients(w, wf, g, 1/variance)[0], variance, np.array(cost))
+    c = solve_coefficients(w, wf, g, 1/variance)[0]
+    return Factors(spectra=g, coefficients=c, variance=variance, cost=np.array(cost))
 
 # %% ../../nbs/redshift/06_learn_bases.ipynb #560dfab5
 def clear_forest(
-    spectra, # `Spectra` of quasars
-    z, # (N,) redshifts
-): # `Spectra`
+    spectra: Spectra, # (N, L) of quasars
+    z: np.ndarray, # (N,) redshifts
+) -> Spectra:
     "Divide the mean transmission of the Lyman-alpha forest out of quasar spectra."
     t = np.where(spectra.wave < LYA*(1 + np.asarray(z, float)[:, None]), mean_forest(spectra.wave), 1.)
     return spectra.replace(flux=spectra.flux/t, ivar=spectra.ivar*t**2)
@@ -157,8 +161,8 @@ def clear_forest(
 @dataclass(frozen=True)
 class LearnSettings:
     "How to learn a basis."
-    zmin: float = None  # lowest redshift that the basis is for; None takes the class's (`Z_RANGES`)
-    zmax: float = None  # highest
+    zmin: float | None = None  # lowest redshift that the basis is for; None takes the class's (`Z_RANGES`)
+    zmax: float | None = None  # highest
     smooth: float = 3.  # weight of the squared differences of neighbouring pixels
     cap: float = 20.  # S/N per pixel beyond which a spectrum does not count more
     niter: int = 20  # iterations
@@ -176,31 +180,37 @@ def _range(parts, spectype, settings):
 def _check(parts, zs, n, zmin, zmax):
     "Raise `ValueError` unless there are enough spectra with sensible redshifts."
     if len(parts) != len(zs) or any(len(p) != len(x) for p, x in zip(parts, zs)):
-        raise ValueError(f"{sum(map(len, parts))} spectra and {sum(map(len, zs))} redshifts; give one for each (and one array for each part)")
+        raise ValueError(f"{sum(map(len, parts))} spectra and {sum(map(len, zs))} redshifts; "
+                         f"give one for each (and one array for each part)")
     z, good = np.concatenate(zs), np.concatenate([p.good.any(1) for p in parts])
     bad = ~((z >= zmin - 1e-3) & (z <= zmax + 1e-3))
     if bad.any():
-        raise ValueError(f"{bad.sum()} of {len(z)} redshifts are not numbers between {zmin} and {zmax}; leave them out or change zmin and zmax")
+        raise ValueError(f"{bad.sum()} of {len(z)} redshifts are not numbers between {zmin} and {zmax}; "
+                         f"leave them out or change zmin and zmax")
     if good.sum() < 3*n:
-        raise ValueError(f"{good.sum()} spectra with data for {n} templates; give at least {3*n}, or ask for fewer templates")
+        raise ValueError(f"{good.sum()} spectra with data for {n} templates; "
+                         f"give at least {3*n}, or ask for fewer templates")
 
 def _check_coverage(wave, w, n):
     "Raise `ValueError` if too little of the rest-frame range is seen by as many spectra as templates."
     seen = (w > 0).sum(0) >= n
     if seen.mean() < .75:
         where = f"{wave[seen][0]:.0f} to {wave[seen][-1]:.0f} Å" if seen.any() else "nothing"
-        raise ValueError(f"{n} spectra or more show only {100*seen.mean():.0f} % of the rest frame {wave[0]:.0f} to {wave[-1]:.0f} Å ({where}); narrow zmin and zmax or add spectra")
+        raise ValueError(f"{n} spectra or more show only {100*seen.mean():.0f} % of the rest frame "
+                         f"{wave[0]:.0f} to {wave[-1]:.0f} Å ({where}); narrow zmin and zmax or add spectra")
 
 # %% ../../nbs/redshift/06_learn_bases.ipynb #cb529335
 def learn_basis(
-    spectra, # `Spectra`, or a list of them, each on a grid of its own
-    z, # (N,) known redshifts; for a list, a list of arrays
-    spectype, # GALAXY, QSO or STAR
-    n=8, # number of templates, 1 to 10
-    settings=LearnSettings(), # `LearnSettings`
-    version='learned', # to remember how it was made
-): # `Basis` with `variance`
-    "Learn a basis from spectra of one class at known redshifts; forest divided out of quasars, which are dark bluewards of the Lyman limit."
+    spectra: Spectra | list[Spectra], # of one class; in a list, each on a grid of its own
+    z: np.ndarray | list[np.ndarray], # (N,) known redshifts; for a list, a list of arrays
+    spectype: str, # GALAXY, QSO or STAR
+    n: int = 8, # number of templates, 1 to 10
+    settings: LearnSettings = LearnSettings(),
+    version: str = 'learned', # to remember how it was made
+) -> Basis: # with `variance`
+    """Learn a basis from spectra of one class at known redshifts.
+
+    The forest is divided out of quasars, which are dark bluewards of the Lyman limit."""
     parts, zs = (spectra, z) if isinstance(spectra, (list, tuple)) else ([spectra], [z])
     zs = [np.asarray(x, float) for x in zs]
     zmin, zmax, low, high, darkest = _range(parts, spectype, settings)
@@ -213,7 +223,8 @@ def learn_basis(
     found = hmf(f, w, n, settings.smooth, settings.niter)
     dark = max(0, int(np.ceil(np.log10(wave[0]/darkest)/settings.pixel)) + 1) if darkest < low else 0
     wave = np.concatenate([wave[0]*10**(-settings.pixel*np.arange(dark, 0, -1)), wave])
-    return Basis(wave, np.pad(found.spectra, [(0, 0), (dark, 0)]), spectype, '', zmin, zmax, spectype == 'QSO', version, found.variance)
+    return Basis(wave=wave, flux=np.pad(found.spectra, [(0, 0), (dark, 0)]), spectype=spectype, zmin=zmin, zmax=zmax,
+                 forest=spectype == 'QSO', version=version, variance=found.variance)
 
 # %% ../../nbs/redshift/06_learn_bases.ipynb #02de336b
 WAVE = 3550 + .8*np.arange(8626)  # Å, to 10450: SDSS and BOSS see more than DESI
@@ -236,11 +247,11 @@ def _template(spectype, kind, rng, z):
 
 # %% ../../nbs/redshift/06_learn_bases.ipynb #9ab9da1a
 def simulated_spectra(
-    spectype, # GALAXY, QSO or STAR
-    n, # number of spectra
-    snr=3., # S/N per pixel that they claim
-    seed=7, # of the draws
-): # `Spectra` on WAVE, rms 1, and z (n,)
+    spectype: str, # GALAXY, QSO or STAR
+    n: int, # number of spectra
+    snr: float = 3., # S/N per pixel that they claim
+    seed: int = 7, # of the random numbers
+) -> tuple: # `Spectra` on WAVE, rms 1; redshifts (n,)
     "Spectra without noise at about DESI's resolution, over all redshifts of a class."
     rng, rest, edges, flux, z = np.random.default_rng(seed), wave_rest(), pixel_edges(WAVE), [], []
     names, shares = zip(*KINDS[spectype].items())
@@ -263,9 +274,9 @@ class Recipe:
     smooth: float = 3.  # weight of the squared differences of neighbouring pixels
     cap: float = 50.  # S/N per pixel beyond which a spectrum does not count more
     niter: int = 50  # iterations
-    zmax: float = None  # highest redshift; None takes the class's
+    zmax: float | None = None  # highest redshift; None takes the class's
 
-RECIPES = {'GALAXY': Recipe(8), 'QSO': Recipe(7, zmax=6.5), 'STAR': Recipe(9)}
+RECIPES = {'GALAXY': Recipe(n=8), 'QSO': Recipe(n=7, zmax=6.5), 'STAR': Recipe(n=9)}
 
 # %% ../../nbs/redshift/06_learn_bases.ipynb #a5c60336
 def _teachers(spectra, spectype, recipe):
@@ -274,12 +285,13 @@ def _teachers(spectra, spectype, recipe):
     flags = np.asarray(meta['FLAGS']).astype(str) if 'FLAGS' in meta.colnames else np.full(len(meta), '')
     clean = ~np.array(['BLEND' in f or 'DEAD' in f for f in flags], bool) & spectra.good.any(1)
     z, (low, high) = np.asarray(meta['TRUE_Z'], float), Z_RANGES[spectype]
-    return np.flatnonzero(clean & (np.asarray(meta['TRUE_SPECTYPE']).astype(str) == spectype) & (z >= low) & (z <= (recipe.zmax or high)))
+    this = clean & (np.asarray(meta['TRUE_SPECTYPE']).astype(str) == spectype)
+    return np.flatnonzero(this & (z >= low) & (z <= (recipe.zmax or high)))
 
 def learn_bases(
-    spectra, # `Spectra` with TRUE_Z and TRUE_SPECTYPE in meta (and FLAGS, if blends and lost arms are known)
-    recipes=RECIPES, # dict: class → `Recipe`
-): # list of `Basis`, one a class
+    spectra: Spectra, # with TRUE_Z and TRUE_SPECTYPE in meta (and FLAGS, if blends and lost arms are known)
+    recipes: dict = RECIPES, # class → `Recipe`
+) -> list[Basis]: # one a class
     "Learn a basis for each class from labelled spectra and from the simulator."
     bases = []
     for spectype, r in recipes.items():
@@ -290,7 +302,8 @@ def learn_bases(
             extra, z = simulated_spectra(spectype, r.simulated, r.snr)
             parts, zs = parts + [extra], zs + [z]
         if not parts:
-            raise ValueError(f"no labelled {spectype} and no simulated ones to learn from; give labels of this class, or a recipe with simulated > 0")
+            raise ValueError(f"no labelled {spectype} and no simulated ones to learn from; "
+                             f"give labels of this class, or a recipe with simulated > 0")
         settings = LearnSettings(zmax=r.zmax, smooth=r.smooth, cap=r.cap, niter=r.niter)
         bases.append(learn_basis(parts, zs, spectype, r.n, settings, version=f'learned {__version__}'))
     return bases
