@@ -9,9 +9,13 @@ __all__ = ['rate_interval', 'nmad', 'redshift_metrics', 'format_redshifts']
 import numpy as np
 from astropy.stats import binom_conf_interval
 
+from ..data.constants import C_KMS
+
 # %% ../../nbs/redshift/09_redshift_metrics.ipynb #4eb67d9f
-def rate_interval(hits):
-    "Share of True, and the ends of its 68 % Wilson interval."
+def rate_interval(
+    hits: np.ndarray, # (N,) bool
+) -> tuple: # fraction of True, lower and upper end; nan if there are none
+    "Fraction of True, and the ends of its 68 % Wilson interval."
     k, n = int(np.sum(hits)), len(hits)
     return (k/n, *np.clip(binom_conf_interval(k, n), [0, k/n], [k/n, 1]).tolist()) if n else (np.nan,)*3
 
@@ -22,24 +26,34 @@ def nmad(
     return float(1.4826*np.median(np.abs(x - np.median(x)))) if len(x) else np.nan
 
 # %% ../../nbs/redshift/09_redshift_metrics.ipynb #10e660b8
-def redshift_metrics(
-    z, # (N,) redshifts
-    z_true, # (N,) true redshifts; nan or masked where not known
-    zerr=None, # (N,) quoted 1σ errors; rows with 0 quote none and are left out of coverage and pulls
-    good=0.0033, # largest |dz| that counts as good
-): # dict: N MEAN_DZ MEDIAN_DZ MAD MAE NMAD GF CATASTROPHIC, with zerr also COVER68 COVER95 PULL; rates also as …_low, …_high
-    "Summaries of dz = (z − z_true)/(1 + z_true): MEAN_DZ and MEDIAN_DZ of |dz|, MAD as GaSNet-III defines it, CATASTROPHIC beyond 1000 km/s."
+def _known_redshifts(z, z_true):
+    "Redshifts and truth as float arrays, and where the truth is known."
     z, z_true = (np.ma.filled(np.ma.asarray(x, float), np.nan) for x in (z, z_true))
     known = np.isfinite(z_true)
     lost = int(np.sum(~np.isfinite(z[known])))
     if lost or not known.any():
-        raise ValueError(f"{lost} of {known.sum()} redshifts with known truth are not finite; give a finite number for each, and at least one truth")
+        raise ValueError(f"{lost} of {known.sum()} redshifts with known truth are not finite; "
+                         f"give a finite number for each, and at least one truth")
+    return z, z_true, known
+
+def redshift_metrics(
+    z: np.ndarray, # (N,) redshifts
+    z_true: np.ndarray, # (N,) true redshifts; nan or masked where not known
+    zerr: np.ndarray | None = None, # (N,) quoted 1σ errors; rows with 0 are left out of coverage and pulls
+    good: float = 0.0033, # largest |dz| that counts as good
+) -> dict: # metric → number; rates also as …_low and …_high
+    """Summaries of dz = (z − z_true)/(1 + z_true).
+
+    N, MEAN_DZ and MEDIAN_DZ of |dz|, MAD as GaSNet-III defines it, MAE, NMAD, GF, and CATASTROPHIC beyond 1000 km/s;
+    with `zerr` also COVER68, COVER95 and PULL."""
+    z, z_true, known = _known_redshifts(z, z_true)
     error = (z - z_true)[known]
     dz = error/(1 + z_true[known])
     a = np.abs(dz)
-    out = dict(N=len(a), MEAN_DZ=float(a.mean()), MEDIAN_DZ=float(np.median(a)), MAD=float(np.median(np.abs(a - np.median(a)))),
+    median = float(np.median(a))
+    out = dict(N=len(a), MEAN_DZ=float(a.mean()), MEDIAN_DZ=median, MAD=float(np.median(np.abs(a - median))),
                MAE=float(np.abs(error).mean()), NMAD=nmad(dz))
-    rates = dict(GF=a <= good, CATASTROPHIC=a > 1000/299792.458)
+    rates = dict(GF=a <= good, CATASTROPHIC=a > 1000/C_KMS)
     if zerr is not None:
         quoted = np.ma.filled(np.ma.asarray(zerr, float), 0)[known]
         pull = error[quoted > 0]/quoted[quoted > 0]
@@ -50,14 +64,19 @@ def redshift_metrics(
     return out
 
 # %% ../../nbs/redshift/09_redshift_metrics.ipynb #2d83da63
+def _shown(r, k):
+    "A metric as text; rates in per cent with half the width of their interval."
+    if k + '_low' in r:
+        return f"{100*r[k]:.2f} ± {50*(r[k + '_high'] - r[k + '_low']):.2f}"
+    return str(r[k]) if k == 'N' else f'{r[k]:.3g}'
+
 def format_redshifts(
-    results, # dict: name → dict from `redshift_metrics`
-): # str: aligned text
-    "Redshift metrics as text, one row each; rates in per cent with half the width of their interval, the rest as numbers."
+    results: dict, # name → dict from `redshift_metrics`
+) -> str: # aligned text
+    "Redshift metrics as text, one row each; rates in per cent."
     first, width = next(iter(results.values())), max(map(len, results)) + 1
     names = [k for k in first if not k.endswith(('_low', '_high'))]
     lines = [' '*width + ''.join(f'{k:>14}' for k in names)]
     for name, r in results.items():
-        show = lambda k: f"{100*r[k]:.2f} ± {50*(r[k + '_high'] - r[k + '_low']):.2f}" if k + '_low' in r else f'{r[k]:.3g}' if k != 'N' else str(r[k])
-        lines.append(f'{name:{width}}' + ''.join(f'{show(k):>14}' for k in names))
+        lines.append(f'{name:{width}}' + ''.join(f'{_shown(r, k):>14}' for k in names))
     return '\n'.join(lines)
