@@ -220,7 +220,9 @@ def clue_line_confusion(
     types = case.spectype, str(case.ours['SPECTYPE'])
     if case.agree or 'STAR' in types or case.chi2 < case.chi2_ours:
         return Clue()
-    found = _renamed_lines(case, False, case.snr[0]) + (_renamed_lines(case, True, case.snr[1]) if 'QSO' in types else [])
+    found = _renamed_lines(case, False, case.snr[0])
+    if 'QSO' in types:
+        found += _renamed_lines(case, True, case.snr[1])
     if not found:
         return Clue()
     found.sort(reverse=True)

@@ -150,7 +150,8 @@ def train_judge(
     extra = _blind(judge, inputs, settings.seed)
     inputs = {k: np.concatenate([v, extra[k]]) for k, v in inputs.items()}
     flat, quality = inputs['x'][inputs['known'] > 0], inputs['quality']
-    scales = dict(mean=flat.mean(0), std=flat.std(0) + 1e-3, quality_mean=quality.mean(0), quality_std=quality.std(0) + .1)
+    scales = dict(mean=flat.mean(0), std=flat.std(0) + 1e-3,
+                  quality_mean=quality.mean(0), quality_std=quality.std(0) + .1)
     for name, values in scales.items():
         getattr(judge, name).copy_(torch.as_tensor(values))
     return train(judge, ArrayStream(inputs, 128, settings.seed), None, settings, progress=progress)
@@ -298,7 +299,7 @@ def _logit(q):
 def _log_dz(a, z):
     return np.log10(np.clip(abs(a - z)/(1 + z), 1e-5, 10)) + 3
 
-HOPELESS = dict(EV_OFFSET=3., EV_COST=6., EV_EVIDENCE=6., EV_GAP=-3.)  # where no template reaches the pipeline's solution
+HOPELESS = dict(EV_OFFSET=3., EV_COST=6., EV_EVIDENCE=6., EV_GAP=-3.)  # of a solution that no template reaches
 
 def evidence_columns(
     spectra: Spectra, # (N, L) with the pipeline's columns
