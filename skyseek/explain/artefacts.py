@@ -80,7 +80,7 @@ def join_arms(
         ivar[:, part] /= k**2
     return spectra.replace(flux=flux, ivar=ivar)
 
-# %% ../../nbs/explain/02_artefacts.ipynb #693027e4
+# %% ../../nbs/explain/02_artefacts.ipynb #41d81b3c
 STEP = 3.  # significance of a step between arms from which it is mended
 
 def clean_artefacts(
@@ -101,6 +101,7 @@ def _what(found, step, significance):
             words.append(f'step by {100*s:+.0f} % of the mean flux at {x:.0f} Angstrom')
     return '; '.join(words)
 
+# %% ../../nbs/explain/02_artefacts.ipynb #693027e4
 def lost_arms(
     spectra: Spectra, # (N, L) on DESI's grid
 ) -> np.ndarray: # (N,) str: names of the arms without data, '' if none

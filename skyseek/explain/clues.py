@@ -153,7 +153,7 @@ def clue_arm(
             f"joined, the best χ² is lower by {gain:.0f}")
     return Clue(gain=max(gain, 0), wave=(JUNCTIONS[j],), text=text)
 
-# %% ../../nbs/explain/03_clues.ipynb #759da0ea
+# %% ../../nbs/explain/03_clues.ipynb #e3ae15fc
 def clue_swap(
     case: Case,
 ) -> Clue:
@@ -170,6 +170,7 @@ def clue_swap(
 def _places(where):
     return f", most of it at {', '.join(f'{x:.0f}' for x in where)} Å" if where else ''
 
+# %% ../../nbs/explain/03_clues.ipynb #759da0ea
 def clue_template_limit(
     case: Case,
 ) -> Clue:
@@ -323,7 +324,7 @@ def _second_object(case, rows):
             best = gain, gain/excess, row, where
     return best
 
-# %% ../../nbs/explain/03_clues.ipynb #10ac152c
+# %% ../../nbs/explain/03_clues.ipynb #f1fe37d6
 def _far(case, minima, n):
     "The best n minima more than 3000 km/s from our redshift."
     far = minima[np.abs(np.log((1 + minima['Z'])/(1 + case.ours['Z'])))*C_KMS > 3000]
@@ -342,6 +343,7 @@ def clue_blend(
     # if most of the misfit remains, the templates are wrong, and there is no second object
     return Clue(gain=gain*min(fraction/.3, 1), wave=where, text=text)
 
+# %% ../../nbs/explain/03_clues.ipynb #10ac152c
 def clue_composite(
     case: Case,
 ) -> Clue:

@@ -75,8 +75,10 @@ class Evidence:
                              f"evidence is on one object, give one row of each")
         self.wave, self.flux, self.ivar = self.spectrum.wave, self.spectrum.flux[0], self.spectrum.ivar[0]
         self.theirs, self.answers, self.chi2 = _pipeline_solution(self.spectrum.meta), {}, {}
-        if not self.ivar.any():
-            return
+        if self.ivar.any():
+            self._fit_solutions()
+
+    def _fit_solutions(self):
         if (second := _second_opinion(self.scores)) is not None:
             self.fit = with_solutions(self.fit, self.spectrum, second)
         best, fits = self.fit.table[0], native_fits(self.fit.bases, self.wave, self.fit.settings)
@@ -86,12 +88,13 @@ class Evidence:
             self.chi2[colour], model = fit_pixels(fits, self.flux, self.ivar, z, spectype, reach)
             self.answers[colour] = (z, spectype, model)
 
-    @property
-    def runner_up(self) -> Row | None: # of the minima
-        "Our best solution that is distinct from our first."
-        m, best = self.fit.minima, self.fit.table[0]
-        other = m[~same_answer(m['Z'], m['SPECTYPE'], best['Z'], best['SPECTYPE'])]
-        return other[0] if len(other) and self.answers else None
+# %% ../../nbs/explain/06_inspect.ipynb #23b4250c
+@patch(as_prop=True)
+def runner_up(self: Evidence) -> Row | None: # of the minima
+    "Our best solution that is distinct from our first."
+    m, best = self.fit.minima, self.fit.table[0]
+    other = m[~same_answer(m['Z'], m['SPECTYPE'], best['Z'], best['SPECTYPE'])]
+    return other[0] if len(other) and self.answers else None
 
 # %% ../../nbs/explain/06_inspect.ipynb #87e8bc46
 def _pipeline_solution(meta):
@@ -108,7 +111,7 @@ def _second_opinion(scores):
         return None
     return Table({name: [scores[name]] for name in names})
 
-# %% ../../nbs/explain/06_inspect.ipynb #5f1cf757
+# %% ../../nbs/explain/06_inspect.ipynb #4500fa1c
 def shade_sky(
     ax: plt.Axes, # with observed wavelengths in Å
 ) -> None:
@@ -130,6 +133,7 @@ def _models(self, ax, width):
         smoothed = np.where(model != 0, uniform_filter1d(model, width), np.nan)
         ax.plot(self.wave, smoothed, color=colour, **style, label=label)
 
+# %% ../../nbs/explain/06_inspect.ipynb #5f1cf757
 @patch
 def draw_spectrum(self: Evidence,
     ax: plt.Axes,
@@ -218,7 +222,7 @@ def draw_chi2(self: Evidence,
     star.set(xlabel='velocity [km/s]')
     star.set_yticklabels([])
 
-# %% ../../nbs/explain/06_inspect.ipynb #e168e2e4
+# %% ../../nbs/explain/06_inspect.ipynb #0f387c59
 @patch
 def telling(self: Evidence,
     n: int = 3, # how many
@@ -238,6 +242,7 @@ def telling(self: Evidence,
             chosen.append(float(w))
     return chosen[:n]
 
+# %% ../../nbs/explain/06_inspect.ipynb #e168e2e4
 @patch
 def draw_cutout(self: Evidence,
     ax: plt.Axes,
@@ -331,7 +336,7 @@ def plot_evidence(
     cutouts.supylabel('flux [$10^{-17}$ erg/s/cm²/Å]', fontsize=8)
     return fig
 
-# %% ../../nbs/explain/06_inspect.ipynb #9ce559cb
+# %% ../../nbs/explain/06_inspect.ipynb #f67e2201
 def pick_target(
     path: Path | str, # coadd-*.fits, compact file from `skyseek extract`, SDSS or LAMOST spectrum
     targetid: int, # TARGETID
@@ -346,6 +351,7 @@ def pick_target(
         raise ValueError(f"{path}: no TARGETID {targetid} among its {len(ids)} targets; there are for example {some}")
     return spectra[rows[:1]]
 
+# %% ../../nbs/explain/06_inspect.ipynb #9ce559cb
 def inspect_target(
     path: Path | str, # coadd-*.fits, compact file, SDSS or LAMOST spectrum
     targetid: int, # TARGETID

@@ -21,6 +21,20 @@ from safetensors.numpy import save_file
 from ..data.constants import LYA
 from ..data.writing import write_atomic
 
+# %% ../../nbs/redshift/01_bases.ipynb #504a2e55
+def _check_templates(name, wave, flux):
+    "Raise `ValueError` unless templates (K, L) and wavelengths (L,) make a basis."
+    k, n = flux.shape
+    if n != len(wave):
+        raise ValueError(f"{name}: templates have {n} pixels, wave has {len(wave)}; they must agree")
+    if not 1 <= k <= 10:
+        raise ValueError(f"{name}: {k} templates; redrock's COEFF column holds 1 to 10")
+    bad = ~(np.isfinite(flux).all(0) & np.isfinite(wave))
+    if bad.any():
+        raise ValueError(f"{name}: {bad.sum()} of {n} template pixels are not finite; the template file is damaged")
+    if not (np.diff(wave) > 0).all():
+        raise ValueError(f"{name}: template wavelengths do not increase; check CRVAL1, CDELT1 and LOGLAM")
+
 # %% ../../nbs/redshift/01_bases.ipynb #da591595
 @dataclass(frozen=True, eq=False, repr=False)
 class Basis:
@@ -36,19 +50,10 @@ class Basis:
     variance: np.ndarray | None = None  # (K,) typical squared coefficients at unit rms flux; None: no prior
 
     def __post_init__(self):
-        k, n = np.shape(self.flux)
-        if n != len(self.wave):
-            raise ValueError(f"{self.name}: templates have {n} pixels, wave has {len(self.wave)}; they must agree")
-        if not 1 <= k <= 10:
-            raise ValueError(f"{self.name}: {k} templates; redrock's COEFF column holds 1 to 10")
+        _check_templates(self.name, self.wave, np.asarray(self.flux))
         if not self.zmin < self.zmax:
             raise ValueError(f"{self.name}: zmin {self.zmin} is not below zmax {self.zmax}")
-        bad = ~(np.isfinite(self.flux).all(0) & np.isfinite(self.wave))
-        if bad.any():
-            raise ValueError(f"{self.name}: {bad.sum()} of {n} template pixels are not finite; "
-                             f"the template file is damaged")
-        if not (np.diff(self.wave) > 0).all():
-            raise ValueError(f"{self.name}: template wavelengths do not increase; check CRVAL1, CDELT1 and LOGLAM")
+        k = len(self.flux)
         if self.variance is not None and (len(self.variance) != k or not (np.asarray(self.variance) > 0).all()):
             raise ValueError(f"{self.name}: variance must hold {k} positive numbers, one for each template")
 

@@ -238,7 +238,7 @@ def covered(self: ScanPlan,
     total = torch.nn.functional.pad(field.cumsum(-1), (1, 0))
     return total[..., self.ends[1]] - total[..., self.ends[0]]
 
-# %% ../../nbs/redshift/02_chi2.ipynb #369aa44a
+# %% ../../nbs/redshift/02_chi2.ipynb #2f8a78a4
 @patch
 def _system(self: ScanPlan, w, wf):
     "Normal equations (C+1, C+1, B, nz), upper triangle, right-hand side in the last column."
@@ -254,6 +254,7 @@ def _system(self: ScanPlan, w, wf):
             system[k + p, k + q] = self.covered(w*column*self.poly[q])
     return system
 
+# %% ../../nbs/redshift/02_chi2.ipynb #369aa44a
 @patch
 def chi2(self: ScanPlan,
     sums: torch.Tensor, # (4, B, M) as in `LogSums`

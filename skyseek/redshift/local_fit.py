@@ -64,7 +64,7 @@ def columns(self: LocalFit,
         x = torch.cat([x, self.poly.to(dtype).expand(len(u), -1, -1)], 1)
     return (x if self.whole else x*inside[:, None]), inside
 
-# %% ../../nbs/redshift/03_local_fit.ipynb #3c74deac
+# %% ../../nbs/redshift/03_local_fit.ipynb #56869b9d
 @dataclass(frozen=True, eq=False)
 class Fits:
     "Results of R fits, all float64 tensors."
@@ -90,6 +90,7 @@ class Totals:
     def __getitem__(self, rows):
         return Totals(self.power[rows], self.wff[rows], self.used[rows])
 
+# %% ../../nbs/redshift/03_local_fit.ipynb #3c74deac
 def totals(
     sums: torch.Tensor, # (4, R, M) as in `LogSums`
 ) -> Totals:

@@ -146,7 +146,7 @@ def _best_of_kind(c, near):
         out[rows, cost.argmin(1)[rows]] = True
     return out
 
-# %% ../../nbs/redshift/04_minima.ipynb #7f9e5a9a
+# %% ../../nbs/redshift/04_minima.ipynb #feaf3dc3
 def _below_zero(c, fits, sums, batch):
     "Fraction of Σ ivar·model² of the best minima that comes from pixels where the model is negative: (B,)."
     out = np.zeros(len(c.u))
@@ -161,6 +161,7 @@ def _below_zero(c, fits, sums, batch):
             out[rows] = ((power*(model < 0)).sum(-1)/power.sum(-1).clamp(min=1e-300)).cpu().numpy()
     return out
 
+# %% ../../nbs/redshift/04_minima.ipynb #7f9e5a9a
 def fit_minima(
     minima: Minima, # (N, C) as the scan finds them; changed in place
     fits: list[LocalFit], # one a basis

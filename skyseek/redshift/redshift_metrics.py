@@ -25,7 +25,7 @@ def nmad(
     "Normalised median absolute deviation, 1.4826 median|x − median x|: σ of a Gaussian core."
     return float(1.4826*np.median(np.abs(x - np.median(x)))) if len(x) else np.nan
 
-# %% ../../nbs/redshift/09_redshift_metrics.ipynb #10e660b8
+# %% ../../nbs/redshift/09_redshift_metrics.ipynb #d41870fb
 def _known_redshifts(z, z_true):
     "Redshifts and truth as float arrays, and where the truth is known."
     z, z_true = (np.ma.filled(np.ma.asarray(x, float), np.nan) for x in (z, z_true))
@@ -36,6 +36,7 @@ def _known_redshifts(z, z_true):
                          f"give a finite number for each, and at least one truth")
     return z, z_true, known
 
+# %% ../../nbs/redshift/09_redshift_metrics.ipynb #10e660b8
 def redshift_metrics(
     z: np.ndarray, # (N,) redshifts
     z_true: np.ndarray, # (N,) true redshifts; nan or masked where not known

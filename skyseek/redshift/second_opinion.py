@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from astropy.table import Table
+from fastcore.basics import patch
 from torch import nn
 
 from ..data.constants import LINE_WINDOWS, SAME, TYPES, ZWARN_BITS, same_redshift
@@ -98,13 +99,15 @@ class Judge(nn.Module):
         cost = torch.expm1(batch['x'][..., self.config['features'].index('DCOST')]).clamp(0, 1000)
         return torch.stack([m(x, quality, cost).masked_fill(~known, -1e9).log_softmax(1) for m in self.members])
 
-    def loss(self,
-        batch: dict, # as for `log_p`, and `right` (B, C)
-    ) -> torch.Tensor: # scalar
-        "Negative log probability of the right candidates, mean over the members."
-        right = batch['right']*batch['known']
-        right = torch.cat([right, (right.sum(1, keepdim=True) == 0).float()], 1) > .5
-        return -torch.logsumexp(self.log_p(batch).masked_fill(~right, -1e9), -1).mean()
+# %% ../../nbs/redshift/08_second_opinion.ipynb #f4333c60
+@patch
+def loss(self: Judge,
+    batch: dict, # as for `log_p`, and `right` (B, C)
+) -> torch.Tensor: # scalar
+    "Negative log probability of the right candidates, mean over the members."
+    right = batch['right']*batch['known']
+    right = torch.cat([right, (right.sum(1, keepdim=True) == 0).float()], 1) > .5
+    return -torch.logsumexp(self.log_p(batch).masked_fill(~right, -1e9), -1).mean()
 
 # %% ../../nbs/redshift/08_second_opinion.ipynb #6654591f
 @torch.no_grad()
@@ -213,7 +216,7 @@ def second_opinion(
                 FLAG_ALT=~same[rows, best, at] & has & ~nothing & (out['P_ALT'] >= acceptance))
     return Table({name: out[name] for name in OPINION_COLUMNS})
 
-# %% ../../nbs/redshift/08_second_opinion.ipynb #a9344266
+# %% ../../nbs/redshift/08_second_opinion.ipynb #ebce7383
 def differs_from(
     table: Table, # with Z_ALT and SPECTYPE_ALT
     z: np.ndarray, # (N,) redshifts of the pipeline
@@ -224,6 +227,7 @@ def differs_from(
     elsewhere = np.isfinite(z) & ~same_redshift(alt, z)
     return np.isfinite(alt) & (elsewhere | (text(table['SPECTYPE_ALT']) != text(spectype)))
 
+# %% ../../nbs/redshift/08_second_opinion.ipynb #a9344266
 def cap_types(
     table: Table, # with the columns of `second_opinion`; changed in place
     p_type: np.ndarray, # (N,) P(S_WRONG)
@@ -292,7 +296,7 @@ def choose_acceptance(
             return float(round(p, 2))
     return .99
 
-# %% ../../nbs/redshift/08_second_opinion.ipynb #e7ffdbe9
+# %% ../../nbs/redshift/08_second_opinion.ipynb #2a43d58e
 def _logit(q):
     return np.log(np.clip(q, 1e-3, 1)/np.clip(1 - q, 1e-3, 1))
 
@@ -301,6 +305,7 @@ def _log_dz(a, z):
 
 HOPELESS = dict(EV_OFFSET=3., EV_COST=6., EV_EVIDENCE=6., EV_GAP=-3.)  # of a solution that no template reaches
 
+# %% ../../nbs/redshift/08_second_opinion.ipynb #e7ffdbe9
 def evidence_columns(
     spectra: Spectra, # (N, L) with the pipeline's columns
     cand: Candidates, # of these spectra
