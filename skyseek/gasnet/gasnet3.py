@@ -17,7 +17,7 @@ from ..data.constants import C_KMS, ZWARN_BITS
 from ..data.spectra import Spectra
 from .gasnet3_networks import PIXEL, GasnetSettings, Reconstruction, aligned, gram, log_grid
 from .gasnet3_networks import polynomials, prepare, shift_of, subtract_continuum
-from ..redshift.scan import delta_chi2, find_minima, velocity_limit
+from ..redshift.minima import delta_chi2, find_minima, velocity_limit
 
 # %% ../../nbs/gasnet/05_gasnet3.ipynb #ab9d8ff6
 def _correlate(field, transform, n, n_fft):
