@@ -317,6 +317,8 @@ def make_readme(media):
     meta, body = notebook_markdown(PROC / 'index.ipynb', media)
     body = re.sub(r'(?<=\]\()(?=[\w/]+\.html)', f'{get_config().doc_host}{get_config().doc_baseurl}/', body)
     body = re.sub(r'(\]\(|src="|href=")(?!https?:|#|/)', r'\1nbs/', body.replace(f']({media.name}/', '](images/'))
+    raw = f"{get_config().git_url.replace('github.com', 'raw.githubusercontent.com')}/{get_config().branch}/"
+    body = body.replace('](nbs/images/', f']({raw}nbs/images/')  # PyPI shows no pictures of the repository
     head = f"# {meta['title']}\n\n> {meta['description']}\n\n"
     text, _ = pandoc(head + body, 'gfm', 'README.md', f'{READ}-smart')
     return re.sub(r'<style.*?</style>\n?', '', text, flags=re.S).rstrip() + '\n'

@@ -149,7 +149,7 @@ def _quasar_bases(library, rows, k):
 
 # %% ../../nbs/redshift/01_bases.ipynb #58f6c8ae
 def pca_bases(
-    library: 'TemplateLibrary', # wave (L,) Å, flux (T, L), table with SPECTYPE, SUBTYPE and, for quasars, Z
+    library: object, # `TemplateLibrary`: wave (L,) Å, flux (T, L), table with SPECTYPE, SUBTYPE and, for quasars, Z
     n_galaxy: int = 8, # number of templates in the galaxy basis, at most 10
     n_qso: int = 4, # in each of the two quasar bases
     n_star: int = 5, # in the basis of each stellar subtype, where there are as many templates
