@@ -22,7 +22,8 @@ from skyseek.detect.classifier import WrongClassifier
 from skyseek.pipeline.cli import main
 from skyseek.detect.metrics import evaluate, evaluate_catalogue
 from skyseek.redshift.second_opinion import Judge, differs_from, reconcile, with_solutions
-from skyseek.learn.features import arm_quality, metadata_table, normalise
+from skyseek.data.desi import arm_quality
+from skyseek.learn.features import metadata_table, normalise
 from skyseek.learn.training import shipped
 from skyseek.detect.labelled_data import find_coadds, read_labelled
 from skyseek.redshift.bases import library_bases

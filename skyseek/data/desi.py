@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_coadd', 'is_target', 'is_good_fibre', 'select_targets', 'find_redrock', 'healpix_path', 'join_redrock',
-           'extract', 'extract_file']
+           'extract', 'extract_file', 'arm_quality']
 
 # %% ../../nbs/data/12_desi.ipynb #94634d3d
 import os
@@ -18,7 +18,7 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.table import Table
 
-from .constants import CAMERAS, ZWARN_NODATA
+from .constants import CAMERAS, SNR_WINDOWS, ZWARN_NODATA
 from .fibres import add_columns, coadd_exposures, is_uncoadded, lost_rows, read_fibremap, repeated_rows
 from .fibres import rows_of
 from .files import header_text, write_spectra
@@ -334,3 +334,17 @@ def extract_file(
     if not overwrite and dst.exists() and _is_done(dst, inputs) and is_fresh(dst, src, redrock):
         return dst
     return write_spectra(extract(src, redrock), dst)
+
+# %% ../../nbs/data/12_desi.ipynb #6f555c8d
+def arm_quality(
+    spectra: Spectra, # N spectra
+) -> Table: # N rows: SN_B SN_R SN_Z (median S/N per √Å), GOOD_B GOOD_R GOOD_Z (fraction of good pixels)
+    "Signal-to-noise and coverage in DESI's three wavelength windows; 0 where there is no good pixel."
+    out, root = Table(), np.sqrt(np.median(np.diff(spectra.wave)))
+    for arm, (lo, hi) in SNR_WINDOWS.items():
+        inside = (spectra.wave >= lo) & (spectra.wave < hi)
+        if not inside.any():
+            raise ValueError(f"no pixel between {lo} and {hi} Å; resample(...) the spectra to wave_desi() first")
+        part = Spectra(spectra.wave[inside], spectra.flux[:, inside], spectra.ivar[:, inside])
+        out[f'SN_{arm}'], out[f'GOOD_{arm}'] = part.snr/root, part.good.mean(axis=1)
+    return out

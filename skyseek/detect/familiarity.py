@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..data.spectra import Spectra
-from ..learn.features import arm_quality
+from ..data.desi import arm_quality
 
 log = logging.getLogger('skyseek')
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'NOISE_LIMIT', 'REDROCK', 'COEFFS', 'TYPES', 'QUALITY', 'EVIDENCE', 'METADATA', 'normalise', 'fill_masked',
-           'input_channels', 'arm_quality', 'metadata_table', 'build_features']
+           'input_channels', 'metadata_table', 'build_features']
 
 # %% ../../nbs/learn/01_features.ipynb #23246836
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from astropy.table import Table
 
 from .. import __version__
-from ..data.constants import SNR_WINDOWS
+from ..data.desi import arm_quality
 from ..data.spectra import Spectra
 
 # %% ../../nbs/learn/01_features.ipynb #4c86411e
@@ -81,20 +81,6 @@ METADATA = {'published': ['Z', *COEFFS, 'ZWARN', *TYPES],
             'full': ['Z', *COEFFS, 'ZWARN', *TYPES, *QUALITY],
             'portable': ['Z', 'ZWARN', *TYPES, *QUALITY],
             'second': ['Z', 'ZWARN', *TYPES, *QUALITY, *EVIDENCE]}
-
-# %% ../../nbs/learn/01_features.ipynb #6f555c8d
-def arm_quality(
-    spectra: Spectra, # N spectra
-) -> Table: # N rows: SN_B SN_R SN_Z (median S/N per √Å), GOOD_B GOOD_R GOOD_Z (fraction of good pixels)
-    "Signal-to-noise and coverage in DESI's three wavelength windows; 0 where there is no good pixel."
-    out, root = Table(), np.sqrt(np.median(np.diff(spectra.wave)))
-    for arm, (lo, hi) in SNR_WINDOWS.items():
-        inside = (spectra.wave >= lo) & (spectra.wave < hi)
-        if not inside.any():
-            raise ValueError(f"no pixel between {lo} and {hi} Å; resample(...) the spectra to wave_desi() first")
-        part = Spectra(spectra.wave[inside], spectra.flux[:, inside], spectra.ivar[:, inside])
-        out[f'SN_{arm}'], out[f'GOOD_{arm}'] = part.snr/root, part.good.mean(axis=1)
-    return out
 
 # %% ../../nbs/learn/01_features.ipynb #e46ce4e2
 def metadata_table(

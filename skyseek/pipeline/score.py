@@ -256,9 +256,11 @@ def cause_columns(
 ) -> Table: # CAUSE CAUSE_SCORE CAUSE_WAVE CAUSE_TEXT, empty where nothing is flagged
     "The likely cause of each flagged redshift or type."
     rows, n = np.flatnonzero(flagged), len(spectra)
+    out = Table({name: np.full((n,) + np.shape(nothing), nothing, kind) for name, (nothing, kind) in _NO_CAUSE.items()})
+    if not len(rows):
+        return out  # there may be no pipeline
     causes = name_causes(spectra[rows], with_solutions(fit[rows], spectra[rows], opinion[rows]))
     causes['CAUSE_TEXT'] = [ascii_text(t) for t in causes['CAUSE_TEXT']]
-    out = Table({name: np.full((n,) + np.shape(nothing), nothing, kind) for name, (nothing, kind) in _NO_CAUSE.items()})
     for name in out.colnames:
         out[name][rows] = causes[name]
     return out

@@ -20,7 +20,8 @@ from torch import nn
 from ..data.constants import LINE_WINDOWS, SAME, TYPES, ZWARN_BITS, same_redshift
 from ..data.files import text
 from ..data.spectra import Spectra
-from ..learn.features import EVIDENCE, arm_quality
+from ..data.desi import arm_quality
+from ..learn.features import EVIDENCE
 from ..learn.training import ArrayStream, TrainSettings, fit as train
 from .bases import Basis
 from .candidates import CANDIDATE_FEATURES, Candidates, candidates
