@@ -1,6 +1,7 @@
 """What the tests share."""
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # tests run side by side; before torch is imported
@@ -16,6 +17,31 @@ def data():
     path = Path(os.environ.get('SKYSEEK_DATA', ROOT.parent / 'shared' / 'data'))
     if not path.is_dir(): pytest.skip(f'no real data at {os.path.relpath(path)}: set SKYSEEK_DATA to the folder that holds it')
     return path
+
+
+@pytest.fixture(scope='session')
+def weights():
+    "The weights of the package, loaded once; not to be changed."
+    from skyseek.pipeline.score import load_weights
+    return load_weights()
+
+
+@pytest.fixture(scope='session')
+def use_a_thread(weights):
+    "A function of monkeypatch: surveys are done by a thread of this process, so that no worker has to start."
+    def patch(monkeypatch):
+        import skyseek.pipeline.survey as survey
+        load = survey.load_weights
+        kept = lambda folder=None, *rest: load(folder, *rest) if folder else weights
+        monkeypatch.setattr(survey, 'local_executor', lambda workers: ThreadPoolExecutor(1))
+        monkeypatch.setattr(survey, 'load_weights', kept)
+    return patch
+
+
+@pytest.fixture
+def in_process(monkeypatch, use_a_thread):
+    "Surveys are done by a thread of this process, for one test."
+    use_a_thread(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
