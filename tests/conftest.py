@@ -2,6 +2,7 @@
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # tests run side by side; before torch is imported
@@ -44,10 +45,35 @@ def in_process(monkeypatch, use_a_thread):
     use_a_thread(monkeypatch)
 
 
+@pytest.fixture(scope='session')
+def train_shortly():
+    "A function of monkeypatch: three epochs for the models of labelled spectra, where nobody asks how good they are."
+    from skyseek.detect.classifier import CLASSIFIER_TRAINING
+    from skyseek.detect.cross_fit import fit_classifier
+    from skyseek.learn.training import TrainSettings
+    from skyseek.pipeline.benchmark import BenchmarkSettings
+    from skyseek.redshift.second_opinion import JUDGE_TRAINING, train_judge
+    def patch(monkeypatch):
+        settings = lambda usual: TrainSettings(**usual | dict(epochs=3), device='cpu')
+        fit, train = (partial(f, settings=settings(usual))
+                      for f, usual in ((fit_classifier, CLASSIFIER_TRAINING), (train_judge, JUDGE_TRAINING)))
+        monkeypatch.setattr('skyseek.detect.train_weights.fit_classifier', fit)
+        monkeypatch.setattr('skyseek.detect.cross_fit.train_judge', train)
+        monkeypatch.setattr('skyseek.pipeline.benchmark.BenchmarkSettings', partial(BenchmarkSettings, epochs=3))
+    return patch
+
+
+@pytest.fixture
+def shortly(monkeypatch, train_shortly):
+    "Models of labelled spectra are trained for three epochs, in one test."
+    train_shortly(monkeypatch)
+
+
 @pytest.fixture(autouse=True)
 def log_level():
-    "A command sets the level of skyseek's messages for its process; not for the tests after it."
+    "A command sets the level of skyseek's messages for its process, and where warnings go; not for the tests after it."
     yield
+    logging.captureWarnings(False)
     logging.getLogger('skyseek').setLevel(logging.NOTSET)
 
 

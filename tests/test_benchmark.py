@@ -1,42 +1,25 @@
 """The benchmark and the training of weights as commands, end to end on small simulated surveys: good input, bad input, and nothing seen twice."""
-import io
 import shutil
-from contextlib import redirect_stderr, redirect_stdout
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from astropy.table import Table
+from commands import errors, skyseek
 
 from skyseek.redshift.candidates import candidates
 from skyseek.pipeline.benchmark import BenchmarkSettings, format_benchmark, run_benchmark
 from skyseek.pipeline.score import load_weights
-from skyseek.pipeline.cli import main
 from skyseek.data.tables import read_redrock
 from skyseek.pipeline.detectors import prepare_sample, read_sides
 from skyseek.detect.metrics import average_precision
-from skyseek.detect.classifier import CLASSIFIER_TRAINING
-from skyseek.detect.cross_fit import cross_fit, fit_classifier, join_candidates, shipped
+from skyseek.detect.cross_fit import cross_fit, join_candidates, shipped
 from skyseek.detect.labelled_data import is_labelled, read_labelled, wrong_answers
 from skyseek.redshift.bases import library_bases
 from skyseek.redshift.scan import redshift_file, scan_redshift
-from skyseek.redshift.second_opinion import JUDGE_TRAINING, train_judge
-from skyseek.learn.training import TrainSettings
 from skyseek.simulate.mock_survey import simulate_survey
 from skyseek.data.truth import half_of, split_of
 from surveys import write_pair, write_parts
-
-
-def skyseek(*arguments):
-    """Run a command in this process, which has imported everything already; standard output, standard error and exit code as of a process."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err): code = main([str(a) for a in arguments])
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
-
-
-def errors(process): return [line for line in process.stderr.splitlines() if line.startswith('ERROR')]
 
 
 def simulate(folder, hpx, n=130):
@@ -54,23 +37,11 @@ def survey(tmp_path_factory):
     return folder
 
 
-def train_shortly(monkeypatch):
-    """Three epochs for candidate rankers and classifiers: for tests that do not look at how good these are."""
-    classifier, ranker = (TrainSettings(**x | dict(epochs=3), device='cpu') for x in (CLASSIFIER_TRAINING, JUDGE_TRAINING))
-    monkeypatch.setattr('skyseek.detect.train_weights.fit_classifier', partial(fit_classifier, settings=classifier))
-    monkeypatch.setattr('skyseek.detect.cross_fit.train_judge', partial(train_judge, settings=ranker))
-    monkeypatch.setattr('skyseek.pipeline.benchmark.BenchmarkSettings', partial(BenchmarkSettings, epochs=3))
-
-
-@pytest.fixture
-def shortly(monkeypatch): train_shortly(monkeypatch)
-
-
 QUICK = '--published-minutes', 0.02, '--resamples', 30, '--tolerance', 0.001, 0.0033, '--learn', 'judge'
 
 
 @pytest.fixture(scope='module')
-def done(survey, tmp_path_factory):
+def done(survey, tmp_path_factory, train_shortly):
     out = tmp_path_factory.mktemp('out')
     with pytest.MonkeyPatch.context() as monkeypatch:
         train_shortly(monkeypatch)

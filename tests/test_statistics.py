@@ -27,7 +27,7 @@ from skyseek.detect.cross_fit import shipped
 from skyseek.detect.labelled_data import find_coadds, read_labelled
 from skyseek.redshift.bases import library_bases
 from skyseek.redshift.scan import redshift_file, scan_redshift
-from skyseek.simulate.mock_survey import simulate_spectra, simulate_survey
+from skyseek.simulate.mock_survey import simulate_survey
 from skyseek.data.spectra import Spectra, wave_desi
 from skyseek.learn.training import load_model, save_model
 from skyseek.detect.train_weights import LabelledSettings, train_weights
@@ -69,10 +69,6 @@ def survey(tmp_path_factory):
 
 
 def truth_of(coadd): return coadd.with_name(coadd.name.replace('coadd-', 'truth-'))
-
-
-@pytest.fixture(scope='module')
-def weights(): return load_weights()
 
 
 @pytest.fixture(scope='module')
