@@ -80,9 +80,15 @@ def log_level():
 def pytest_configure(config):
     "Side by side (-n 2 --dist loadfile), files are begun in the order below, not those with many tests first."
     config.option.loadscopereorder = False
+    config.addinivalue_line('markers', 'slow: takes more than two seconds; leave out with -m "not slow"')
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items):
-    "Files that take minutes come first, so that no worker is left with one of them at the end."
-    long = ['test_survey', 'test_runs', 'test_vi', 'test_benchmark', 'test_odd', 'test_bad_input']
+    "Long files come first, so that no worker has one of them at the end; what needs a slow fixture is slow."
+    long = ['test_survey', 'test_benchmark', 'test_runs', 'test_statistics', 'test_vi', 'test_odd', 'test_trust',
+            'test_archive_faults', 'test_score_surveys', 'test_inspect', 'test_commands', 'test_evidence']
     items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
+    for item in items:
+        if getattr(item.module, 'SLOW_FIXTURES', set()) & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)

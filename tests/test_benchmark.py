@@ -21,6 +21,8 @@ from skyseek.simulate.mock_survey import simulate_survey
 from skyseek.data.truth import half_of, split_of
 from surveys import write_pair, write_parts
 
+pytestmark = pytest.mark.slow
+
 
 def simulate(folder, hpx, n=130):
     """A coadd with truth and the scan's answers beside it."""

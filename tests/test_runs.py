@@ -39,6 +39,7 @@ def survey(tmp_path_factory):
 def shards(survey): return sorted((survey / 'features').glob('*.npz'))
 
 
+@pytest.mark.slow
 def test_score_and_evaluate(survey):
     coadds = sorted(survey.glob('coadd-*.fits'))
     done = skyseek('score', *coadds, '-o', survey / 'catalogue.fits')
@@ -122,6 +123,7 @@ def undisturbed(survey, tmp_path_factory):
     return load_file(folder / 'autoencoder/model.safetensors')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGKILL])
 def test_stopped_training_resumes_to_the_same_weights(survey, undisturbed, tmp_path, how):
     listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit a deaf ear
@@ -139,6 +141,7 @@ def test_stopped_training_resumes_to_the_same_weights(survey, undisturbed, tmp_p
     assert all((undisturbed[k] == resumed[k]).all() for k in undisturbed) and not checkpoint.exists()
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(survey, tmp_path):
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '--no-python', *SKYSEEK]
     done = subprocess.run([*torchrun, *map(str, train(survey, tmp_path / 'ddp')[:-4]), '--epochs', '2', '--device', 'cpu'], env=ENV, capture_output=True, text=True, timeout=600)
@@ -179,6 +182,7 @@ def test_outputs_open_with_plain_astropy(survey):
         assert hdus['FLUX'].data.shape[1] == 7781 and np.isfinite(hdus['FLUX'].data).all()
 
 
+@pytest.mark.slow
 def test_demo_ends_with_commands_that_work(tmp_path):
     done = skyseek('demo', '-o', tmp_path / 'demo', '-n', 440, '--epochs', 1)
     assert done.returncode == 0, done.stderr

@@ -17,6 +17,8 @@ from skyseek.learn.features import EVIDENCE, METADATA, build_features
 from skyseek.data.sdss import group_files, read_sdss, read_targets
 from skyseek.data.spectra import resample, wave_desi
 
+SLOW_FIXTURES = {'real'}  # see conftest.py
+
 SKY = dict(answer=dict(SOURCETYPE=['SKY'], ZWARNING=np.array([1], 'i4')))
 
 

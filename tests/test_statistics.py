@@ -36,6 +36,8 @@ from skyseek.data.truth import (
     fold_of, half_of, label_unseen, label_wrong, match_truth, redshift_error, split_of, truth_rows,
 )
 
+SLOW_FIXTURES = {'trained'}  # see conftest.py
+
 IDS = 39628_000_000_000_000 + 7*np.arange(60_000)
 
 
@@ -181,6 +183,7 @@ def test_the_record_of_labels_survives_the_disk(trained, tmp_path, suffix):
     assert again.meta['LABELS'] == catalogue.meta['LABELS'] and again.meta['WEIGHTS'] == 'weights'
 
 
+@pytest.mark.slow
 def test_a_guarantee_holds_though_the_weights_have_seen_labels(caplog):
     """200 surveys in which the classifier knows 70 % of the labels by heart: the guarantee breaks no more often than it says."""
     broken = kept = 0
@@ -439,6 +442,7 @@ def test_a_coadd_without_redshifts_is_not_called_clean(survey, tmp_path, capsys)
     assert 'nothing was judged' in said and 'skyseek redshift' in said and '0 redshifts' not in said
 
 
+@pytest.mark.slow
 def test_a_file_given_twice_is_scored_once(survey, weights, caplog):
     with caplog.at_level(logging.WARNING): tables, _ = score_files([survey, survey.parent/'.'/survey.name], weights, progress=False)
     assert len(tables) == 1 and 'more than once' in caplog.text

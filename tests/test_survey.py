@@ -69,6 +69,7 @@ def start(source, dest, *options, cwd=None):
 
 # Where it lies
 
+@pytest.mark.slow
 def test_web_server(release, expected, tmp_path, in_process):
     with serving(release, log=tmp_path/'log') as address:
         result = run_survey(address, tmp_path/'c', SurveySettings(**QUICK), progress=False)
@@ -77,6 +78,7 @@ def test_web_server(release, expected, tmp_path, in_process):
     assert result.bytes == sent
 
 
+@pytest.mark.slow
 def test_training_streams_from_a_bucket(tmp_path, capsys, monkeypatch):
     "The same network from shards on the disk and in a bucket."
     from skyseek.learn.features import build_features
@@ -103,6 +105,7 @@ def test_resolution_is_never_fetched(tmp_path, in_process):
     assert result.bytes/30 < 115_000  # headers and tables of a file are shared by 30 spectra here, by 500 in DESI's
 
 
+@pytest.mark.slow
 def test_bucket(release, expected, tmp_path, in_process):
     with bucket(release) as (address, endpoint):
         assert len(list_pixels(open_archive(address, endpoint))) == 6
@@ -119,6 +122,7 @@ def test_selection_and_spectra_are_kept(release, tmp_path, in_process):
 
 # Servers that fail
 
+@pytest.mark.slow
 @pytest.mark.parametrize('faults', [{'500': .15, '503': .05, 'cut': .15}, {'wrong': .1, 'stall': .03}], ids=['errors', 'lies'])
 def test_a_bad_server_changes_nothing(release, expected, tmp_path, faults, in_process):
     with serving(release, faults, only='coadd|redrock') as address:
@@ -151,6 +155,7 @@ def test_a_server_that_is_gone(tmp_path, capsys, monkeypatch):
 
 # Runs and workers that are killed
 
+@pytest.mark.slow
 def test_kill_minus_nine_at_any_moment(release, expected, tmp_path, in_process):
     rng, seen = random.Random(3), set()
     for k in range(KILLS):
@@ -180,6 +185,7 @@ def _status(p):
     except OSError: return ''
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(release, expected, tmp_path):
     run, killed = start(release, tmp_path/'c'), 0
     while run.poll() is None and killed < 2:
@@ -239,6 +245,7 @@ def test_weights_that_change_under_a_worker(release, tmp_path):
     with pytest.raises(DestinationError, match='no such folder'): survey_part(replace(job, identity='', scratch=str(tmp_path/'gone')))
 
 
+@pytest.mark.slow
 def test_workers_go_when_their_run_is_gone(release, tmp_path):
     run = start(release, tmp_path/'c')
     for _ in range(60):
@@ -253,6 +260,7 @@ def test_workers_go_when_their_run_is_gone(release, tmp_path):
 
 # Disks and folders
 
+@pytest.mark.slow
 def test_a_full_disk(release, expected, tmp_path, capsys, in_process):
     full = tmp_path/'full'
     full.mkdir()
@@ -267,6 +275,7 @@ def test_a_full_disk(release, expected, tmp_path, capsys, in_process):
     finally: subprocess.run(['umount', '-l', str(full)])
 
 
+@pytest.mark.slow
 def test_two_runs_at_once(release, expected, tmp_path, capsys):
     first = start(release, tmp_path/'c')
     while first.poll() is None and not (tmp_path/'c/survey.json').exists(): time.sleep(.05)
@@ -319,6 +328,7 @@ def wait_for_part(run, dest):
     while run.poll() is None and not list(dest.rglob('*.parquet')): time.sleep(.1)
 
 
+@pytest.mark.slow
 def test_workers_of_dask_that_die(release, expected, tmp_path, dask):
     "Workers are killed at random moments, once here and twenty times with SKYSEEK_SLOW=1; the catalogue is the same."
     (address, workers, another, _), rng, killed = dask, random.Random(0), 0
@@ -335,6 +345,7 @@ def test_workers_of_dask_that_die(release, expected, tmp_path, dask):
         assert contents(tmp_path/'c') == expected
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_dies(release, expected, tmp_path, dask, in_process):
     address, _, _, scheduler = dask
     run = start(release, tmp_path/'c', '--cluster', address)
@@ -348,6 +359,7 @@ def test_a_scheduler_that_dies(release, expected, tmp_path, dask, in_process):
 
 # What is made of it
 
+@pytest.mark.slow
 def test_export_and_truth_from_repeats(release, tmp_path, capsys, in_process):
     assert main(['survey', str(release), str(tmp_path/'c'), '--workers', '2']) == 0
     assert main(['export', str(tmp_path/'c'), '-o', str(tmp_path/'all.fits')]) == 0

@@ -20,6 +20,7 @@ from skyseek.data.spectra import concatenate
 from skyseek.learn.training import fingerprint, load_model, save_model
 from skyseek.detect.familiarity import Familiarity, familiarity_inputs, fit_familiarity
 
+pytestmark = pytest.mark.slow
 RATES = [.18, .1]
 
 

@@ -21,6 +21,8 @@ from skyseek.detect.visual_inspection import (
     count_petals, fetch_coadds, fetch_file, fetch_tables, list_coadds, list_folder,
 )
 
+SLOW_FIXTURES = {'fetched'}  # see conftest.py
+
 TILES = 'spectro/redux/fuji/tiles'
 HEAD = ','.join(VI_HEAD) + '\n'
 
@@ -67,7 +69,7 @@ def server(archive):
     "(root URL, handler class) of a server of the archive."
     handler = type('Fresh', (Handler,), dict(trouble={}, asked=[]))
     with ThreadingHTTPServer(('127.0.0.1', 0), partial(handler, directory=archive)) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+        threading.Thread(target=http.serve_forever, args=(.02,), daemon=True).start()
         yield f'http://127.0.0.1:{http.server_port}', handler
         http.shutdown()
 
