@@ -148,7 +148,7 @@ def test_what_will_not_pass_is_a_note(release, tmp_path, capsys, fault, words, i
 
 
 def test_a_server_that_is_gone(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr('skyseek.data.archive.time.sleep', lambda seconds: None)
+    monkeypatch.setattr('time.sleep', lambda seconds: None)
     assert main(['survey', f'http://127.0.0.1:{free_port()}/dr1', str(tmp_path/'c'), '--timeout', '2']) == 1
     assert 'try again later' in capsys.readouterr().err
 
