@@ -59,21 +59,8 @@ def iron(made, tmp_path):
     return shutil.copytree(made, tmp_path/'release/iron')
 
 
-@pytest.fixture(scope='module')
-def weights():
-    from skyseek.pipeline.score import load_weights
-    return load_weights()
-
-
 @pytest.fixture
-def alone(monkeypatch, weights):
-    "Pixels are done in this process, where a test can reach them; weights are loaded once."
-    monkeypatch.setattr('skyseek.pipeline.survey.local_executor', lambda workers: ThreadPoolExecutor(1))
-    monkeypatch.setattr('skyseek.pipeline.survey.load_weights', lambda *_: weights)
-
-
-@pytest.fixture
-def quickly(alone, monkeypatch):
+def quickly(in_process, monkeypatch):
     "Nothing is computed, and no summary is drawn."
     monkeypatch.setattr('skyseek.pipeline.survey._score_together', lambda spectra, job: [s.meta['TARGETID',] for s in spectra])
     monkeypatch.setattr('skyseek.pipeline.survey.make_catalogue', lambda tables, *_: tables[0], raising=False)
@@ -453,7 +440,7 @@ def spoil(monkeypatch, where, error):
 
 @pytest.mark.parametrize('error', [KeyError('Z'), IndexError('list index out of range'), RuntimeError('mat1 and mat2'), AttributeError("no attribute 'x'"), ZeroDivisionError('division'), AssertionError()], ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize('where', ['extract', 'score_spectra'])
-def test_a_fault_of_ours_is_called_one(made, tmp_path, alone, monkeypatch, caplog, where, error):
+def test_a_fault_of_ours_is_called_one(made, tmp_path, in_process, monkeypatch, caplog, where, error):
     spoil(monkeypatch, where, error)
     monkeypatch.setattr(skyseek.pipeline.survey, 'make_catalogue', lambda tables, *_: Table(), raising=False)
     if where == 'extract': monkeypatch.setattr('skyseek.pipeline.survey._score_together', lambda spectra, job: [s.meta['TARGETID',] for s in spectra])
@@ -577,7 +564,7 @@ def test_parts_that_come_and_go_while_they_are_exported(tmp_path, monkeypatch, h
     assert (tmp_path/'x.fits').read_text() == 'what was there' and len(list(tmp_path.iterdir())) == 2
 
 
-def test_an_export_says_what_the_catalogue_was_made_with(made, tmp_path, alone, weights, monkeypatch):
+def test_an_export_says_what_the_catalogue_was_made_with(made, tmp_path, in_process, weights, monkeypatch):
     monkeypatch.setattr('skyseek.pipeline.survey.close_dataset', lambda dest: None)
     do(made, tmp_path/'c', pixels=(5,))
     for meta in (Table.read(export_fits(tmp_path/'c', tmp_path/'x.fits')).meta, read_dataset(tmp_path/'c').meta):
@@ -672,7 +659,7 @@ def test_no_worker_outlives_its_run():
     assert not multiprocessing.active_children()
 
 
-def test_bars_are_shown_when_they_are_asked_for(made, tmp_path, alone, monkeypatch, capsys):
+def test_bars_are_shown_when_they_are_asked_for(made, tmp_path, in_process, monkeypatch, capsys):
     monkeypatch.setattr('skyseek.pipeline.survey.survey_part', lambda job: [dict(survey='main', program='dark', hpx=job.pixels[0], n=0, bytes=0, error='x', passing=True)])
     for progress, shown in ((True, True), (None, False), (False, False)):
         run_survey(made, tmp_path/'c', SurveySettings(workers=1), progress=progress)

@@ -1,18 +1,15 @@
 """The benchmark and the training of weights as commands, end to end on small simulated surveys: good input, bad input, and nothing seen twice."""
-import io
 import shutil
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from astropy.table import Table
+from commands import errors, skyseek
 
 from skyseek.redshift.candidates import candidates
 from skyseek.pipeline.benchmark import BenchmarkSettings, format_benchmark, run_benchmark
 from skyseek.pipeline.score import load_weights
-from skyseek.pipeline.cli import main
 from skyseek.data.tables import read_redrock
 from skyseek.pipeline.detectors import prepare_sample, read_sides
 from skyseek.detect.metrics import average_precision
@@ -25,14 +22,7 @@ from skyseek.simulate.mock_survey import simulate_survey
 from skyseek.data.truth import half_of, split_of
 from surveys import write_pair, write_parts
 
-def skyseek(*arguments):
-    """Run a command in this process, which has imported everything already; standard output, standard error and exit code as of a process."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err): code = main([str(a) for a in arguments])
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
-
-
-def errors(process): return [line for line in process.stderr.splitlines() if line.startswith('ERROR')]
+pytestmark = pytest.mark.slow
 
 
 def simulate(folder, hpx, n=130):
@@ -54,9 +44,11 @@ QUICK = '--published-minutes', 0.02, '--resamples', 30, '--tolerance', 0.001, 0.
 
 
 @pytest.fixture(scope='module')
-def done(survey, tmp_path_factory):
+def done(survey, tmp_path_factory, train_shortly):
     out = tmp_path_factory.mktemp('out')
-    return skyseek('benchmark', survey, '-o', out / 'a', *QUICK), out / 'a'
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        train_shortly(monkeypatch)
+        return skyseek('benchmark', survey, '-o', out / 'a', *QUICK), out / 'a'
 
 
 def test_command_prints_the_table_and_writes_the_files(done):
@@ -83,7 +75,8 @@ def test_numbers_can_be_made_again_from_the_scores(done):
 
 def test_same_seed_same_numbers(survey):
     settings = BenchmarkSettings(others=(), learn='none', published_minutes=.01, parts=False, epochs=3, resamples=20)
-    text = [format_benchmark(run_benchmark(*read_sides(survey), settings)) for _ in range(2)]
+    spectra, side = read_sides(survey)
+    text = [format_benchmark(run_benchmark(spectra[::2], side[::2], settings)) for _ in range(2)]
     assert text[0] == text[1]
 
 
@@ -106,7 +99,7 @@ def test_several_files_are_split_by_target(survey):
     assert len(spectra) == len(again) and all(where[t] == s for t, s in zip(np.asarray(again.meta['TARGETID']).tolist(), side_again))
 
 
-def test_evidence_of_a_spectrum_does_not_know_its_label(survey):
+def test_evidence_of_a_spectrum_does_not_know_its_label(survey, shortly):
     """Turn the label of one half of the targets upside down: the evidence of that half stays, that of the other half changes."""
     spectra = read_labelled(survey / 'train')
     before = cross_fit(spectra, 'judge').spectra.meta
@@ -118,7 +111,7 @@ def test_evidence_of_a_spectrum_does_not_know_its_label(survey):
     assert same[half].all() and not same[~half].all()
 
 
-def test_reported_targets_teach_nothing(survey):
+def test_reported_targets_teach_nothing(survey, shortly):
     """Another truth for the reported targets changes their labels and nothing else."""
     spectra, side = read_sides(survey)
     meta = spectra.meta.copy()
@@ -152,14 +145,14 @@ def test_train_command_writes_weights_that_score(survey, tmp_path):
     assert average_precision(wrong_answers(truth)[:, 0], p['P_Z_WRONG']) > 2*wrong_answers(truth)[:, 0].mean()
 
 
-def test_few_labels_keep_what_is_shipped(survey, tmp_path):
+def test_few_labels_keep_what_is_shipped(survey, tmp_path, shortly):
     done = skyseek('train', *sorted((survey / 'train').glob('coadd-*.fits')), '-o', tmp_path / 'w')
     assert done.returncode == 0, done.stderr
     for part in ('autoencoder', 'judge'):
         assert (tmp_path / 'w' / part / 'model.safetensors').read_bytes() == (shipped(part) / 'model.safetensors').read_bytes()
 
 
-def test_train_with_an_inspection_table(survey, tmp_path):
+def test_train_with_an_inspection_table(survey, tmp_path, shortly):
     """A truth table laid out as EDR's visual inspections, for some of the targets."""
     spectra = read_labelled(survey / 'train')
     rows = np.flatnonzero(is_labelled(spectra))[::2]
@@ -191,7 +184,7 @@ def test_truth_without_overlap(survey, tmp_path):
         assert done.returncode == 1 and len(errors(done)) == 1 and 'truth' in errors(done)[0], done.stderr
 
 
-def test_one_bad_file_does_not_stop_the_others(survey, tmp_path):
+def test_one_bad_file_does_not_stop_the_others(survey, tmp_path, shortly):
     shutil.copytree(survey / 'train', tmp_path / 'train')
     (tmp_path / 'train/coadd-main-dark-99.fits').write_bytes(b'SIMPLE')
     write_pair(tmp_path / 'train')  # a sound coadd without truth
@@ -210,7 +203,7 @@ def test_too_few_wrong_objects(tmp_path):
     assert not (tmp_path / 'w').exists()
 
 
-def test_one_class_only(survey, tmp_path):
+def test_one_class_only(survey, tmp_path, shortly):
     """Stars alone, and all of them called stars: no type is wrong, so that table is left out; redshifts are compared all the same."""
     shutil.copytree(survey / 'train', tmp_path / 'stars')
     for coadd in sorted((tmp_path / 'stars').glob('coadd-*.fits')):

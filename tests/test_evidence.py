@@ -28,6 +28,7 @@ def coadd(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('suffix', ['fits', 'parquet'])
 def test_catalogue_carries_it_and_leaves_the_pipelines_columns(coadd, tmp_path, suffix):
     weights = load_weights()
@@ -64,6 +65,7 @@ def test_evidence_knows_no_truth_and_is_finite(coadd):
     assert alone['P_ALT'][0] == pytest.approx(opinion['P_ALT'][7], abs=1e-3) and one.meta['EV_COST'][0] == pytest.approx(looked.meta['EV_COST'][7], abs=1e-2)
 
 
+@pytest.mark.slow
 def test_training_with_evidence_by_commands(coadd, tmp_path):
     weights = tmp_path/'weights'
     shutil.copytree(str(files('skyseek')/'weights/default/autoencoder'), weights/'autoencoder')

@@ -51,6 +51,7 @@ def test_command_writes_page_and_words(coadd, tmp_path, monkeypatch, capsys):
     assert 'likely cause' not in words  # neither redshift nor type is flagged
 
 
+@pytest.mark.slow
 def test_compact_file_gives_the_same_words(coadd, bases, tmp_path):
     spectra = pick_target(coadd, target(coadd))
     compact = write_spectra(spectra, tmp_path/'spectra.fits')
@@ -68,6 +69,7 @@ def test_coadd_without_redrock_shows_ours(tmp_path, bases):
     assert 'pipeline  no answer' in text and 'likely cause' not in text
 
 
+@pytest.mark.slow
 def test_bad_redrock_answers_do_not_stop_it(tmp_path, bases):
     path = write_pair(tmp_path)
     for row in range(3): inspect_file(path, 39628000000000000 + row, tmp_path/'page.png', bases=bases)
@@ -85,6 +87,7 @@ def spoilt():
     return spectra.replace(flux=flux, ivar=ivar, meta=meta)
 
 
+@pytest.mark.slow
 def test_spoilt_spectra_get_a_cause_and_a_page(bases):
     spectra = spoilt()
     causes = name_causes(spectra, scan_redshift(spectra, bases))

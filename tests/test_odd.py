@@ -20,6 +20,8 @@ from skyseek.simulate.mock_survey import simulate_survey
 from skyseek.data.spectra import Spectra
 from skyseek.anomaly.stellar_sample import simulate_stars
 
+SLOW_FIXTURES = {'galaxies'}  # see conftest.py
+
 
 # Spectra: from a coadd to a ranked list
 
@@ -142,6 +144,7 @@ def test_one_bad_star_does_not_change_the_others(model):
     assert np.allclose(a['RMSE'], b['RMSE'][:6], rtol=1e-4) and b['REASON'][6] == 'no valid pixel'
 
 
+@pytest.mark.slow
 def test_training_on_stars_resumes_and_scores(tmp_path, capsys):
     for i in range(120): write_sdss(tmp_path, i + 1, answer=dict(CLASS=['STAR'], ZWARNING=np.array([0], 'i4'), SN_MEDIAN_ALL=np.array([30], 'f4')), coadd=dict(ivar=np.full(3800, 400, 'f4')))
     assert main(['train-stars', str(tmp_path), '-o', str(tmp_path/'model'), '--epochs', '2', '--device', 'cpu']) == 0
@@ -155,6 +158,7 @@ def test_training_on_stars_resumes_and_scores(tmp_path, capsys):
     assert main(['train-stars', str(tmp_path/'spec-0266-51602-0003.fits'), '-o', str(tmp_path/'other'), '--device', 'cpu']) == 1 and 'give more stars' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_real_stars(data, model):
     with warnings.catch_warnings(action='ignore'): stars, about, failed = read_stars(sorted((data/'sdss').glob('*.fits*'))[::3])
     star = (np.asarray(about['SPECTYPE']) == 'STAR') & (np.asarray(about['SNR']) > 10)

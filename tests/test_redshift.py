@@ -158,6 +158,7 @@ def direct(spectrum, basis, z, sigma=30.):
     return ((b - a @ np.linalg.lstsq(a, b, rcond=None)[0])**2).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bases', [default_bases, lambda: library_bases()[:3]], ids=['learned', 'library'])
 def test_minima_agree_with_independent_float64_fits(sky, bases):
     spectra, fit = sky[0], scan_redshift(sky[0], bases())

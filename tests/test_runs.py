@@ -1,5 +1,4 @@
 """Whole runs of the command line: good input, bad input, interruptions, two processes."""
-
 import os
 import resource
 import shlex
@@ -8,28 +7,20 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from commands import errors, skyseek
 from safetensors.numpy import load_file
 
 from skyseek.learn.shards import read_features, write_features
 
 ENV = dict(os.environ, OMP_NUM_THREADS='1')
 SKYSEEK = [sys.executable, '-c', 'import sys; from skyseek.pipeline.cli import main; sys.exit(main())']
-
-
-def skyseek(*arguments, **options):
-    """Run a command; returns the finished process with its output."""
-    return subprocess.run([*SKYSEEK, *map(str, arguments)], capture_output=True, text=True, env=ENV, timeout=600, **options)
-
-
-def lines(process):
-    """The lines on standard error that tell of a problem."""
-    return [line for line in process.stderr.splitlines() if line.startswith('ERROR')]
 
 
 @pytest.fixture(scope='session')
@@ -48,6 +39,7 @@ def survey(tmp_path_factory):
 def shards(survey): return sorted((survey / 'features').glob('*.npz'))
 
 
+@pytest.mark.slow
 def test_score_and_evaluate(survey):
     coadds = sorted(survey.glob('coadd-*.fits'))
     done = skyseek('score', *coadds, '-o', survey / 'catalogue.fits')
@@ -61,7 +53,7 @@ def test_score_and_evaluate(survey):
     assert skyseek('score', *coadds, '-o', survey / 'catalogue.parquet').returncode == 0
     assert (np.asarray(Table.read(survey / 'catalogue.parquet')['TARGETID']) == np.asarray(catalogue['TARGETID'])).all()
     result = skyseek('evaluate', survey / 'catalogue.fits', '--truth', *survey.glob('truth-*.fits'), '--tolerance', '0.0033')
-    assert result.returncode in (0, 1) and ('boosted trees' in result.stdout or len(lines(result)) == 1)
+    assert result.returncode in (0, 1) and ('boosted trees' in result.stdout or len(errors(result)) == 1)
 
 
 def test_real_coadds(data, tmp_path):
@@ -90,27 +82,37 @@ def test_a_bad_file_does_not_stop_the_others(survey, tmp_path):
     cut.write_bytes(good.read_bytes()[:200_000])
     done = skyseek('score', text, good, cut, '-o', tmp_path / 'c.fits')
     assert done.returncode == 1
-    errors = lines(done)
-    assert len(errors) == 3 and '2 of 3 files failed, 1 done' in errors[-1]
+    told = errors(done)
+    assert len(told) == 3 and '2 of 3 files failed, 1 done' in told[-1]
     assert str(text) in done.stderr and str(cut) in done.stderr and 'Traceback' not in done.stderr
     assert len(Table.read(tmp_path / 'c.fits')) > 0
     assert skyseek('score', text, '-o', tmp_path / 'none.fits').returncode == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ['c.fits', 'coadd-cut.fits', 'coadd-text.fits']
 
 
+@contextmanager
+def small_files(limit):
+    """The operating system refuses to write longer files, as a full disk would."""
+    before, deaf = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try: yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, deaf)
+
+
 @pytest.mark.parametrize('command', ['extract', 'redshift', 'score'])
 def test_full_disk_leaves_nothing_half_written(survey, tmp_path, command):
     coadd = sorted(survey.glob('coadd-*.fits'))[0]
     target = tmp_path / 'out' if command != 'score' else tmp_path / 'out' / 'c.fits'
-    limit = lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)))
-    done = skyseek(command, coadd, '-o', target, preexec_fn=limit)
-    assert done.returncode == 1 and len(lines(done)) >= 1 and 'Traceback' not in done.stderr
+    with small_files(20_000): done = skyseek(command, coadd, '-o', target)
+    assert done.returncode == 1 and len(errors(done)) >= 1 and 'Traceback' not in done.stderr
     assert not (tmp_path / 'out').exists() or not list((tmp_path / 'out').iterdir())
 
 
 def train(survey, folder, *extra):
     """A training long enough to be interrupted after its first epoch."""
-    return ['train-autoencoder', *shards(survey), '-o', folder, '--epochs', 7, '--device', 'cpu', *extra]
+    return ['train-autoencoder', *shards(survey), '-o', folder, '--epochs', 4, '--device', 'cpu', *extra]
 
 
 @pytest.fixture(scope='session')
@@ -121,6 +123,7 @@ def undisturbed(survey, tmp_path_factory):
     return load_file(folder / 'autoencoder/model.safetensors')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGKILL])
 def test_stopped_training_resumes_to_the_same_weights(survey, undisturbed, tmp_path, how):
     listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit a deaf ear
@@ -138,6 +141,7 @@ def test_stopped_training_resumes_to_the_same_weights(survey, undisturbed, tmp_p
     assert all((undisturbed[k] == resumed[k]).all() for k in undisturbed) and not checkpoint.exists()
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(survey, tmp_path):
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '--no-python', *SKYSEEK]
     done = subprocess.run([*torchrun, *map(str, train(survey, tmp_path / 'ddp')[:-4]), '--epochs', '2', '--device', 'cpu'], env=ENV, capture_output=True, text=True, timeout=600)
@@ -155,7 +159,7 @@ def test_classifier_and_foreign_features(survey, tmp_path):
     plain = write_features({k: v for k, v in features.items() if not k.startswith('metadata')}, tmp_path / 'plain.npz')
     for shard, word in ((foreign, "build the features on the model's grid"), (plain, 'no redrock columns')):
         done = skyseek('train-classifier', shard, '--truth', *truth, '-o', tmp_path / 'x', '--autoencoder', weights() / 'autoencoder')
-        assert done.returncode == 1 and len(lines(done)) == 1 and word in done.stderr and not (tmp_path / 'x').exists()
+        assert done.returncode == 1 and len(errors(done)) == 1 and word in done.stderr and not (tmp_path / 'x').exists()
 
 
 def weights():
@@ -168,7 +172,7 @@ def test_weights_of_another_version(survey, tmp_path, damage, word):
     shutil.copytree(weights(), tmp_path / 'weights')
     (tmp_path / 'weights/classifier/config.json').write_text(damage)
     done = skyseek('score', *survey.glob('coadd-*.fits'), '-o', tmp_path / 'c.fits', '--weights', tmp_path / 'weights')
-    assert done.returncode == 1 and len(lines(done)) == 1 and word in done.stderr
+    assert done.returncode == 1 and len(errors(done)) == 1 and word in done.stderr
 
 
 def test_outputs_open_with_plain_astropy(survey):
@@ -178,6 +182,7 @@ def test_outputs_open_with_plain_astropy(survey):
         assert hdus['FLUX'].data.shape[1] == 7781 and np.isfinite(hdus['FLUX'].data).all()
 
 
+@pytest.mark.slow
 def test_demo_ends_with_commands_that_work(tmp_path):
     done = skyseek('demo', '-o', tmp_path / 'demo', '-n', 440, '--epochs', 1)
     assert done.returncode == 0, done.stderr
@@ -190,4 +195,4 @@ def test_demo_ends_with_commands_that_work(tmp_path):
     assert listed.returncode == 0, listed.stderr
     assert len(Table.read(tmp_path / 'demo/odd.fits')) == 20
     again = skyseek('demo', '-o', tmp_path / 'demo', '-n', 440)
-    assert again.returncode == 1 and len(lines(again)) == 1 and '--overwrite' in again.stderr
+    assert again.returncode == 1 and len(errors(again)) == 1 and '--overwrite' in again.stderr

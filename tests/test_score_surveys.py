@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from commands import skyseek
 from surveys import redrock_table, write_lamost, write_pair, write_parts, write_sdss
-from test_runs import skyseek
 
 from skyseek.pipeline.catalogue import make_catalogue
-from skyseek.pipeline.score import load_weights, match_grid, score_file, score_files, score_spectra
+from skyseek.pipeline.score import match_grid, score_file, score_files, score_spectra
 from skyseek.detect.classifier import pick_columns
 from skyseek.pipeline.cli import main
 from skyseek.data.constants import ZWARN_NODATA
@@ -17,11 +17,9 @@ from skyseek.learn.features import EVIDENCE, METADATA, build_features
 from skyseek.data.sdss import group_files, read_sdss, read_targets
 from skyseek.data.spectra import resample, wave_desi
 
+SLOW_FIXTURES = {'real'}  # see conftest.py
+
 SKY = dict(answer=dict(SOURCETYPE=['SKY'], ZWARNING=np.array([1], 'i4')))
-
-
-@pytest.fixture(scope='module')
-def weights(): return load_weights()
 
 
 def read(path): return Table.read(path, hdu='CATALOGUE')

@@ -13,6 +13,8 @@ from skyseek.data.files import read_spectra, write_spectra
 from skyseek.data.hdus import ReadError
 from skyseek.data.sdss import read_any, read_lamost, read_sdss, sdss_targetid
 
+SLOW_FIXTURES = {'sdss'}  # see conftest.py
+
 READERS = read_sdss, read_lamost, read_any
 
 

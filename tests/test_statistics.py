@@ -28,7 +28,7 @@ from skyseek.learn.training import shipped
 from skyseek.detect.labelled_data import find_coadds, read_labelled
 from skyseek.redshift.bases import library_bases
 from skyseek.redshift.scan import redshift_file, scan_redshift
-from skyseek.simulate.mock_survey import simulate_spectra, simulate_survey
+from skyseek.simulate.mock_survey import simulate_survey
 from skyseek.data.spectra import Spectra, wave_desi
 from skyseek.learn.training import load_model, save_model
 from skyseek.detect.train_weights import LabelledSettings, train_weights
@@ -36,6 +36,8 @@ from skyseek.detect.guarantee import guarantee_keep, keep_sample
 from skyseek.data.truth import (
     fold_of, half_of, label_unseen, label_wrong, match_truth, redshift_error, split_of, truth_rows,
 )
+
+SLOW_FIXTURES = {'trained'}  # see conftest.py
 
 IDS = 39628_000_000_000_000 + 7*np.arange(60_000)
 
@@ -70,10 +72,6 @@ def survey(tmp_path_factory):
 
 
 def truth_of(coadd): return coadd.with_name(coadd.name.replace('coadd-', 'truth-'))
-
-
-@pytest.fixture(scope='module')
-def weights(): return load_weights()
 
 
 @pytest.fixture(scope='module')
@@ -186,6 +184,7 @@ def test_the_record_of_labels_survives_the_disk(trained, tmp_path, suffix):
     assert again.meta['LABELS'] == catalogue.meta['LABELS'] and again.meta['WEIGHTS'] == 'weights'
 
 
+@pytest.mark.slow
 def test_a_guarantee_holds_though_the_weights_have_seen_labels(caplog):
     """200 surveys in which the classifier knows 70 % of the labels by heart: the guarantee breaks no more often than it says."""
     broken = kept = 0
@@ -444,6 +443,7 @@ def test_a_coadd_without_redshifts_is_not_called_clean(survey, tmp_path, capsys)
     assert 'nothing was judged' in said and 'skyseek redshift' in said and '0 redshifts' not in said
 
 
+@pytest.mark.slow
 def test_a_file_given_twice_is_scored_once(survey, weights, caplog):
     with caplog.at_level(logging.WARNING): tables, _ = score_files([survey, survey.parent/'.'/survey.name], weights, progress=False)
     assert len(tables) == 1 and 'more than once' in caplog.text

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
-from test_runs import lines, skyseek
+from commands import errors, skyseek
 
 from skyseek.learn.autoencoder import Autoencoder, encode
 from skyseek.pipeline.score import load_weights
@@ -20,6 +20,7 @@ from skyseek.data.spectra import concatenate
 from skyseek.learn.training import fingerprint, load_model, save_model
 from skyseek.detect.familiarity import Familiarity, familiarity_inputs, fit_familiarity
 
+pytestmark = pytest.mark.slow
 RATES = [.18, .1]
 
 
@@ -94,7 +95,7 @@ def test_an_estimated_rate_has_an_interval(survey, weights, tmp_path):
 @pytest.mark.parametrize('rate, said', [('0', 'between 0 and 1'), ('1', 'between 0 and 1'), ('-0.1', 'between 0 and 1'), ('nan', 'between 0 and 1')])
 def test_senseless_rates_are_refused_before_the_work(survey, weights, tmp_path, rate, said):
     done = score(survey, weights, tmp_path / 'c.fits', f'--error-rate={rate}')
-    assert done.returncode == 1 and len(lines(done)) == 1 and said in done.stderr and not list(tmp_path.iterdir())
+    assert done.returncode == 1 and len(errors(done)) == 1 and said in done.stderr and not list(tmp_path.iterdir())
 
 
 def test_words_are_no_rate(survey, weights, tmp_path): assert score(survey, weights, tmp_path / 'c.fits', '--error-rate', 'few').returncode == 2
@@ -107,7 +108,7 @@ def test_weights_that_do_not_know_their_rates(survey, weights, tmp_path):
     del config['extra']['rates']
     path.write_text(json.dumps(config))
     done = score(survey, tmp_path / 'w', tmp_path / 'c.fits', '--error-rate', '0.02')
-    assert done.returncode == 1 and len(lines(done)) == 1 and 'do not say on what shares' in done.stderr
+    assert done.returncode == 1 and len(errors(done)) == 1 and 'do not say on what shares' in done.stderr
 
 
 def test_familiarity_of_another_autoencoder(weights, tmp_path):
@@ -146,9 +147,9 @@ def refused(tmp_path, capsys):
     def run(*arguments):
         before = sorted(tmp_path.iterdir())
         assert main(['keep', *map(str, arguments)]) == 1
-        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('ERROR')]
-        assert len(errors) == 1 and sorted(tmp_path.iterdir()) == before
-        return errors[0]
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('ERROR')]
+        assert len(lines) == 1 and sorted(tmp_path.iterdir()) == before
+        return lines[0]
     return run
 
 

@@ -21,6 +21,8 @@ from skyseek.detect.visual_inspection import (
     count_petals, fetch_coadds, fetch_file, fetch_tables, list_coadds, list_folder,
 )
 
+SLOW_FIXTURES = {'fetched'}  # see conftest.py
+
 TILES = 'spectro/redux/fuji/tiles'
 HEAD = ','.join(VI_HEAD) + '\n'
 
@@ -67,7 +69,7 @@ def server(archive):
     "(root URL, handler class) of a server of the archive."
     handler = type('Fresh', (Handler,), dict(trouble={}, asked=[]))
     with ThreadingHTTPServer(('127.0.0.1', 0), partial(handler, directory=archive)) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+        threading.Thread(target=http.serve_forever, args=(.02,), daemon=True).start()
         yield f'http://127.0.0.1:{http.server_port}', handler
         http.shutdown()
 
@@ -284,7 +286,8 @@ def fetched(tmp_path_factory):
     "Main-depth coadds of inspected targets, with answers of the scan, fetched from a release on disk."
     from skyseek.redshift.scan import redshift_file
     folder = tmp_path_factory.mktemp('rehearsal')
-    root = simulate_edr(folder/'archive', n=60, subsets=2, pipeline=redshift_file, seed=3)
+    pipeline = lambda coadd, redrock: (redshift_file if '1x_depth' in str(coadd) else pretend)(coadd, redrock)
+    root = simulate_edr(folder/'archive', n=60, subsets=2, pipeline=pipeline, seed=3)
     assert main(['fetch-vi', '-o', str(folder/'edr'), '--root', str(root)]) == 0
     return folder
 
@@ -295,8 +298,10 @@ def arguments(folder):
 
 
 @pytest.fixture(scope='module')
-def trained(fetched):
-    assert main(['train', *arguments(fetched), '-o', str(fetched/'weights'), '--about', 'rehearsal']) == 0
+def trained(fetched, train_shortly):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        train_shortly(monkeypatch)
+        assert main(['train', *arguments(fetched), '-o', str(fetched/'weights'), '--about', 'rehearsal']) == 0
     return fetched/'weights'
 
 
@@ -309,7 +314,7 @@ def test_train_on_inspected_targets(fetched, trained, capsys):
     assert len(coadds) == 8 and 100 < len(catalogue) <= 120 and np.isfinite(catalogue['P_Z_WRONG']).all()
 
 
-def test_benchmark_on_inspected_targets(fetched, trained, capsys):
+def test_benchmark_on_inspected_targets(fetched, trained, capsys, shortly):
     quick = ['--published-minutes', '0', '--no-parts', '--tolerance', '0.001', '--resamples', '20', '--weights', str(trained)]
     assert main(['benchmark', *arguments(fetched), *quick, '-o', str(fetched/'table')]) == 0
     said = capsys.readouterr().out
