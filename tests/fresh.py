@@ -21,7 +21,7 @@ from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / 'nbs'
-QUICK = ('index', 'pipeline/01_score', 'data/00_constants', 'data/10_truth', 'redshift/08_redshift_metrics', 'detect/05_familiarity')
+QUICK = ('index', 'data/*_constants', 'data/*_truth', 'redshift/*_redshift_metrics', 'detect/*_familiarity', 'pipeline/*_score')
 NUMBER = re.compile(r'(?<![\w.])\d+(?:[.,]\d+)*(?:e[+-]?\d+)?')
 LEFT = re.compile(r'(?m)^\s*#\s*\|\s*(cuda|slow|network|eval:\s*false)\b')
 
@@ -84,7 +84,7 @@ def main():
     parser.add_argument('notebooks', nargs='*', type=Path)
     parser.add_argument('--all', action='store_true')
     args = parser.parse_args()
-    paths = [p.resolve() for p in args.notebooks] or [NBS / f'{name}.ipynb' for name in QUICK]
+    paths = [p.resolve() for p in args.notebooks] or [next(NBS.glob(f'{name}.ipynb')) for name in QUICK]
     if args.all: paths = sorted(p for p in NBS.rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(NBS).parts))
     wrong = []
     for path in paths:
