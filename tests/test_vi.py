@@ -220,7 +220,7 @@ def test_passing_trouble_is_sat_out(server, archive, wanted, tmp_path, trouble):
 def test_lasting_trouble_leaves_nothing(server, wanted, tmp_path, trouble, words, asked):
     root, handler = server
     handler.trouble[wanted[0]] = list(trouble)
-    with pytest.raises(ReadError, match=words): fetch_file(root, *wanted, tmp_path, patience=0)
+    with pytest.raises(ReadError, match=words): fetch_file(root, wanted[0], tmp_path, wanted[1], patience=0)
     assert files_in(tmp_path) == [] and handler.asked.count(wanted[0]) == asked
 
 
@@ -237,7 +237,7 @@ def test_nobody_there(wanted, tmp_path):
 def test_interrupt_leaves_nothing(server, wanted, tmp_path, monkeypatch):
     def stop(source, *rest): yield b'half'; raise KeyboardInterrupt
     monkeypatch.setattr('skyseek.detect.visual_inspection._chunks', stop)
-    with pytest.raises(KeyboardInterrupt): fetch_file(server[0], *wanted, tmp_path)
+    with pytest.raises(KeyboardInterrupt): fetch_file(server[0], wanted[0], tmp_path, wanted[1])
     assert files_in(tmp_path) == []
 
 
