@@ -17,7 +17,7 @@ SWAPS = [(true, given) for true in ('STAR', 'GALAXY', 'QSO') for given in ('GALA
 N_HEALPIX = 12*64**2  # pixels of the sky at DESI's nside of 64
 
 # %% ../../nbs/data/00_constants.ipynb #3a124199
-SAME = 0.0033  # |Δz|/(1 + z) up to which two redshifts are the same: 1000 km/s
+SAME = 0.0033  # |Δz|/(1 + z) up to which two redshifts are the same: 989 km/s, DESI's round 1000 km/s
 
 def same_redshift(
     z: np.ndarray, # redshifts
@@ -38,7 +38,7 @@ TROUGHS = {'Si IV': EMISSION['Si IV'], 'C IV': EMISSION['C IV'], 'Al III': 1857.
            'Mg II': EMISSION['Mg II']}  # vacuum Å: lines with broad absorption on their blue side
 
 # %% ../../nbs/data/00_constants.ipynb #c52b77fc
-LINE_WINDOWS = {  # name: (vacuum wavelength in Å, half-width of the window in km/s)
+LINE_WINDOWS = {  # name: (vacuum Å, half-width of the window in km/s); C IV and Mg II as in spectra of quasars
     'LYA': (LYA, 4000.), 'CIV': (1549.06, 4000.), 'CIII': (1908.73, 4000.), 'MGII': (2798.75, 4000.),
     'OII': (EMISSION['[O II]'], 350.), 'HK': (3952.0, 1800.), 'HB': (EMISSION['Hβ'], 350.),
     'OIII': (EMISSION['[O III]'], 350.), 'HA': (EMISSION['Hα'], 350.)}
