@@ -16,7 +16,7 @@ import numpy as np
 from astropy.table import Table
 
 from .scores import SCORES
-from ..data.files import read_ids
+from ..data.files import read_ids, text
 from ..data.hdus import ReadError, printable
 from ..data.messages import plural
 from ..data.records import describe_columns
@@ -137,7 +137,7 @@ def catalogue_features(
     plain = lambda name: np.nan_to_num(np.ma.filled(np.ma.asarray(catalogue[name], float), 0))
     columns = [np.minimum(plain(f'ODD_{name}'), 5) for name in SCORES]
     if 'SPECTYPE_ALT' in catalogue.colnames:
-        types = np.char.strip(np.asarray(catalogue['SPECTYPE_ALT']).astype(str))
+        types = text(catalogue['SPECTYPE_ALT'])
         columns += [2.*(types == kind) for kind in ('GALAXY', 'QSO', 'STAR')]
     return np.column_stack([*columns, *([plain('LATENT')] if 'LATENT' in catalogue.colnames else [])])
 
@@ -223,7 +223,7 @@ RANK_COLUMNS = {'INTEREST': (None, 'dex: the anomaly score, weighted by the rati
                 'MARK': (None, f'rating by the reader, from 0 to {BEST_MARK:g}')}
 
 def _is_artefact(catalogue):
-    return np.char.strip(np.asarray(catalogue['NATURE']).astype(str)) == 'ARTEFACT'
+    return text(catalogue['NATURE']) == 'ARTEFACT'
 
 def _check_rank(catalogue, what, most):
     "The column to sort by; `ValueError` if the catalogue has no such list to give."

@@ -14,8 +14,9 @@ import numpy as np
 from astropy.table import Table, vstack
 from scipy.ndimage import maximum_filter
 
+from ..data.files import text
 from ..data.hdus import ReadError
-from ..data.sdss import group_files, read_targets, spectrum_files
+from ..data.sdss import iter_targets, spectrum_files
 from ..data.spectra import Spectra, resample
 from ..data.truth import split_of
 
@@ -93,7 +94,7 @@ def is_star(
     "Of type STAR; all, if the pipeline gives no types."
     if 'SPECTYPE' not in meta.colnames:
         return np.ones(len(meta), bool)
-    return np.char.strip(np.asarray(meta['SPECTYPE']).astype(str)) == 'STAR'
+    return text(meta['SPECTYPE']) == 'STAR'
 
 # %% ../../nbs/anomaly/05_stellar_spectra.ipynb #889addae
 def select_stars(
@@ -131,15 +132,7 @@ def read_stars(
 ) -> tuple: # `StellarFlux`; Table of ABOUT and SNR; dict path → reason of files that cannot be read
     "Read spectra of stars, hundreds of files at a time; `ReadError` if none can be read."
     stars, tables, failed = [], [], {}
-    for some in group_files(spectrum_files(paths)):
-        try:
-            spectra, lost = read_targets(some)
-        except (ValueError, OSError) as e:
-            failed |= {str(p): str(e) for p in some}
-            continue
-        failed |= lost
-        if spectra is None or not len(spectra):
-            continue
+    for _, spectra in iter_targets(spectrum_files(paths), failed):
         table = Table({name: spectra.meta[name] for name in ABOUT if name in spectra.meta.colnames})
         table['SNR'] = spectra.snr
         stars.append(prepare_stars(spectra))

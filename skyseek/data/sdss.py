@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ONE_SPECTRUM', 'SINGLE', 'sky_dominated', 'sdss_targetid', 'spectrum_files', 'read_sdss', 'read_lamost', 'read_any',
-           'file_kind', 'read_singles', 'group_files', 'read_targets']
+           'file_kind', 'read_singles', 'group_files', 'read_targets', 'iter_targets']
 
 # %% ../../nbs/data/15_sdss.ipynb #6665cdcb
 import re
@@ -344,3 +344,19 @@ def _without_sky(spectra):
     warnings.warn(f"{sky.sum()} of {len(spectra)} spectra are of sky fibres and left out; keep_sky=True, --keep-sky "
                   f"keeps them", stacklevel=3)
     return spectra[~sky]
+
+# %% ../../nbs/data/15_sdss.ipynb #40b01bf6
+def iter_targets(
+    paths: list[Path], # files of any kind
+    failed: dict, # path → reason is added for files that cannot be read
+) -> Iterator[tuple[list, Spectra]]: # files that are read together; their targets, one at least
+    "Targets of many files, group by group."
+    for some in group_files(paths):
+        try:
+            spectra, lost = read_targets(some)
+        except (ValueError, OSError) as e:
+            failed |= {str(p): str(e) for p in some}
+            continue
+        failed |= lost
+        if spectra is not None and len(spectra):
+            yield some, spectra

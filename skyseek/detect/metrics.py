@@ -15,6 +15,7 @@ import numpy as np
 from astropy.stats import binom_conf_interval
 from astropy.table import Table
 
+from ..data.files import text
 from ..data.truth import choose_threshold, label_unseen, label_wrong, match_truth, split_of
 
 # %% ../../nbs/detect/01_metrics.ipynb #3633ad0c
@@ -229,7 +230,7 @@ def tracer_cuts(
 ) -> np.ndarray: # (N,) bool, True where DESI's cuts would reject the redshift
     "DESI's per-tracer quality cuts as a flag."
     zwarn, deltachi2, z = (np.asarray(meta[c]) for c in ('ZWARN', 'DELTACHI2', 'Z'))
-    spectype = np.char.strip(np.asarray(meta['SPECTYPE']).astype(str))
+    spectype = text(meta['SPECTYPE'])
     good = (zwarn == 0) & (deltachi2 > 25)
     good = np.where(tracer == 'BGS', (zwarn == 0) & (deltachi2 > 40), good)
     good = np.where(tracer == 'LRG', (zwarn == 0) & (deltachi2 > 15) & (z < 1.5), good)
@@ -319,7 +320,7 @@ def evaluate_groups(
 # %% ../../nbs/detect/01_metrics.ipynb #e8fdb96f
 def _columns(catalogue):
     "redrock's columns, and the signal-to-noise, as an array for trees."
-    spectype = np.char.strip(np.asarray(catalogue['SPECTYPE']).astype(str))
+    spectype = text(catalogue['SPECTYPE'])
     chi2 = np.asarray(catalogue['CHI2'], float)/np.maximum(np.asarray(catalogue['NPIXELS'], float), 1)
     plain = [np.asarray(catalogue[c], float) for c in ('Z', 'ZERR', 'ZWARN', 'DELTACHI2', 'SNR')]
     return np.stack([*plain, chi2, *(spectype == t for t in ('GALAXY', 'QSO', 'STAR'))], axis=1)

@@ -13,6 +13,7 @@ from astropy.table import Table
 
 from .. import __version__
 from ..data.desi import arm_quality
+from ..data.files import text
 from ..data.spectra import Spectra
 
 # %% ../../nbs/learn/01_features.ipynb #4c86411e
@@ -97,7 +98,7 @@ def metadata_table(
                          "join them first with join_redrock(spectra, read_redrock(path))")
     if 'COEFF' in t.colnames:
         out = _coeff_table(t['COEFF'])
-    spectype = np.char.strip(np.asarray(t['SPECTYPE']).astype(str))
+    spectype = text(t['SPECTYPE'])
     out['Z'], out['ZERR'], out['ZWARN'] = t['Z'], t['ZERR'], np.asarray(t['ZWARN']) != 0
     for name in TYPES:
         out[name] = spectype == name[3:]

@@ -19,6 +19,7 @@ from fastcore.basics import patch
 
 from ..data.files import find_fsspec, read_ids
 from ..data.hdus import ReadError, check_memory
+from ..data.spectra import same_grid
 from ..data.writing import is_fresh, write_atomic
 from .features import build_features
 
@@ -104,7 +105,7 @@ def read_features(
 
 def _check_grid(path, have, want):
     "Raise `ValueError` unless two wavelength grids are the same."
-    if have.shape == want.shape and np.allclose(have, want, rtol=0, atol=1e-3):
+    if same_grid(have, want):
         return
     words = lambda w: f'{len(w)} pixels, {w[0]:.0f}–{w[-1]:.0f} Å,'
     raise ValueError(f"{path}: its {words(have)} are not the {words(want)} that the model was trained on; "

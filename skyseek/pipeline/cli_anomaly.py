@@ -92,10 +92,9 @@ def train_stars(
     overwrite: bool = False,
 ) -> int: # exit code
     "Train the stellar autoencoder on spectra of stars, as published: type STAR, no warning, S/N above --min-snr."
-    from skyseek.anomaly.stellar_autoencoder import STELLAR_TRAINING, error_statistics, r_squared
-    from skyseek.anomaly.stellar_spectra import read_stars
-    from skyseek.anomaly.stellar_autoencoder import reconstruct, reconstruction_errors
-    from skyseek.anomaly.stellar_spectra import select_stars, stellar_side
+    from skyseek.anomaly.stellar_autoencoder import STELLAR_TRAINING, error_statistics, r_squared, reconstruct
+    from skyseek.anomaly.stellar_autoencoder import reconstruction_errors
+    from skyseek.anomaly.stellar_spectra import read_stars, select_stars, stellar_side
     from skyseek.anomaly.stellar_training import train_stellar_file
     from skyseek.data.sdss import spectrum_files
     from skyseek.data.writing import check_folder, keep_apart
@@ -133,9 +132,8 @@ def score_stars(
     overwrite: bool = False,
 ) -> int: # exit code
     "Say how anomalous each star is: errors of its reconstruction, published tables, and what is out of distribution."
-    from skyseek.anomaly.stellar_autoencoder import error_statistics, load_stellar
+    from skyseek.anomaly.stellar_autoencoder import error_statistics, load_stellar, stellar_catalogue, stellar_report
     from skyseek.anomaly.stellar_spectra import is_star, read_stars
-    from skyseek.anomaly.stellar_autoencoder import stellar_catalogue, stellar_report
     from skyseek.anomaly.stellar_training import add_unfamiliar
     from skyseek.data.files import check_destination, write_table
     from skyseek.data.sdss import spectrum_files
@@ -182,6 +180,11 @@ def _model_files(folder):
     return [] if folder is None else [p for p in Path(folder).rglob('*') if p.is_file()]
 
 # %% ../../nbs/pipeline/14_cli_anomaly.ipynb #bfd2e712
+def _stamps(images, *options):
+    "The images that a command was given: one file or folder, or several."
+    from skyseek.anomaly.cutouts import read_cutouts
+    return read_cutouts(images[0] if len(images) == 1 else images, *options)
+
 def train_galaxies(
     images: list[Path], # jpg, png or FITS stamps (three bands, the reddest first), folders of them, or one .h5 file
     *,
@@ -201,7 +204,7 @@ def train_galaxies(
     overwrite: bool = False,
 ) -> int: # exit code
     "Train generator, critic and encoder on images of galaxies; a killed run continues."
-    from skyseek.anomaly.cutouts import image_files, read_cutouts
+    from skyseek.anomaly.cutouts import image_files
     from skyseek.anomaly.wgan import GanSettings, ImageSettings
     from skyseek.anomaly.wgan_scores import train_images_file
     from skyseek.data.writing import check_folder, keep_apart
@@ -213,7 +216,7 @@ def train_galaxies(
     keep_apart(output, image_files(images))
     check_folder(output, overwrite)
     checkpoint_path(output)
-    cutouts = read_cutouts(images[0] if len(images) == 1 else images, size, how, stretch, Q, blue_first)
+    cutouts = _stamps(images, size, how, stretch, Q, blue_first)
     usable = cutouts.images[cutouts.usable]
     distance = train_images_file(usable, output, settings, encoder_steps, width=width)
     count = f"{plural(len(usable), 'image')} ({len(cutouts) - len(usable)} left out)"
@@ -237,7 +240,7 @@ def score_galaxies(
     overwrite: bool = False,
 ) -> int: # exit code
     "Say how anomalous each image of a galaxy is: critic, generator and combined score in standard deviations."
-    from skyseek.anomaly.cutouts import image_files, read_cutouts
+    from skyseek.anomaly.cutouts import image_files
     from skyseek.anomaly.wgan_scores import HIGH, load_images_model, score_images_file
     from skyseek.data.files import check_destination, write_table
     from skyseek.data.records import provenance
@@ -245,7 +248,7 @@ def score_galaxies(
     check_destination(output, inputs, overwrite)
     _check_outputs([output, results], inputs, overwrite)
     size = load_images_model(weights)[0].settings.size
-    cutouts = read_cutouts(images[0] if len(images) == 1 else images, size, how, stretch, Q, blue_first)
+    cutouts = _stamps(images, size, how, stretch, Q, blue_first)
     table, _ = score_images_file(cutouts, weights, results, steps, device=device, progress=None)
     table.meta |= provenance(image_files(images), HOW=how, STRETCH=stretch, LUPTONQ=Q, BLUE=blue_first)
     bad = int((table['REASON'] != '').sum())

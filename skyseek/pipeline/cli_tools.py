@@ -156,7 +156,7 @@ def call(
     return a.run(**{name: getattr(a, name) for name in inspect.signature(a.run).parameters})
 
 # %% ../../nbs/pipeline/12_cli_tools.ipynb #73966daa
-LAST_WORD = dict(last_word=True, type=Path)  # for an output that may also be given as the last word
+LAST_WORD = dict(last_word=True)  # for an output that may also be given as the last word
 
 def settle_output(
     parser: argparse.ArgumentParser,

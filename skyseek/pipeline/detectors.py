@@ -24,13 +24,12 @@ from ..data.truth import fold_of, split_of
 from ..detect.classifier import CLASSIFIER_TRAINING, WrongClassifier, pick_columns, predict, train_classifier
 from ..detect.cross_fit import classifier_inputs, cross_boosting, cross_fit, fit_classifier, learn_autoencoder
 from ..detect.cross_fit import probabilities, take_rows
-from ..learn.training import shipped
+from ..learn.training import TrainSettings, load_model, shipped
 from ..detect.labelled_data import is_labelled, read_labelled, wrong_answers
 from ..detect.metrics import boosting_score, compare_all, compare_detectors, evaluate_groups, tracer_cuts
 from ..detect.metrics import tracer_of
 from ..learn.autoencoder import Autoencoder, as_published
 from ..learn.features import EVIDENCE, METADATA
-from ..learn.training import TrainSettings, load_model
 from .score import load_weights, score_spectra
 from ..redshift.second_opinion import reconcile, second_look
 

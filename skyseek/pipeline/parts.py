@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from astropy.table import Table
 
 from ..data.archive import WORD, check_pixel
-from ..data.files import read_ids
+from ..data.files import read_ids, text
 from ..data.writing import write_atomic
 from .catalogue import COLUMNS, NOT_KNOWN
 from .score import KEEP
@@ -56,7 +56,7 @@ def _as_column(table, name, n):
     if name == 'TARGETID':
         return read_ids(column, 'the score table')
     if kind[0] == 'U':
-        return np.char.strip(np.asarray(np.ma.filled(column.astype(str), ''))).astype(kind)
+        return text(column).astype(kind)
     return np.asarray(np.ma.filled(column.astype(kind), unknown)).reshape(shape)
 
 def _as_array(values):

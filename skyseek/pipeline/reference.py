@@ -16,7 +16,7 @@ import scipy
 from ..anomaly.scores import AnomalyReference, fit_reference
 from ..data.files import unique_paths
 from ..data.messages import plural
-from ..data.sdss import group_files, read_targets
+from ..data.sdss import iter_targets
 from ..data.spectra import concatenate
 from ..data.writing import MODEL_FILES, check_folder, write_folder
 from ..detect.familiarity import UNFAMILIAR, familiarity_inputs
@@ -28,15 +28,7 @@ from .score import KEEP, load_weights, look, match_grid
 def _sample_targets(paths, weights, most, seed):
     "About `most` targets of the files on the wavelength grid of the weights; files that failed, with their reasons."
     rng, parts, failed, paths = np.random.default_rng(seed), [], {}, list(paths)
-    for some in group_files(paths):
-        try:
-            spectra, lost = read_targets(some)
-        except (ValueError, OSError) as e:
-            failed |= {str(p): str(e) for p in some}
-            continue
-        failed |= lost
-        if spectra is None or not len(spectra):
-            continue
+    for some, spectra in iter_targets(paths, failed):
         rows = np.sort(rng.permutation(len(spectra))[:max(20, -(-most*len(some)//len(paths)))])
         parts.append(match_grid(spectra[rows], weights))
     if not parts:

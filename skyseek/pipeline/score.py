@@ -21,7 +21,7 @@ from ..anomaly.scores import AnomalyReference, anomaly_columns
 from ..data.files import ascii_text, failure_text, progress_bar, unique_paths
 from ..data.hdus import ReadError
 from ..data.sdss import group_files, read_targets
-from ..data.spectra import Spectra, resample
+from ..data.spectra import Spectra, resample, same_grid
 from ..data.truth import DESI_TOLERANCE
 from ..data.writing import restore_folder
 from ..detect.classifier import WrongClassifier, pick_columns, predict
@@ -321,14 +321,10 @@ def score_spectra(
     stages.append(quality_columns(spectra, seen.code, weights))
     return hstack(stages, metadata_conflicts='silent')
 
-def _same_grid(spectra, grid):
-    "Whether spectra lie on a wavelength grid, to 0.001 Å."
-    return spectra.wave.shape == grid.shape and np.allclose(spectra.wave, grid, rtol=0, atol=1e-3)
-
 def _check_grid(spectra, weights):
     "Raise unless spectra are on the wavelength grid of the weights."
     grid = weights.autoencoder.wave.cpu().numpy()
-    if not _same_grid(spectra, grid):
+    if not same_grid(spectra.wave, grid):
         raise ValueError(f"the spectra have {len(spectra.wave)} pixels, the weights were trained on {len(grid)} "
                          f"between {grid[0]:.0f} and {grid[-1]:.0f} Å; use match_grid(spectra, weights)")
 
@@ -339,7 +335,7 @@ def match_grid(
 ) -> Spectra: # on the grid of the weights
     "Put spectra on the pixels that weights were trained on, without counting information twice."
     grid = weights.autoencoder.wave.cpu().numpy()
-    return spectra if _same_grid(spectra, grid) else resample(spectra, grid, share_ivar=True)
+    return spectra if same_grid(spectra.wave, grid) else resample(spectra, grid, share_ivar=True)
 
 # %% ../../nbs/pipeline/01_score.ipynb #f8ce1a98
 def _score_batch(paths, weights, redrock=None, keep_sky=False, device='cpu'):

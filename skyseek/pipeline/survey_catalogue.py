@@ -17,7 +17,7 @@ from astropy.io import fits
 from astropy.table import Table
 
 from .. import __version__
-from ..data.files import ascii_text, read_ids, write_table
+from ..data.files import ascii_text, read_ids, text, write_table
 from ..data.writing import keep_apart, write_atomic
 from .catalogue import COLUMNS
 from .parts import PART_COLUMNS, as_arrow, as_table, column_type, is_whole, join_parts, list_parts
@@ -79,8 +79,7 @@ def truth_from_repeats(
     if not len(row):
         raise ValueError(f"none of {len(np.unique(ids))} targets was seen again {deeper:g} times deeper with a secure "
                          f"redshift; give both surveys, or lower `deeper`")
-    text = lambda column: np.char.strip(np.asarray(table[column]).astype(str))
-    spectype, survey, program = text('SPECTYPE'), text('SURVEY'), text('PROGRAM')
+    spectype, survey, program = (text(table[name]) for name in ('SPECTYPE', 'SURVEY', 'PROGRAM'))
     z = np.asarray(table['Z'], float)
     out = Table(dict(
         TARGETID=ids[row], TRUE_Z=z[deep], TRUE_SPECTYPE=spectype[deep], SURVEY=survey[row], PROGRAM=program[row],

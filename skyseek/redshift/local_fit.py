@@ -14,6 +14,7 @@ import torch
 from fastcore.basics import patch
 
 from ..data.constants import C_KMS, LYA
+from ..data.files import text
 from ..data.spectra import Spectra, pixel_edges
 from .bases import Basis, default_bases, mean_forest
 from .chi2 import OVERSAMPLE, LogSums, ScanSettings, legendre, log_sums, log_templates, typical_power
@@ -357,7 +358,7 @@ def fit_at(
 ) -> FitsAt:
     "How well does each spectrum fit its given redshift and class?"
     bases = list(default_bases() if bases is None else bases)
-    z, spectype, n = np.asarray(z, float), np.char.strip(np.asarray(spectype).astype(str)), len(spectra)
+    z, spectype, n = np.asarray(z, float), text(spectype), len(spectra)
     if len(z) != n or len(spectype) != n:
         raise ValueError(f"{n} spectra, but {len(z)} redshifts and {len(spectype)} types; "
                          f"give one of each for each spectrum")

@@ -15,6 +15,7 @@ from astropy.table import Table, vstack
 
 from ..data.constants import same_redshift
 from ..data.desi import healpix_path
+from ..data.files import text
 from ..data.writing import write_atomic
 from .instrument import Night, observe
 from .mock_survey import Survey, coadd_hdus, make_fibermap, make_scores, make_truth, mock_targetid
@@ -108,7 +109,7 @@ def _solutions(pipeline, coadd, n):
     redrock = coadd.with_name(coadd.name.replace('coadd-', 'redrock-', 1))
     pipeline(coadd, redrock)
     table = Table.read(redrock, hdu='REDSHIFTS')
-    spectype = np.char.strip(np.asarray(table['SPECTYPE']).astype(str))
+    spectype = text(table['SPECTYPE'])
     return Table({'Z': np.asarray(table['Z'], float), 'SPECTYPE': spectype})
 
 # %% ../../nbs/simulate/08_mock_archive.ipynb #868ef8a1
