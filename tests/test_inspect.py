@@ -11,7 +11,7 @@ from skyseek.explain.causes import CAUSES, name_causes
 from skyseek.pipeline.cli import main
 from skyseek.data.desi import find_redrock
 from skyseek.data.files import write_spectra
-from skyseek.data.tables import read_redrock
+from skyseek.data.redshift_tables import read_redrock
 from skyseek.explain.inspect import Evidence, inspect_file, pick_target, plot_evidence
 from skyseek.redshift.bases import pca_bases
 from skyseek.redshift.scan import redshift_file, scan_redshift

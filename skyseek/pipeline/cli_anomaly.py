@@ -19,7 +19,7 @@ MODEL_NEEDED = Annotated[Path, dict(flags='--weights --model')]
 # %% ../../nbs/pipeline/14_cli_anomaly.ipynb #7f8a97df
 def _check_outputs(paths, inputs, overwrite):
     "Raise unless files can be written: none is an input or there already, and no two are one. None is passed over."
-    from skyseek.data.writing import check_new, keep_apart
+    from skyseek.data.safe_writing import check_new, keep_apart
     paths = [path for path in paths if path is not None]
     keep_apart(paths, inputs)
     for k, path in enumerate(paths):
@@ -39,7 +39,7 @@ def rank(
     "List the most anomalous objects of a catalogue; with --marks (csv: TARGETID, MARK from 0 to 5), those of interest."
     from skyseek.anomaly.rerank import rank_catalogue, rank_text, read_marks
     from skyseek.data.files import check_destination, read_written_table, write_table
-    from skyseek.data.records import describe_columns, provenance
+    from skyseek.data.table_headers import describe_columns, provenance
     from skyseek.pipeline.catalogue import COLUMNS
     check_destination(output, [catalogue, marks], overwrite)
     ratings = read_marks(marks) if marks else None
@@ -68,7 +68,7 @@ def reference(
     overwrite: bool = False,
 ) -> int: # exit code
     "Make a reference sample for the anomaly scores from a survey, without labels; write weights with it."
-    from skyseek.data.writing import check_folder, keep_apart
+    from skyseek.data.safe_writing import check_folder, keep_apart
     from skyseek.learn.training import read_config
     from skyseek.pipeline.reference import reference_files, reference_text
     keep_apart(output, [weights, *coadds])
@@ -96,8 +96,8 @@ def train_stars(
     from skyseek.anomaly.stellar_autoencoder import reconstruction_errors
     from skyseek.anomaly.stellar_spectra import read_stars, select_stars, stellar_side
     from skyseek.anomaly.stellar_training import train_stellar_file
+    from skyseek.data.safe_writing import check_folder, keep_apart
     from skyseek.data.sdss import spectrum_files
-    from skyseek.data.writing import check_folder, keep_apart
     from skyseek.learn.model_sets import checkpoint_path
     from skyseek.learn.training import TrainSettings
     settings = TrainSettings(**STELLAR_TRAINING | dict(epochs=epochs), seed=seed, device=device)
@@ -170,7 +170,7 @@ def _stellar_line(path, table):
 def _stellar_cards(weights, all_types, model, files):
     "What a table of stars was made from, for its header."
     from skyseek.anomaly.stellar_spectra import MIN_COVERAGE
-    from skyseek.data.records import provenance
+    from skyseek.data.table_headers import provenance
     from skyseek.learn.training import fingerprint
     limits = dict(TH_SIGMA=STRANGE, MINCOVER=MIN_COVERAGE, ALLTYPES=all_types)
     return provenance(files, WEIGHTS=weights.name if weights else 'stars', MODELID=fingerprint(model), **limits)
@@ -207,7 +207,7 @@ def train_galaxies(
     from skyseek.anomaly.cutouts import image_files
     from skyseek.anomaly.wgan import GanSettings, ImageSettings
     from skyseek.anomaly.wgan_scores import train_images_file
-    from skyseek.data.writing import check_folder, keep_apart
+    from skyseek.data.safe_writing import check_folder, keep_apart
     from skyseek.learn.model_sets import checkpoint_path
     settings = GanSettings(iterations=iterations, lr=lr, batch_size=batch_size, seed=seed, device=device)
     ImageSettings(size=size, width=width)
@@ -243,7 +243,7 @@ def score_galaxies(
     from skyseek.anomaly.cutouts import image_files
     from skyseek.anomaly.wgan_scores import HIGH, load_images_model, score_images_file
     from skyseek.data.files import check_destination, write_table
-    from skyseek.data.records import provenance
+    from skyseek.data.table_headers import provenance
     inputs = [*image_files(images), *_model_files(weights)]
     check_destination(output, inputs, overwrite)
     _check_outputs([output, results], inputs, overwrite)

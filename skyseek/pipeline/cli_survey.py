@@ -59,7 +59,7 @@ def _check_places(source, output):
         raise ValueError(f"{source}: no such folder; give the archive's folder, or its address (https://…, s3://…)")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output}: is a file; give the name of a folder for the catalogue")
-    from skyseek.data.writing import keep_apart
+    from skyseek.data.safe_writing import keep_apart
     keep_apart(output, [source])
 
 def _list_todo(source, output, settings):
@@ -83,7 +83,7 @@ def export(
     overwrite: bool = False,
 ) -> int: # exit code
     "Write the catalogue of a survey as one FITS table."
-    from skyseek.data.writing import check_new
+    from skyseek.data.safe_writing import check_new
     if output.suffix not in ('.fits', '.fit'):
         raise ValueError(f"{output}: name it *.fits; as Parquet the catalogue is there already, in {dest}/catalogue")
     check_new(output, overwrite)
@@ -124,7 +124,7 @@ def sparcl(
     "Fetch single spectra of DESI by TARGETID from the SPARCL service."
     from skyseek.data.files import write_spectra
     from skyseek.data.hdus import ReadError
-    from skyseek.data.writing import check_new
+    from skyseek.data.safe_writing import check_new
     if output.suffix != '.fits':
         raise ValueError(f"{output}: spectra are written as FITS; name the file *.fits")
     for t in targetid if release.startswith('DESI') else ():

@@ -29,7 +29,7 @@ def fetch_vi(
     """Fetch DESI's visual inspections: tables, and the coadds and redrock files of the inspected targets.
 
     What is there already is left alone."""
-    from skyseek.data.tables import read_truth
+    from skyseek.data.redshift_tables import read_truth
     from skyseek.detect.visual_inspection import EDR, fetch_coadds, fetch_tables, list_coadds
     root = root or EDR
     tables = fetch_tables(output, root, samples)
@@ -60,7 +60,7 @@ def train_autoencoder(
     overwrite: bool = False,
 ) -> int: # exit code
     "Train the autoencoder on feature shards, without labels; a killed run continues."
-    from skyseek.data.writing import check_folder
+    from skyseek.data.safe_writing import check_folder
     folder = check_folder(output/'autoencoder', overwrite)
     from dataclasses import asdict
     from skyseek.learn.autoencoder import Autoencoder, as_published, train_autoencoder_file
@@ -91,8 +91,8 @@ def train_classifier(
     overwrite: bool = False,
 ) -> int: # exit code
     "Train the classifier of wrong redshifts and types on labelled features."
-    from skyseek.data.tables import read_truth
-    from skyseek.data.writing import check_folder
+    from skyseek.data.redshift_tables import read_truth
+    from skyseek.data.safe_writing import check_folder
     from skyseek.detect.classifier import CLASSIFIER_TRAINING, WrongClassifier, train_classifier_file
     from skyseek.learn.autoencoder import Autoencoder
     from skyseek.learn.features import METADATA
@@ -117,7 +117,7 @@ def train_classifier(
 def _copy_judge(folder):
     "Put the package's candidate ranker beside a classifier that wants its columns."
     from shutil import copytree
-    from skyseek.data.writing import write_folder
+    from skyseek.data.safe_writing import write_folder
     from skyseek.learn.training import shipped
     with write_folder(folder/'judge') as new:
         copytree(shipped('judge'), new, dirs_exist_ok=True)
@@ -147,7 +147,7 @@ def train(
     """Train weights for `skyseek score` from labelled coadds.
 
     A redrock file lies beside each coadd, and a truth-*.fits unless --truth is given."""
-    from skyseek.data.writing import check_folder
+    from skyseek.data.safe_writing import check_folder
     from skyseek.detect.labelled_data import find_coadds, read_labelled
     from skyseek.detect.train_weights import LabelledSettings, train_weights
     check_folder(output, overwrite)
@@ -179,7 +179,7 @@ def benchmark(
     """Compare all detectors of wrong redshifts and types on the same labelled spectra.
 
     Redrock's flags, trees, Skyseek 3.2, ours and its parts: tables, intervals, figures."""
-    from skyseek.data.writing import check_new
+    from skyseek.data.safe_writing import check_new
     from skyseek.pipeline.benchmark import FILES, BenchmarkSettings, format_benchmark, run_benchmark, write_benchmark
     from skyseek.pipeline.detectors import read_sides
     for name in FILES if output else ():

@@ -171,7 +171,7 @@ def inspect(
 
     Spectrum, the pipeline's solution and ours, lines, chi2 against redshift, likely cause."""
     from skyseek.data.plots import check_picture
-    from skyseek.data.writing import check_new
+    from skyseek.data.safe_writing import check_new
     page = check_new(check_picture(output or f'evidence-{targetid}.png'), overwrite)
     from skyseek.explain.inspect import inspect_file
     from skyseek.pipeline.score import load_weights, match_grid, score_spectra
@@ -192,7 +192,7 @@ def evaluate(
     reference_truth: list[Path] | None = None, # its truth tables (default: --truth)
 ) -> int: # exit code
     "Compare a catalogue with the truth, beside ZWARN, DELTACHI2, cuts per tracer and boosted trees."
-    from skyseek.data.tables import read_truth
+    from skyseek.data.redshift_tables import read_truth
     from skyseek.detect.metrics import evaluate_catalogue, format_table
     from skyseek.pipeline.catalogue import read_catalogue
     labels = read_truth(truth)
@@ -219,7 +219,7 @@ def keep(
 
     At most a given fraction of the redshifts (or types) is wrong; the truth of some targets guarantees it."""
     from skyseek.data.files import check_destination
-    from skyseek.data.tables import read_truth
+    from skyseek.data.redshift_tables import read_truth
     from skyseek.detect.guarantee import keep_sample
     from skyseek.pipeline.catalogue import read_catalogue, write_catalogue
     check_destination(output, [catalogue, *truth], overwrite)
@@ -253,7 +253,7 @@ def simulate(
     overwrite: bool = False,
 ) -> int: # exit code
     "Simulate DESI coadds with truth."
-    from skyseek.data.writing import check_new
+    from skyseek.data.safe_writing import check_new
     names = (output/f'{kind}-main-{program}-{hpx}.fits' for kind in ('coadd', 'truth'))
     coadd, _ = (check_new(name, overwrite) for name in names)
     _check_simulated(coadd)
