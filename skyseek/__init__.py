@@ -9,7 +9,7 @@ from importlib import import_module
 
 _PLACES = {
     'data.spectra': ('Spectra', 'concatenate', 'resample'),
-    'data.sdss': ('read_any',),
+    'data.read': ('read_any',),
     'data.redshift_tables': ('read_truth',),
     'data.truth': ('label_wrong', 'match_truth'),
     'data.plots': ('plot_spectrum',),

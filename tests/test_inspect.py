@@ -16,7 +16,7 @@ from skyseek.explain.inspect import Evidence, inspect_file, pick_target, plot_ev
 from skyseek.redshift.bases import pca_bases
 from skyseek.redshift.scan import redshift_file, scan_redshift
 from skyseek.simulate.templates import builtin_library
-from skyseek.data.sdss import read_any
+from skyseek.data.read import read_any
 from skyseek.simulate.mock_survey import simulate_spectra, simulate_survey
 from surveys import write_coadd, write_pair
 

@@ -23,7 +23,7 @@ from ..data.desi import extract
 from ..data.hdus import printable
 from ..data.plots import check_picture, format_z, mpl_text, plot_spectrum
 from ..data.safe_writing import keep_apart, write_atomic
-from ..data.sdss import read_any
+from ..data.read import read_any
 from ..data.spectra import Spectra
 from .causes import name_causes
 from .solution_fits import same_answer, telling_wavelengths

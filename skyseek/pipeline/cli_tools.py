@@ -139,8 +139,8 @@ def add_command(
     sub: object, # of `ArgumentParser.add_subparsers`
     function: Callable, # its signature is the command line; returns the exit code
 ) -> None:
-    "Add a subcommand with the name of a function; its first sentence is the help in the list of commands."
-    description, name = inspect.getdoc(function), function.__name__.strip('_').replace('_', '-')
+    "Add the subcommand train-stars for a function `train_stars_command`; its first sentence is the summary."
+    description, name = inspect.getdoc(function), function.__name__.removesuffix('_command').replace('_', '-')
     summary = description.split('\n')[0].split(';')[0].split('. ')[0].rstrip('.')
     parser = sub.add_parser(name, help=summary, description=description, formatter_class=_Defaults)
     comments, kinds = docments(function), get_type_hints(function, include_extras=True)

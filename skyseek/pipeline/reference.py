@@ -17,7 +17,7 @@ from ..anomaly.scores import AnomalyReference, fit_reference
 from ..data.files import unique_paths
 from ..data.messages import plural
 from ..data.safe_writing import MODEL_FILES, check_folder, write_folder
-from ..data.sdss import iter_targets
+from ..data.read import iter_targets
 from ..data.spectra import concatenate
 from ..detect.familiarity import UNFAMILIAR, familiarity_inputs
 from ..learn.devices import pick_device

@@ -25,7 +25,7 @@ from ..data.files import header_text
 from ..data.hdus import ReadError
 from ..data.redshift_tables import read_redrock
 from ..data.safe_writing import is_fresh, write_atomic
-from ..data.sdss import read_any
+from ..data.read import read_any
 from ..data.spectra import Spectra
 from .bases import Basis, default_bases
 from .chi2 import LogSums, ScanPlan, ScanSettings, log_sums
