@@ -17,8 +17,8 @@ from .cli_survey import export_command, sparcl_command, survey_command, truth_fr
 from .cli_tools import add_command, call, check_paths, settle_output
 from .cli_train import benchmark_command, fetch_vi_command, train_command, train_autoencoder_command
 from .cli_train import train_classifier_command
-from .cli_wrong import demo_command, evaluate_command, extract_command, features_command, inspect_command
-from .cli_wrong import keep_command, redshift_command, score_command, simulate_command
+from .cli_wrong import demo_command, evaluate_command, extract_command, features_command
+from .cli_wrong import inspect_command, keep_command, redshift_command, score_command, simulate_command
 
 # %% ../../nbs/pipeline/17_cli.ipynb #7b33e002
 COMMANDS = (
