@@ -19,7 +19,7 @@ from surveys import coadd_parts, redrock_table, write_coadd, write_pair, write_p
 
 import skyseek
 from skyseek.pipeline.cli import main, make_parser
-from skyseek.data.tables import read_redrock
+from skyseek.data.redshift_tables import read_redrock
 
 ESC = '\x1b[2J\x07'
 EXISTING = b'somebody needs this'
@@ -261,7 +261,7 @@ def test_no_redshift_is_minus_zero(run, coadd, tmp_path):
     code, out, _ = run('inspect', target(coadd), coadd, '-o', tmp_path / 'page.png')
     assert code == 0 and re.search(r'pipeline  STAR .* z = 0\.00000 ', out)
     from skyseek.data.desi import join_redrock, read_coadd
-    from skyseek.data.tables import read_redrock
+    from skyseek.data.redshift_tables import read_redrock
 
     spectra = join_redrock(read_coadd(coadd), read_redrock(redrock_of(coadd)))
     assert spectra[2].plot()[0].get_title(loc='left').endswith('Z 0.0000')

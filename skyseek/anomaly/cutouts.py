@@ -24,7 +24,7 @@ from astropy.visualization import make_lupton_rgb
 from .. import __version__
 from ..data.hdus import ReadError, open_fits, printable
 from ..data.messages import plural
-from ..data.writing import write_atomic
+from ..data.safe_writing import write_atomic
 
 # %% ../../nbs/anomaly/08_cutouts.ipynb #9ec3b0df
 @dataclass(frozen=True, eq=False, repr=False)

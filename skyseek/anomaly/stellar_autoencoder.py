@@ -23,7 +23,7 @@ from torch import nn
 
 from .stellar_spectra import N_STELLAR, PIVOT, StellarFlux, stellar_side, wave_stellar
 from ..data.plots import embed, mpl_text, write_page
-from ..data.records import describe_columns
+from ..data.table_headers import describe_columns
 from ..learn.features import fill_masked
 from ..learn.devices import pick_device
 from ..learn.training import ArrayStream, TrainSettings, fit, load_model

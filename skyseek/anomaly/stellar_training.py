@@ -17,7 +17,7 @@ from astropy.table import Table
 from .stellar_autoencoder import STELLAR_TRAINING, reconstruct, reconstruction_errors, train_stellar
 from .stellar_spectra import StellarFlux, stellar_side
 from ..data.messages import plural
-from ..data.writing import check_folder
+from ..data.safe_writing import check_folder
 from ..learn.model_sets import checkpoint_path
 from ..learn.training import TrainSettings, read_config, save_model
 

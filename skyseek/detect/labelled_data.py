@@ -16,8 +16,8 @@ from ..data.constants import TYPES
 from ..data.desi import find_redrock, is_target, join_redrock, read_coadd, select_targets
 from ..data.files import failure_text, text, unique_paths
 from ..data.hdus import ReadError
+from ..data.redshift_tables import read_redrock, read_truth
 from ..data.spectra import Spectra, concatenate
-from ..data.tables import read_redrock, read_truth
 from ..data.truth import label_wrong, match_truth, truth_rows
 from .metrics import tracer_of
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
+from ..data.safe_writing import check_folder, write_folder
 from ..data.spectra import Spectra
 from ..data.truth import choose_threshold, fold_of, split_of
-from ..data.writing import check_folder, write_folder
 from .classifier import WrongClassifier, calibrate, pick_columns
 from .cross_fit import choose_learning, classifier_inputs, cross_boosting, cross_fit, fit_classifier
 from .cross_fit import learn_autoencoder, probabilities

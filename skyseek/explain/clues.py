@@ -18,8 +18,9 @@ from scipy.ndimage import binary_dilation, uniform_filter1d
 from ..data.constants import ARM_EDGES, C_KMS, EMISSION, JUNCTIONS, TROUGHS
 from ..data.plots import smooth
 from ..data.spectra import Spectra
-from .answer_fits import advantage, cost_of, find_peaks, line_snr, same_answer, telling_wavelengths
 from .artefacts import arm_steps, join_arms, suspect_pixels
+from .line_search import find_peaks, line_snr
+from .solution_fits import advantage, cost_of, same_answer, telling_wavelengths
 from ..redshift.chi2 import legendre
 from ..redshift.local_fit import NativeFit, fit_pixels, least_squares, native_fits, of_type
 from ..redshift.scan import RedshiftFit, scan_redshift

@@ -21,9 +21,9 @@ from astropy.table import Table
 from .. import __version__
 from ..data.files import PLAIN as ASCII
 from ..data.plots import plot_completeness_purity, plot_reliability
+from ..data.safe_writing import write_atomic
 from ..data.spectra import Spectra
 from ..data.truth import DESI_TOLERANCE
-from ..data.writing import write_atomic
 from ..detect.classifier import CLASSIFIER_TRAINING
 from ..detect.cross_fit import choose_learning
 from ..detect.labelled_data import is_labelled, wrong_answers

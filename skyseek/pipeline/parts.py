@@ -18,7 +18,7 @@ from astropy.table import Table
 
 from ..data.archive import WORD, check_pixel
 from ..data.files import read_ids, text
-from ..data.writing import write_atomic
+from ..data.safe_writing import write_atomic
 from .catalogue import COLUMNS, NOT_KNOWN
 from .score import KEEP
 

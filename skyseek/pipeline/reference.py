@@ -16,9 +16,9 @@ import scipy
 from ..anomaly.scores import AnomalyReference, fit_reference
 from ..data.files import unique_paths
 from ..data.messages import plural
-from ..data.sdss import iter_targets
+from ..data.safe_writing import MODEL_FILES, check_folder, write_folder
+from ..data.read import iter_targets
 from ..data.spectra import concatenate
-from ..data.writing import MODEL_FILES, check_folder, write_folder
 from ..detect.familiarity import UNFAMILIAR, familiarity_inputs
 from ..learn.devices import pick_device
 from ..learn.training import fingerprint, shipped, write_model

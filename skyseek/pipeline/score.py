@@ -20,10 +20,10 @@ from ..anomaly.artefact_flag import split_nature
 from ..anomaly.scores import AnomalyReference, anomaly_columns
 from ..data.files import ascii_text, failure_text, progress_bar, unique_paths
 from ..data.hdus import ReadError
-from ..data.sdss import group_files, read_targets
+from ..data.safe_writing import restore_folder
+from ..data.read import group_files, read_targets
 from ..data.spectra import Spectra, resample, same_grid
 from ..data.truth import DESI_TOLERANCE
-from ..data.writing import restore_folder
 from ..detect.classifier import WrongClassifier, pick_columns, predict
 from ..detect.familiarity import Familiarity, UNFAMILIAR, familiarity_inputs
 from ..explain.causes import name_causes
