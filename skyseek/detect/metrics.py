@@ -15,6 +15,7 @@ import numpy as np
 from astropy.stats import binom_conf_interval
 from astropy.table import Table
 
+from ..data.constants import RIGHT
 from ..data.files import text
 from ..data.truth import choose_threshold, label_unseen, label_wrong, match_truth, split_of
 
@@ -339,7 +340,7 @@ def _labelled(catalogue, truth, tolerance):
 def evaluate_catalogue(
     catalogue: Table, # redrock's columns, P_Z_WRONG, P_S_WRONG and SNR
     truth: Table, # TARGETID, TRUE_Z, TRUE_SPECTYPE
-    tolerance: float = 0.001, # see `label_wrong`
+    tolerance: float = RIGHT, # see `label_wrong`
     reference: tuple | None = None, # another (catalogue, truth) for thresholds and trees
     **options, # resamples, level, seed of `evaluate`
 ) -> dict: # 'Z_WRONG' and 'S_WRONG' → Table of detectors; meta['how'] says which targets are reported

@@ -19,6 +19,7 @@ from astropy.io import fits
 from astropy.table import Table
 
 from .. import __version__
+from ..data.constants import RIGHT, SAME
 from ..data.files import PLAIN as ASCII
 from ..data.plots import plot_completeness_purity, plot_reliability
 from ..data.spectra import Spectra
@@ -44,8 +45,8 @@ LABELS = ('Z_WRONG', 'S_WRONG')
 @dataclass(frozen=True)
 class BenchmarkSettings:
     "What to run; see `run_benchmark`. Raises `ValueError` for values that make no sense."
-    tolerance: float = 0.001  # largest |Z - z_true|/(1 + z_true) that is right
-    others: tuple = (0.0033, 'DESI')  # further tolerances; 'DESI' is 0.0033, and 0.01 for quasars
+    tolerance: float = RIGHT  # largest |Z - z_true|/(1 + z_true) that is right
+    others: tuple = (SAME, 'DESI')  # further tolerances; 'DESI' is `DESI_TOLERANCE`
     learn: str = 'auto'  # templates and candidate ranker anew: 'all', 'judge', 'none' or 'auto'
     weights: str = None  # folder of weights to score as they are; None: those of the package
     published_minutes: float = 2.  # of one core for the autoencoder of Skyseek 3.2; 0 leaves it out; ignored on a GPU

@@ -18,6 +18,7 @@ from astropy.table import Table, hstack
 
 from ..anomaly.artefact_flag import split_nature
 from ..anomaly.scores import AnomalyReference, anomaly_columns
+from ..data.constants import RIGHT
 from ..data.files import ascii_text, failure_text, progress_bar, unique_paths
 from ..data.hdus import ReadError
 from ..data.sdss import group_files, read_targets
@@ -48,7 +49,7 @@ class Weights:
     familiarity: Familiarity | None = None  # without it no spectrum is called UNFAMILIAR
     rates: tuple | None = None  # fractions of wrong redshifts and types among the validation targets
     anomaly: AnomalyReference | None = None  # without it there are no anomaly scores
-    tolerance: float = 0.001  # of P_Z_WRONG: largest |Z - z_true|/(1 + z_true) that is right
+    tolerance: float = RIGHT  # of P_Z_WRONG: largest |Z - z_true|/(1 + z_true) that is right
     own_judge: bool = True  # False: the folder has no candidate ranker, the shipped one is used
     judge_labels: tuple = ()  # TARGETIDs of the labels of the shipped candidate ranker, if that is used
 
@@ -94,7 +95,7 @@ def _facts(folder):
     extra = read_config(folder)['extra']
     pair = lambda name, nothing: nothing if extra.get(name) is None else tuple(map(float, extra[name]))
     try:
-        tolerance = float(extra.get('tolerance', .001))
+        tolerance = float(extra.get('tolerance', RIGHT))
     except ValueError:
         tolerance = max(DESI_TOLERANCE.values())  # a dict by type
     try:

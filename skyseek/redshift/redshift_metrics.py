@@ -9,7 +9,7 @@ __all__ = ['rate_interval', 'nmad', 'redshift_metrics', 'format_redshifts']
 import numpy as np
 from astropy.stats import binom_conf_interval
 
-from ..data.constants import C_KMS
+from ..data.constants import C_KMS, SAME, SAME_KMS
 
 # %% ../../nbs/redshift/09_redshift_metrics.ipynb #4eb67d9f
 def rate_interval(
@@ -41,7 +41,7 @@ def redshift_metrics(
     z: np.ndarray, # (N,) redshifts
     z_true: np.ndarray, # (N,) true redshifts; nan or masked where not known
     zerr: np.ndarray | None = None, # (N,) quoted 1σ errors; rows with 0 are left out of coverage and pulls
-    good: float = 0.0033, # largest |dz| that counts as good
+    good: float = SAME, # largest |dz| that counts as good
 ) -> dict: # metric → number; rates also as …_low and …_high
     """Summaries of dz = (z − z_true)/(1 + z_true).
 
@@ -54,7 +54,7 @@ def redshift_metrics(
     median = float(np.median(a))
     out = dict(N=len(a), MEAN_DZ=float(a.mean()), MEDIAN_DZ=median, MAD=float(np.median(np.abs(a - median))),
                MAE=float(np.abs(error).mean()), NMAD=nmad(dz))
-    rates = dict(GF=a <= good, CATASTROPHIC=a > 1000/C_KMS)
+    rates = dict(GF=a <= good, CATASTROPHIC=a > SAME_KMS/C_KMS)
     if zerr is not None:
         quoted = np.ma.filled(np.ma.asarray(zerr, float), 0)[known]
         pull = error[quoted > 0]/quoted[quoted > 0]
