@@ -19,7 +19,7 @@ from scipy.ndimage import binary_dilation
 from .constants import TYPES, ZWARN_NODATA
 from .desi import extract, find_redrock, join_redrock, read_coadd
 from .files import read_spectra
-from .hdus import KINDS, ReadError, check_spectra, check_supported, columns_of, first_row, header_values
+from .hdus import READABLE, ReadError, check_spectra, check_supported, columns_of, first_row, header_values
 from .hdus import is_spspec, open_fits, spectra_kind, table_with, what_file
 from .lamost import lamost_row
 from .sdss_grid import LOG_STEP, in_our_units, pipeline_solution, spectrum_row, stack_rows, unit_of_flux
@@ -219,7 +219,7 @@ def read_lamost(
 # %% ../../nbs/data/15_sdss.ipynb #448a7e94
 def _read_one(path, answers=True):
     "(kind, row) of SDSS or LAMOST, or ('DESI', `Spectra`) of a DESI file, with redrock's solutions if they are wanted."
-    with open_fits(path, KINDS, ONE_SPECTRUM) as hdus:
+    with open_fits(path, READABLE, ONE_SPECTRUM) as hdus:
         kind = spectra_kind(hdus)
         if kind in SINGLE:
             return kind, {'SDSS': _sdss_row, 'LAMOST': lamost_row}[kind](hdus, path)
@@ -271,7 +271,7 @@ def file_kind(
     path: Path | str, # any file
 ) -> str | None: # 'SDSS', 'LAMOST', 'coadd' (DESI), 'compact' (of this package) or None if it holds no spectra
     "What a FITS file holds, from its contents; `ReadError` if it is none."
-    with open_fits(path, KINDS) as hdus:
+    with open_fits(path, READABLE) as hdus:
         return spectra_kind(hdus)
 
 def read_singles(
@@ -321,7 +321,7 @@ def read_targets(
     keep_sky: bool = False, # keep sky fibres and bad fibres too
 ) -> tuple[Spectra | None, dict]: # (with FILE and the pipeline's columns in meta; path: why it cannot be read)
     "Spectra with the redshift solutions that are to be tested."
-    with open_fits(paths[0], KINDS) as hdus:
+    with open_fits(paths[0], READABLE) as hdus:
         kind, failed = spectra_kind(hdus), {}
         if len(paths) == 1:
             check_spectra(hdus, paths[0])

@@ -18,6 +18,7 @@ from astropy.table import Table
 from ..data.constants import RIGHT
 from ..data.files import text
 from ..data.truth import choose_threshold, label_unseen, label_wrong, match_truth, split_of
+from ..redshift.redshift_metrics import interval_text
 
 # %% ../../nbs/detect/01_metrics.ipynb #3633ad0c
 def reliability(
@@ -296,7 +297,7 @@ def _cell(row, metric):
         return '–'
     if metric == 'ECE':
         return f"{row[metric]:.3f} ({row['ECE_PERFECT']:.3f})"
-    return f"{row[metric]:.3f} ± {(row[metric + '_high'] - row[metric + '_low'])/2:.3f}"
+    return interval_text(row, metric)
 
 # %% ../../nbs/detect/01_metrics.ipynb #f4b00583
 def evaluate_groups(

@@ -36,6 +36,7 @@ from .detectors import first_skyseek, group_table, our_detectors, plain_detector
 from .detectors import published_name, shipped_detector, tree_detectors
 from .score import load_weights
 from ..redshift.learn_bases import RECIPES
+from ..redshift.redshift_metrics import interval_text
 
 log = logging.getLogger('skyseek')
 
@@ -210,8 +211,7 @@ def format_groups(
     for by, group in dict.fromkeys(zip(table['by'], table['group'])):
         rows = {r['detector']: r for r in table[(table['by'] == by) & (table['group'] == group)]}
         first = next(iter(rows.values()))
-        show = lambda r: f"{r['AP']:.3f} ± {(r['AP_high'] - r['AP_low'])/2:.3f}"
-        cells = [show(rows[n]) if n in rows else '–' for n in names]
+        cells = [interval_text(rows[n], 'AP') if n in rows else '–' for n in names]
         label = f"{group} ({first['wrong']}/{first['n']})"
         lines.append(f'{label:24}' + ''.join(f'{c:>28}' for c in cells))
     return '\n'.join(lines)
