@@ -237,7 +237,8 @@ def read_cutouts(
                 raise ReadError(f"{path}: no such file; check the name")
             if path.suffix.lower() in HDF5:
                 raise ReadError(f"{path}: HDF5 is read alone; give one .h5 file and nothing else")
-            data, ra, dec = (_read_picture if IMAGE_SUFFIXES.get(path.suffix.lower()) == 'picture' else _read_fits)(path)
+            picture = IMAGE_SUFFIXES.get(path.suffix.lower()) == 'picture'
+            data, ra, dec = (_read_picture if picture else _read_fits)(path)
             images[k], reason = _one_image(data, size, how, stretch, Q, blue_first)
         except ReadError as e:
             ra, dec, reason = np.nan, np.nan, str(e).removeprefix(f'{path}: ')
