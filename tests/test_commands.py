@@ -267,6 +267,17 @@ def test_no_redshift_is_minus_zero(run, coadd, tmp_path):
     assert spectra[2].plot()[0].get_title(loc='left').endswith('Z 0.0000')
 
 
+def test_tolerances_of_the_options_are_those_of_the_constants():
+    """The modules of the commands repeat them: data.constants needs numpy, which --help does without."""
+    from inspect import signature
+    from skyseek.data.constants import RIGHT, SAME
+    from skyseek.pipeline import cli_train, cli_wrong
+
+    given = [signature(f).parameters['tolerance'].default for f in (cli_wrong.evaluate, cli_wrong.keep, cli_train.train_classifier, cli_train.train)]
+    assert given == [RIGHT]*4
+    assert signature(cli_train.benchmark).parameters['tolerance'].default == [str(RIGHT), str(SAME), 'DESI']
+
+
 def test_spectra_are_drawn_without_another_import(survey):
     script = f"""import sys
 from skyseek.data.desi import read_coadd

@@ -16,7 +16,7 @@ import numpy as np
 from .desi import extract, find_redrock, join_redrock, read_coadd
 from .file_lists import ONE_SPECTRUM, read_each, warn_once
 from .files import read_spectra
-from .hdus import KINDS, ReadError, check_spectra, open_fits, spectra_kind
+from .hdus import READABLE, ReadError, check_spectra, open_fits, spectra_kind
 from .lamost import lamost_row
 from .redshift_tables import read_redrock
 from .sdss import sdss_row
@@ -28,7 +28,7 @@ ROWS = {'SDSS': sdss_row, 'LAMOST': lamost_row}  # kinds of files that hold one 
 
 def _read_one(path, answers=True):
     "(kind, row) of SDSS or LAMOST, or ('DESI', `Spectra`) of a DESI file, with redrock's solutions if they are wanted."
-    with open_fits(path, KINDS, ONE_SPECTRUM) as hdus:
+    with open_fits(path, READABLE, ONE_SPECTRUM) as hdus:
         kind = spectra_kind(hdus)
         if kind in ROWS:
             return kind, ROWS[kind](hdus, path)
@@ -79,7 +79,7 @@ def file_kind(
     path: Path | str, # any file
 ) -> str | None: # 'SDSS', 'LAMOST', 'coadd' (DESI), 'compact' (of this package) or None if it holds no spectra
     "What a FITS file holds, from its contents; `ReadError` if it is none."
-    with open_fits(path, KINDS) as hdus:
+    with open_fits(path, READABLE) as hdus:
         return spectra_kind(hdus)
 
 def read_singles(
@@ -129,7 +129,7 @@ def read_targets(
     keep_sky: bool = False, # keep sky fibres and bad fibres too
 ) -> tuple[Spectra | None, dict]: # (with FILE and the pipeline's columns in meta; path: why it cannot be read)
     "Spectra with the redshift solutions that are to be tested."
-    with open_fits(paths[0], KINDS) as hdus:
+    with open_fits(paths[0], READABLE) as hdus:
         kind, failed = spectra_kind(hdus), {}
         if len(paths) == 1:
             check_spectra(hdus, paths[0])

@@ -16,7 +16,7 @@ import numpy as np
 from astropy.io.ascii import convert_numpy
 from astropy.table import Table, vstack
 
-from .constants import SAME, TYPES, ZWARN_NODATA
+from .constants import TYPES, ZWARN_NODATA, different_redshift
 from .files import read_ids, read_table, read_written_table
 from .hdus import ReadError, open_fits, printable, what_file
 
@@ -193,7 +193,7 @@ def _read_fits_truth(path):
 def _conflicts(group):
     "Whether rows of one target disagree: another type, or redshifts that differ by more than 0.0033 (1 + z)."
     z = np.asarray(group['TRUE_Z'], float)
-    return len(set(group['TRUE_SPECTYPE'])) > 1 or np.ptp(z) > SAME*(1 + z.min())
+    return len(set(group['TRUE_SPECTYPE'])) > 1 or bool(different_redshift(z.max(), z.min()))
 
 def _one_each(table):
     """One row per target, and the number of targets left out because of conflicts.

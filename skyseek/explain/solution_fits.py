@@ -10,7 +10,7 @@ import numpy as np
 from astropy.table import Table
 from scipy.ndimage import uniform_filter1d
 
-from ..data.constants import C_KMS
+from ..data.constants import SAME, same_redshift
 from .line_search import find_peaks
 from ..redshift.local_fit import NativeFit, fit_pixels
 
@@ -27,11 +27,10 @@ def same_answer(
     spectype: np.ndarray, # their types
     other_z: np.ndarray, # redshifts to compare with
     other_spectype: np.ndarray, # their types
-    limit: float = 1000., # km/s
+    tolerance: float = SAME, # largest |z − other_z|/(1 + other_z)
 ) -> np.ndarray: # bool
-    "Whether two redshift solutions are the same: type, and redshift within the limit, c ln((1 + z)/(1 + other))."
-    close = np.abs(np.log((1 + np.asarray(z, float))/(1 + np.asarray(other_z, float))))*C_KMS < limit
-    return close & (np.asarray(spectype) == np.asarray(other_spectype))
+    "Whether two redshift solutions are the same: type, and redshift as in `same_redshift`."
+    return same_redshift(z, other_z, tolerance) & (np.asarray(spectype) == np.asarray(other_spectype))
 
 def advantage(
     spectrum: tuple, # flux, ivar of one spectrum, (L,) each

@@ -104,13 +104,14 @@ def truth_from_repeats_command(
     SOURCE is a catalogue of `skyseek survey`, or DESI's zall-pix."""
     from skyseek.data.files import check_destination, write_table
     check_destination(output, [source], overwrite)
+    from skyseek.data.constants import RIGHT
     from skyseek.data.truth import redshift_error
     from skyseek.pipeline.survey_catalogue import read_repeats, truth_from_repeats
     truth = truth_from_repeats(read_repeats(source), deeper, secure)
-    off = redshift_error(truth['Z'], truth['TRUE_Z']) > .001
+    off = redshift_error(truth['Z'], truth['TRUE_Z']) > RIGHT
     types = (truth['SPECTYPE'] != truth['TRUE_SPECTYPE']).mean()
     print(f"{write_table(truth, output)}: {plural(len(truth), 'shallow observation')} with a deep answer; "
-          f"{off.mean():.2%} of their redshifts are off by more than 0.001, {types:.2%} of the types differ")
+          f"{off.mean():.2%} of their redshifts are off by more than {RIGHT}, {types:.2%} of the types differ")
     return 0
 
 # %% ../../nbs/pipeline/13_cli_survey.ipynb #f710b645

@@ -22,7 +22,7 @@ from ..data.spectra import concatenate
 from ..detect.familiarity import UNFAMILIAR, familiarity_inputs
 from ..learn.devices import pick_device
 from ..learn.training import fingerprint, shipped, write_model
-from .score import KEEP, load_weights, look, match_grid
+from .score import PASSED_COLUMNS, load_weights, look, match_grid
 
 # %% ../../nbs/pipeline/03_reference.ipynb #047a1ea0
 def _sample_targets(paths, weights, most, seed):
@@ -35,7 +35,7 @@ def _sample_targets(paths, weights, most, seed):
         reason = next(iter(failed.values()), 'nothing but sky fibres')
         raise ValueError(f"none of {len(paths)} files has targets, the first because: {reason}")
     in_all = set.intersection(*(set(part.meta.colnames) for part in parts))
-    shared = [c for c in parts[0].meta.colnames if c in in_all and c in (*KEEP, 'COEFF')]
+    shared = [c for c in parts[0].meta.colnames if c in in_all and c in (*PASSED_COLUMNS, 'COEFF')]
     return concatenate([p.replace(meta=p.meta[shared]) for p in parts]), failed
 
 # %% ../../nbs/pipeline/03_reference.ipynb #683dff7a
