@@ -13,7 +13,8 @@ from skyseek.pipeline.score import load_weights
 from skyseek.data.redshift_tables import read_redrock
 from skyseek.pipeline.detectors import prepare_sample, read_sides
 from skyseek.detect.metrics import average_precision
-from skyseek.detect.cross_fit import cross_fit, join_candidates
+from skyseek.detect.cross_fit import cross_fit
+from skyseek.redshift.candidates import join_candidates
 from skyseek.learn.training import shipped
 from skyseek.detect.labelled_data import is_labelled, read_labelled, wrong_answers
 from skyseek.redshift.bases import library_bases

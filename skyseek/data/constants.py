@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['C_KMS', 'TYPES', 'SWAPS', 'N_HEALPIX', 'SAME', 'SAME_QUASAR', 'RIGHT', 'SAME_KMS', 'SAME_KMS_STAR', 'LYA',
-           'LYMAN_LIMIT', 'EMISSION', 'ABSORPTION', 'TROUGHS', 'LINE_WINDOWS', 'SKY_LINES', 'STRONG_SKY', 'ARM_PIXELS',
-           'CAMERAS', 'ARM_EDGES', 'JUNCTIONS', 'SNR_WINDOWS', 'ZWARN_BITS', 'ZWARN_NODATA', 'same_redshift',
-           'different_redshift']
+           'LYMAN_LIMIT', 'EMISSION', 'ABSORPTION', 'TROUGHS', 'LINE_WINDOWS', 'NARROW_GROUPS', 'ABSORPTION_GROUPS',
+           'BROAD_GROUPS', 'LONE_LINES', 'SKY_LINES', 'STRONG_SKY', 'ARM_PIXELS', 'CAMERAS', 'ARM_EDGES', 'JUNCTIONS',
+           'SNR_WINDOWS', 'ZWARN_BITS', 'ZWARN_NODATA', 'same_redshift', 'different_redshift']
 
 # %% ../../nbs/data/00_constants.ipynb #aab3b8e7
 import numpy as np
@@ -55,6 +55,23 @@ LINE_WINDOWS = {  # name: (vacuum Å, half-width of the window in km/s); C IV an
     'LYA': (LYA, 4000.), 'CIV': (1549.06, 4000.), 'CIII': (1908.73, 4000.), 'MGII': (2798.75, 4000.),
     'OII': (EMISSION['[O II]'], 350.), 'HK': (3952.0, 1800.), 'HB': (EMISSION['Hβ'], 350.),
     'OIII': (EMISSION['[O III]'], 350.), 'HA': (EMISSION['Hα'], 350.)}
+
+# %% ../../nbs/data/00_constants.ipynb #7d08c09c
+NARROW_GROUPS = {  # group: ((vacuum Å, flux relative to the others of the group), …)
+    '[O II]': ((3727.09, 1.), (3729.88, 1.2)), '[Ne III]': ((3869.86, 1.),), 'Hγ': ((4341.69, 1.),),
+    'Hβ': ((4862.69, 1.),), '[O III]': ((4960.30, 1.), (5008.24, 2.98)), 'Hα': ((6564.61, 1.),),
+    '[N II]': ((6549.86, 1.), (6585.27, 3.05)), '[S II]': ((6718.29, 1.), (6732.67, 1.)),
+    '[S III]': ((9071.1, 1.), (9533.2, 2.47))}
+ABSORPTION_GROUPS = {  # of stars in galaxies, depths relative to each other
+    'K': ((3934.78, 1.),), 'H': ((3969.59, 1.),), 'Hδ': ((4102.89, 1.),), 'G': ((4305.6, 1.),),
+    'Mg b': ((5176.6, 1.),), 'Na D': ((5891.58, 1.), (5897.56, 1.)),
+    'Ca II': ((8500.36, .6), (8544.44, 1.), (8664.52, .9))}
+BROAD_GROUPS = {  # of quasars
+    'Lyα': ((LYA, 1.),), 'C IV': ((1549.06, 1.),), 'C III]': ((1908.73, 1.),), 'Mg II': ((2798.75, 1.),),
+    'Hβ': ((4862.69, 1.),), 'Hα': ((6564.61, 1.),)}
+LONE_LINES = np.array(sorted({  # vacuum Å: every line that may explain a narrow peak
+    *(wave for group in NARROW_GROUPS.values() for wave, _ in group), 3836.47, 3890.15, 3968.59, 4102.89, 4364.44,
+    4687., 5877.25, 6302.05, 6365.54, 7137.77, LYA, 1240.8, 1549.06, 1640.4, 1908.73, 2326., 2798.75}))
 
 # %% ../../nbs/data/00_constants.ipynb #b729d1a2
 SKY_LINES = np.array([  # vacuum Å, 1e-17 erg/s/cm² in a fibre: atoms and the bands below 7600 Å

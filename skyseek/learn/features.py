@@ -77,7 +77,9 @@ TYPES = ['IS_GALAXY', 'IS_QSO', 'IS_STAR']
 QUALITY = ['ZERR', 'DELTACHI2', 'CHI2_PIXEL', 'SN_B', 'SN_R', 'SN_Z', 'GOOD_B', 'GOOD_R', 'GOOD_Z']
 EVIDENCE = ['EV_P_Z', 'EV_P_Z_FINE', 'EV_P_TYPE', 'EV_P_NONE', 'EV_P_BEST', 'EV_DZ', 'EV_OFFSET', 'EV_ZERR',
             'EV_COST', 'EV_EVIDENCE', 'EV_GAP', 'EV_PENALTY', 'EV_CHI2',
-            *(f'EV_SN_{line}' for line in ('LYA', 'CIV', 'CIII', 'MGII', 'OII', 'HK', 'HB', 'OIII', 'HA'))]
+            *(f'EV_SN_{line}' for line in ('LYA', 'CIV', 'CIII', 'MGII', 'OII', 'HK', 'HB', 'OIII', 'HA')),
+            'EV_LN_SN', 'EV_LN_GAP', 'EV_LN_LINES', 'EV_LN_RATIO', 'EV_LN_LEFT', 'EV_LA_SN', 'EV_LA_GAP', 'EV_LB_SN',
+            'EV_LB_GAP', 'EV_MISFIT', 'EV_SMOOTH', 'EV_REPAIR']
 METADATA = {'published': ['Z', *COEFFS, 'ZWARN', *TYPES],
             'full': ['Z', *COEFFS, 'ZWARN', *TYPES, *QUALITY],
             'portable': ['Z', 'ZWARN', *TYPES, *QUALITY],

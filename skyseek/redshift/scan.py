@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from astropy.io import fits
-from astropy.table import Table
+from astropy.table import Table, vstack
 from astropy.utils.exceptions import AstropyWarning
 from fastcore.basics import patch
 
@@ -125,6 +125,21 @@ def __getitem__(self: RedshiftFit, rows):
     curves = {name: (z, chi2[rows]) for name, (z, chi2) in self.curves.items()}
     return replace(self, table=self.table[rows], minima=minima, which=self.which[rows], poly=self.poly[rows],
                    curves=curves)
+
+# %% ../../nbs/redshift/05_scan.ipynb #dee19e5a
+@patch
+def put(self: RedshiftFit,
+    rows: np.ndarray, # (M,) numbers of the rows to replace, ascending
+    other: RedshiftFit, # (M,) fits to put there, of the same bases
+) -> RedshiftFit: # a copy
+    "This scan with other fits in some rows; curves of χ² are not kept."
+    kept, new = ~np.isin(np.asarray(self.minima['ROW']), rows), other.minima.copy()
+    new['ROW'] = np.asarray(rows)[np.asarray(new['ROW'])]
+    minima = vstack([self.minima[kept], new], metadata_conflicts='silent')
+    table, which, poly = self.table.copy(), self.which.copy(), self.poly.copy()
+    table[rows], which[rows], poly[rows] = other.table, other.which, other.poly
+    return replace(self, table=table, minima=minima[np.argsort(minima['ROW'], kind='stable')], which=which, poly=poly,
+                   curves={})
 
 # %% ../../nbs/redshift/05_scan.ipynb #bf4369d9
 @patch

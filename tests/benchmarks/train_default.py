@@ -13,6 +13,7 @@ figures of the cards. Half an hour on two cores; --copies and --simulated scale 
 import argparse
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import astropy
@@ -20,33 +21,36 @@ import numpy as np
 import scipy
 import sklearn
 import torch
-from astropy.table import vstack
+from astropy.table import Table, vstack
 from learn_bases import rate
 
 from skyseek import __version__
 from skyseek.detect.augment import answer, augment, inject_errors, redrock_like, simulate_labelled
 from skyseek.learn.autoencoder import Autoencoder, encode
 from skyseek.data.files import text
-from skyseek.redshift.candidates import candidates
+from skyseek.redshift.candidates import candidates, join_candidates
 from skyseek.detect.classifier import WrongClassifier, pick_columns, predict, train_folds
 from skyseek.detect.metrics import boosting_score, compare, compare_detectors, format_table
 from skyseek.redshift.second_opinion import (
     JUDGE_TRAINING, Judge, choose_acceptance, correction_rates, evidence_columns, reconcile, second_look,
-    second_opinion, train_judge,
+    repair_suspicious, second_opinion, train_judge,
 )
 from skyseek.learn.features import EVIDENCE, METADATA, build_features
 from skyseek.learn.training import ArrayStream
-from skyseek.detect.cross_fit import join_candidates
 from skyseek.detect.labelled_data import is_labelled, read_labelled, wrong_answers
 from skyseek.redshift.learn_bases import RECIPES, learn_bases
-from skyseek.redshift.scan import scan_redshift
-from skyseek.data.spectra import concatenate
+from skyseek.redshift.scan import ANSWER, scan_redshift
+from skyseek.simulate.galaxies import calzetti
+from skyseek.simulate.templates import read_library
+from skyseek.data.constants import JUNCTIONS
+from skyseek.data.read import read_singles
+from skyseek.data.spectra import concatenate, resample
 from skyseek.learn.training import TrainSettings, fingerprint, load_model, save_model
 from skyseek.detect.familiarity import familiarity_inputs, fit_familiarity
 from skyseek.detect.guarantee import errors_left
 from skyseek.data.truth import choose_threshold, fold_of, half_of
 
-KEEP = ['TARGETID', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2', 'COEFF', 'TRUE_Z', 'TRUE_SPECTYPE', 'FLAGS']
+KEEP = ['TARGETID', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2', 'COEFF', 'TRUE_Z', 'TRUE_SPECTYPE', 'TRUE_SUBTYPE', 'FLAGS']
 WRONG = ('Z_WRONG', 'S_WRONG')
 
 CARD = """# {title}
@@ -77,10 +81,96 @@ CLASSIFIER_BODY = """- **Columns.** {columns}
 """
 
 
-def lean(spectra): return spectra.replace(meta=spectra.meta[KEEP])
+def lean(spectra):
+    meta = Table({c: spectra.meta[c] if c in spectra.meta.colnames else np.full(len(spectra), '') for c in KEEP})
+    return spectra.replace(meta=meta)
 
 
 def step(start, words): print(f'{(time.time() - start)/60:5.1f} min  {words}', flush=True)
+
+
+def survey_spectra(data, wave):
+    """Real spectra of SDSS, BOSS and LAMOST with the best redshift that is known, one object on one side of every split."""
+    out = []
+    for folder, name in (('sdss', 'sdss/catalogue.csv'), ('real2', 'real2/catalogue.csv')):
+        table = Table.read(data/name)
+        text_of = lambda c: np.array([str(x) for x in np.ma.filled(table[c].astype(str), '')])
+        if folder == 'sdss':
+            tag, z, kind = text_of('tag'), text_of('z_best'), text_of('CLASS')
+            sky = tag == 'SKY_FIBRE'
+            keep = ~np.char.startswith(tag, 'TRUNC') & (sky | ~np.isin(z, ('', 'nan', '--', 'N/A'))) & (sky | (text_of('ZWARNING') == '0'))
+            repeat = np.flatnonzero(tag == 'RM017_repeat_epoch')
+            keep[repeat[6:]] = False
+            kind = np.where(sky, 'SKY', kind)
+            paths = [next((data/folder).rglob(str(f))) for f in table['file']]
+        else:
+            survey, z, kind, zw = text_of('survey'), text_of('z'), text_of('class'), text_of('zwarning')
+            keep, paths = (survey != 'DESI') & (np.isin(zw, ('0', '', 'N/A', '--')) | (text_of('z_source') == 'human')), [data/folder/f for f in table['file']]
+            keep &= np.isin(kind, ('GALAXY', 'QSO', 'STAR'))
+        rows = np.flatnonzero(keep)
+        parts, order = [], []
+        for part in (rows[[str(paths[i]).find('lamost') < 0 for i in rows]], rows[[str(paths[i]).find('lamost') >= 0 for i in rows]]):
+            if len(part):
+                spectra, lost = read_singles([paths[i] for i in part])
+                order += [i for i in part if str(paths[i]) not in lost]
+                spectra = resample(spectra, wave, share_ivar=True)
+                for c in KEEP:
+                    if c not in spectra.meta.colnames:
+                        spectra.meta[c] = np.zeros((len(spectra), 10)) if c == 'COEFF' else np.zeros(len(spectra))
+                ra, dec = (np.nan_to_num(np.asarray(spectra.meta[c], float)) for c in ('TARGET_RA', 'TARGET_DEC'))
+                spectra.meta['TARGETID'] = np.round(ra*200).astype(np.int64)*100000 + np.round((dec + 90)*200).astype(np.int64) + (1 << 59)
+                parts.append(lean(spectra))
+        rows, spectra = np.array(order), concatenate(parts)
+        meta = spectra.meta
+        meta['TRUE_Z'] = np.array([float(x) if k != 'SKY' else 0. for x, k in zip(z[rows], kind[rows])])
+        meta['TRUE_SPECTYPE'], meta['TRUE_SUBTYPE'], meta['FLAGS'] = kind[rows], np.full(len(rows), ''), np.full(len(rows), folder.upper())
+        seen = spectra.good.any(1)
+        out.append(spectra[seen])
+    return concatenate(out)
+
+
+def library_spectra(a, templates):
+    """Bright simulated spectra of public templates (Kinney & Calzetti galaxies, Pickles stars), half of the galaxies behind dust."""
+    library, out = read_library(a.data/'templates/speXtra'), []
+    for k in range(a.library//500):
+        rng = np.random.default_rng((a.seed, 4000 + k))
+        flux = library.flux.copy()
+        dusty = (text(library.table['SPECTYPE']) == 'GALAXY') & (k % 2 == 1)
+        for i in np.flatnonzero(dusty): flux[i] *= calzetti(library.wave, rng.uniform(.3, 1.2), rng.uniform(-.4, .2))
+        survey = dict(program='bright', shares=dict(BGS=.8, MWS=.2), exptime=(500., 4000.), library=replace(library, flux=flux), blend=0.)
+        out.append(lean(inject_errors(simulate_labelled(500, 9800 + k, templates, a.device, **survey), rng, a.injected)))
+    return out
+
+
+def faulty_spectra(real, templates, a):
+    """Spectra with a dip, a step between arms or inside one; half of them keep the answers that were given without the fault."""
+    rng = np.random.default_rng((a.seed, 5000))
+    pool = concatenate([simulate_labelled(a.faulty//2, 9900, templates, a.device, program='bright', shares=dict(BGS=.6, MWS=.2, QSO=.2), exptime=(300., 1500.)),
+                        simulate_labelled(a.faulty//2, 9901, templates, a.device, program='dark', shares=dict(LRG=.4, ELG=.1, QSO=.4, MWS=.1))])
+    flux, ivar, wave = pool.flux.copy(), pool.ivar.copy(), pool.wave
+    for i in range(len(pool)):
+        kind = rng.choice(['dip', 'arm', 'step', 'overlap'], p=[.35, .35, .2, .1])
+        if kind in ('dip', 'overlap'):
+            at, width = (rng.choice(JUNCTIONS), 35.) if kind == 'overlap' else (rng.choice([rng.uniform(8400, 8800), rng.uniform(4200, 9500)]), rng.uniform(15, 90))
+            factor = 1 + (rng.uniform(.3, 1.5) if kind == 'overlap' and rng.random() < .6 else -rng.uniform(.3, .9))*np.exp(-.5*((wave - at)/width)**4)
+            flux[i] *= factor
+            continue
+        at = rng.choice(JUNCTIONS) if kind == 'arm' else rng.choice([4720., 6660., 8680.]) + rng.uniform(-60, 60)
+        ends = [wave[0], *JUNCTIONS, wave[-1] + 1]
+        high = next(e for e in ends if e > at + 1)
+        part = (wave > at) & (wave < high) if rng.random() < .7 or kind == 'step' else wave < at
+        factor = rng.choice([rng.uniform(.45, .85), rng.uniform(1.18, 2.)])
+        flux[i, part] *= factor
+        ivar[i, part] /= factor**2
+    broken = pool.replace(flux=flux, ivar=ivar)
+    fresh, old = answer(broken, templates, a.device), rng.random(len(pool)) < .5
+    meta = fresh.meta
+    for c in ANSWER:
+        if c in meta.colnames and c in pool.meta.colnames:
+            column = np.array(meta[c])
+            column[old] = np.asarray(pool.meta[c])[old]
+            meta[c] = column
+    return lean(fresh.replace(meta=meta))
 
 
 def training_spectra(real, a):
@@ -94,6 +184,21 @@ def training_spectra(real, a):
         survey = {} if k % 3 == 0 else dict(program='dark' if k % 3 == 1 else 'bright')
         rng = np.random.default_rng((a.seed, 1000 + k))
         parts.append(lean(inject_errors(simulate_labelled(500, 9000 + k, templates, a.device, **survey), rng, a.injected)))
+    for k in range(a.rare//500):
+        survey = dict(program='dark' if k % 2 else 'bright', shares=dict(RARE=1.), exptime=(400., 3000.))
+        rng = np.random.default_rng((a.seed, 2000 + k))
+        parts.append(lean(inject_errors(simulate_labelled(500, 9500 + k, templates, a.device, **survey), rng, a.injected)))
+    if a.library:
+        parts += library_spectra(a, templates)
+    if a.faulty:
+        parts.append(faulty_spectra(real, templates, a))
+    if a.surveys:
+        surveys = survey_spectra(a.data, real.wave)
+        labelled = surveys[text(surveys.meta['TRUE_SPECTYPE']) != 'SKY']
+        parts += [surveys, lean(answer(surveys, templates, a.device))]
+        for k in range(a.surveys):
+            rng = np.random.default_rng((a.seed, 3000 + k))
+            parts.append(lean(inject_errors(answer(augment(labelled, rng), templates, a.device), rng, a.injected)))
     return concatenate(parts), [len(p) for p in parts]
 
 
@@ -104,11 +209,12 @@ def cross_fit(spectra, real, a):
         rows = np.flatnonzero(mine)
         part = spectra[rows]
         found = scan_redshift(part, learn_bases(spectra[np.flatnonzero(~mine & real)], RECIPES), a.device)
-        halves.append((rows, part, found, candidates(part, found, a.device)))
-    judges = [train_one_judge(part, cand, a.seed + i, a) for i, (_, part, _, cand) in enumerate(halves)]
+        mended, found, gain = repair_suspicious(part, found, a.device)
+        halves.append((rows, mended, found, candidates(mended, found, a.device), gain))
+    judges = [train_one_judge(part, cand, a.seed + i, a) for i, (_, part, _, cand, _) in enumerate(halves)]
     order = np.argsort(np.concatenate([h[0] for h in halves]))
-    opinion = vstack([second_opinion(part, found, j, a.device, cand) for (_, part, found, cand), j in zip(halves, judges[::-1])])[order]
-    evidence = vstack([evidence_columns(part, cand, j) for (_, part, _, cand), j in zip(halves, judges[::-1])])[order]
+    opinion = vstack([second_opinion(part, found, j, a.device, cand) for (_, part, found, cand, _), j in zip(halves, judges[::-1])])[order]
+    evidence = vstack([evidence_columns(part, cand, j, gain=gain) for (_, part, _, cand, gain), j in zip(halves, judges[::-1])])[order]
     return halves, opinion, evidence
 
 
@@ -124,9 +230,9 @@ def learn_judge(spectra, real, a, start):
     n, use = len(real), is_labelled(real)
     halves, opinion, evidence = cross_fit(spectra, np.arange(len(spectra)) < n, a)
     answers = opinion[:n][use], real.meta['Z'][use], real.meta['TRUE_Z'][use]
-    acceptance = choose_acceptance(*answers)
+    acceptance = max(choose_acceptance(*answers, broken=.002), .6)
     step(start, 'cross-fitted; accepted proposals put right and break {:.3f} and {:.4f} of {} and {}'.format(*correction_rates(*answers, acceptance)))
-    judge = train_one_judge(spectra[np.concatenate([h[0] for h in halves])], join_candidates([h[3] for h in halves]), a.seed + 7, a, acceptance=acceptance)
+    judge = train_one_judge(concatenate([h[1] for h in halves]), join_candidates([h[3] for h in halves]), a.seed + 7, a, acceptance=acceptance)
     for name in EVIDENCE: spectra.meta[name] = evidence[name]
     return judge, opinion
 
@@ -200,6 +306,10 @@ def main():
     parser.add_argument('--weights', type=Path, required=True, help='folder with autoencoder/; judge/, classifier/ and familiarity/ are written into it')
     parser.add_argument('--copies', type=int, default=5, help='changed copies of each training spectrum')
     parser.add_argument('--simulated', type=int, default=4500, help='spectra of the simulator, in steps of 500')
+    parser.add_argument('--rare', type=int, default=3000, help='rare objects of the simulator, in steps of 500')
+    parser.add_argument('--surveys', type=int, default=3, help='changed copies of the real spectra of SDSS, BOSS and LAMOST in --data; 0 leaves them out')
+    parser.add_argument('--library', type=int, default=1500, help='bright spectra of public templates, in steps of 500')
+    parser.add_argument('--faulty', type=int, default=1500, help='spectra with a fault of the instrument')
     parser.add_argument('--injected', type=float, default=.04, help='share of right answers exchanged for wrong ones, in copies and simulated spectra')
     parser.add_argument('--judge-epochs', type=int, default=25)
     parser.add_argument('--epochs', type=int, default=20, help='of the classifier')
@@ -213,7 +323,7 @@ def main():
     n = len(real)
     step(start, f'{len(spectra)} spectra, {n} of them with answers of redrock')
     judge, opinion = learn_judge(spectra, real, a, start)
-    facts = dict(version=__version__, seed=a.seed, n=n, copies=a.copies, simulated=sum(sizes[1 + a.copies:]), injected=a.injected,
+    facts = dict(version=__version__, seed=a.seed, n=n, copies=a.copies, simulated=sum(sizes[1 + a.copies:1 + a.copies + a.simulated//500]), injected=a.injected,
                  versions=f'torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}, scikit-learn {sklearn.__version__}, astropy {astropy.__version__}')
     looked, second, _ = second_look(held, judge, device=a.device)
     figures = judge_figures(held, second)
