@@ -11,7 +11,8 @@ from skyseek.pipeline.score import load_weights, score_file
 from skyseek.pipeline.cli import main
 from skyseek.data.desi import extract
 from skyseek.data.redshift_tables import read_redrock, read_truth
-from skyseek.redshift.second_opinion import correction_rates, second_look
+from skyseek.redshift.second_look import second_look
+from skyseek.redshift.second_opinion import correction_rates
 from skyseek.learn.features import EVIDENCE
 from skyseek.learn.shards import read_features
 from skyseek.redshift.bases import library_bases

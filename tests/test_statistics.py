@@ -21,7 +21,8 @@ from skyseek.pipeline.score import load_weights, score_files
 from skyseek.detect.classifier import WrongClassifier
 from skyseek.pipeline.cli import main
 from skyseek.detect.metrics import evaluate, evaluate_catalogue
-from skyseek.redshift.second_opinion import Judge, differs_from, reconcile, with_solutions
+from skyseek.redshift.second_look import with_solutions
+from skyseek.redshift.second_opinion import Judge, differs_from, reconcile
 from skyseek.data.desi import arm_quality
 from skyseek.learn.features import metadata_table, normalise
 from skyseek.learn.training import shipped

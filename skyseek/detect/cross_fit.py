@@ -25,8 +25,10 @@ from ..learn.training import ArrayStream, TrainSettings, fit, load_model, shippe
 from ..redshift.candidates import candidates, join_candidates
 from ..redshift.learn_bases import RECIPES, learn_bases
 from ..redshift.scan import scan_redshift
-from ..redshift.second_opinion import Judge, choose_acceptance, evidence_columns, repair_suspicious
-from ..redshift.second_opinion import second_look, second_opinion, train_judge
+from ..redshift.second_look import evidence_columns, repair_suspicious
+from ..redshift.second_opinion import Judge, choose_acceptance
+from ..redshift.second_look import second_look
+from ..redshift.second_opinion import second_opinion, train_judge
 
 log = logging.getLogger('skyseek')
 
@@ -78,7 +80,8 @@ def _halves(spectra, learn, recipes, real, device):
             raise ValueError(f"{len(spectra)} spectra do not fill two halves; give more, or learn='none'")
         bases = learn_bases(spectra[np.flatnonzero(~mine & real)], recipes) if learn == 'all' else None
         part = spectra[np.flatnonzero(mine)]
-        part, found, gain = repair_suspicious(part, scan_redshift(part, bases, device), device)
+        part, found, repaired = repair_suspicious(part, scan_redshift(part, bases, device), device)
+        gain = repaired.log_gain(len(part))
         out.append((np.flatnonzero(mine), part, found, candidates(part, found, device), gain))
     return out
 

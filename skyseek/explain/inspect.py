@@ -30,7 +30,8 @@ from .solution_fits import same_answer, telling_wavelengths
 from ..redshift.bases import Basis
 from ..redshift.local_fit import fit_pixels, native_fits
 from ..redshift.scan import RedshiftFit, scan_redshift
-from ..redshift.second_opinion import SOLUTION, with_solutions
+from ..redshift.second_look import with_solutions
+from ..redshift.second_opinion import SOLUTION
 
 # %% ../../nbs/explain/06_inspect.ipynb #c76389af
 OURS, THEIRS, RUNNER = 'C0', 'C3', '0.5'  # colours: our solution, the pipeline's, our runner-up

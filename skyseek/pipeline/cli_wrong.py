@@ -51,7 +51,7 @@ def features_command(
     name, read = lambda p: output/f"features-{p.stem.removeprefix('spectra-')}.npz", read_spectra
     if second_opinion:
         from skyseek.pipeline.score import load_weights
-        from skyseek.redshift.second_opinion import second_look
+        from skyseek.redshift.second_look import second_look
         judge = load_weights().judge
         read = lambda p: second_look(read_spectra(p), judge)[0]
     work = lambda p, dst: build_features_file(p, dst, read, overwrite)

@@ -31,7 +31,8 @@ from ..detect.metrics import tracer_of
 from ..learn.autoencoder import Autoencoder, as_published
 from ..learn.features import EVIDENCE, METADATA
 from .score import load_weights, score_spectra
-from ..redshift.second_opinion import reconcile, second_look
+from ..redshift.second_look import second_look
+from ..redshift.second_opinion import reconcile
 
 log = logging.getLogger('skyseek')
 

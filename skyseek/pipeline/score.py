@@ -19,7 +19,7 @@ from astropy.table import Table, hstack
 from ..anomaly.artefact_flag import split_nature
 from ..anomaly.scores import AnomalyReference, anomaly_columns
 from ..data.constants import RIGHT
-from ..data.files import ascii_text, failure_text, progress_bar, unique_paths
+from ..data.files import ascii_text, failure_text, progress_bar, text, unique_paths
 from ..data.hdus import ReadError
 from ..data.safe_writing import restore_folder
 from ..data.read import group_files, read_targets
@@ -32,7 +32,8 @@ from ..learn.autoencoder import Autoencoder, encode
 from ..learn.features import EVIDENCE, build_features
 from ..learn.training import ArrayStream, fingerprint, load_model, read_config, shipped
 from ..redshift.scan import RedshiftFit, scan_redshift
-from ..redshift.second_opinion import Judge, differs_from, reconcile, second_look, with_solutions
+from ..redshift.second_look import second_look, with_solutions
+from ..redshift.second_opinion import Judge, differs_from, reconcile
 
 log = logging.getLogger('skyseek')
 
@@ -240,11 +241,25 @@ def opinion_columns(
     acceptance: float, # P_ALT from which a proposal may replace the pipeline's solution
 ) -> Table: # the public columns of the second opinion, and FLAG_ALT if there is a pipeline
     "The second opinion, and a proposal only where something is flagged."
-    out = opinion[[name for name in opinion.colnames if name != 'P_S_PIPE']]
+    out = opinion[[name for name in opinion.colnames if name != 'P_S_PIPE' and not name.startswith('REPAIR')]]
     if 'Z' in spectra.meta.colnames:
         differs = differs_from(out, spectra.meta['Z'], _types(spectra))
         out['FLAG_ALT'] = flagged & (np.asarray(out['P_ALT']) >= acceptance) & differs
     return out
+
+def _name_causes(spectra, fit, opinion, rows):
+    "Causes of some rows, by the tests of `explain.causes`."
+    causes = name_causes(spectra[rows], with_solutions(fit[rows], spectra[rows], opinion[rows]))
+    causes['CAUSE_TEXT'] = [ascii_text(t) for t in causes['CAUSE_TEXT']]
+    return {name: causes[name] for name in _NO_CAUSE}
+
+def _name_repairs(spectra, fit, opinion, rows):
+    "The cause of repaired spectra is the repair."
+    some = opinion[rows]
+    ratio = np.asarray(some['REPAIR_GAIN'], float)/25
+    return dict(CAUSE=['ARM']*len(rows), CAUSE_SCORE=ratio**2/(1 + ratio**2), CAUSE_WAVE=some['REPAIR_WAVE'],
+                CAUSE_TEXT=[ascii_text(f'{what}: the best chi2 is lower by {gain:.0f}')
+                            for what, gain in zip(some['REPAIR'], some['REPAIR_GAIN'])])
 
 _NO_CAUSE = {'CAUSE': ('', 'U16'), 'CAUSE_SCORE': (np.nan, 'f4'), 'CAUSE_WAVE': (np.full(3, np.nan), 'f8'),
              'CAUSE_TEXT': ('', 'U240')}
@@ -260,10 +275,11 @@ def cause_columns(
     out = Table({name: np.full((n,) + np.shape(nothing), nothing, kind) for name, (nothing, kind) in _NO_CAUSE.items()})
     if not len(rows):
         return out  # there may be no pipeline
-    causes = name_causes(spectra[rows], with_solutions(fit[rows], spectra[rows], opinion[rows]))
-    causes['CAUSE_TEXT'] = [ascii_text(t) for t in causes['CAUSE_TEXT']]
-    for name in out.colnames:
-        out[name][rows] = causes[name]
+    repaired = text(opinion['REPAIR'])[rows] != '' if 'REPAIR' in opinion.colnames else np.zeros(len(rows), bool)
+    for some, name_them in ((rows[~repaired], _name_causes), (rows[repaired], _name_repairs)):
+        if len(some):
+            for name, values in name_them(spectra, fit, opinion, some).items():
+                out[name][some] = values
     return out
 
 # %% ../../nbs/pipeline/01_score.ipynb #8b476ea4

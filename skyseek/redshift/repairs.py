@@ -223,6 +223,26 @@ class Repaired:
     repairs: list  # M lists of `Repair`
     gain: np.ndarray  # (M,) Δχ² of all repairs, the cost of what was left out subtracted
 
+    def log_gain(self,
+        n: int, # number of all spectra
+    ) -> np.ndarray: # (n,) log(1 + Δχ²), 0 where nothing was repaired
+        "What the repairs won, for each spectrum."
+        out = np.zeros(n)
+        out[self.rows] = np.log1p(self.gain)
+        return out
+
+    def columns(self,
+        n: int, # number of all spectra
+    ) -> dict: # REPAIR (n,) text, REPAIR_WAVE (n, 3) Å, REPAIR_GAIN (n,) Δχ²; empty, nan and 0 where there is none
+        "The repairs as columns of a table."
+        text, wave, gain = np.full(n, '', 'U160'), np.full((n, 3), np.nan), np.zeros(n)
+        for i, made in zip(self.rows, self.repairs):
+            text[i] = '; '.join(map(str, made))
+            places = [x for r in made for x in ((r.at,) if r.factor else (r.low, r.high))][:3]
+            wave[i, :len(places)] = places
+        gain[self.rows] = self.gain
+        return dict(REPAIR=text, REPAIR_WAVE=wave, REPAIR_GAIN=gain)
+
 # %% ../../nbs/redshift/10_repairs.ipynb #0ae52c13
 def _try_faults(state, junctions):
     "All single repairs of spectra {row: (spectrum, cost, repairs so far, gain, noise)}: rows, repairs, copies."

@@ -4,31 +4,24 @@
 
 # %% auto #0
 __all__ = ['FEATURELESS', 'QUALITY_COLUMNS', 'LIMIT', 'ACCEPTANCE', 'JUDGE_TRAINING', 'SOLUTION', 'RUNNER_UP', 'OPINION_COLUMNS',
-           'HOPELESS', 'UNFIT', 'right_answers', 'judge_inputs', 'Judge', 'judge_candidates', 'train_judge',
-           'second_opinion', 'differs_from', 'cap_types', 'reconcile', 'correction_rates', 'choose_acceptance',
-           'evidence_columns', 'suspicious', 'repair_suspicious', 'second_look', 'with_solutions']
+           'right_answers', 'judge_inputs', 'Judge', 'judge_candidates', 'train_judge', 'near_solution',
+           'solution_of_pipeline', 'second_opinion', 'differs_from', 'cap_types', 'reconcile', 'correction_rates',
+           'choose_acceptance']
 
 # %% ../../nbs/redshift/11_second_opinion.ipynb #c37e76f8
-from dataclasses import replace
-
 import numpy as np
 import torch
 from astropy.table import Table
 from fastcore.basics import patch
 from torch import nn
 
-from ..data.constants import LINE_WINDOWS, RIGHT, SAME, TYPES, ZWARN_BITS, different_redshift, same_redshift
+from ..data.constants import RIGHT, SAME, TYPES, different_redshift, same_redshift
 from ..data.files import text
 from ..data.spectra import Spectra
 from ..data.desi import arm_quality
-from ..learn.features import EVIDENCE
 from ..learn.training import ArrayStream, TrainSettings, fit as train
-from .bases import Basis
 from .candidates import CANDIDATE_FEATURES, Candidates, candidates
-from .line_combs import LINE_FEATURES
-from .local_fit import fit_at
-from .repairs import noise_variance, repair_spectra, with_repairs
-from .scan import RedshiftFit, scan_redshift
+from .scan import RedshiftFit
 
 # %% ../../nbs/redshift/11_second_opinion.ipynb #f647a4cf
 FEATURELESS = 'BLLAC', 'BLAZAR', 'BLAZAR_HOST'  # TRUE_SUBTYPE of quasars whose redshift may be left open
@@ -179,7 +172,11 @@ def _same_answer(cand):
     return same & cand.known[:, None] & cand.known[:, :, None]
 
 # %% ../../nbs/redshift/11_second_opinion.ipynb #4c5a1843
-def _near(cand, z, limit=SAME):
+def near_solution(
+    cand: Candidates, # of N spectra
+    z: np.ndarray, # (N,) redshifts
+    limit: float = SAME, # of |Δz|/(1 + z)
+) -> np.ndarray: # (N, C) bool
     "(N, C) True where a candidate has the redshift z (N,) to within a limit of |Δz|/(1 + z)."
     return cand.known & same_redshift(cand.z, z[:, None], limit)
 
@@ -195,7 +192,10 @@ def _solution(names, cand, i, mass, blank):
     kind = np.where(blank, '', np.array(TYPES)[cand.kind[rows, i]])
     return dict(zip(names, (z, zerr, kind, np.where(blank, 0, mass[rows, i]).clip(0, 1))))
 
-def _of_pipeline(cand, spectra):
+def solution_of_pipeline(
+    cand: Candidates, # of N spectra
+    spectra: Spectra, # the same
+) -> tuple: # number of the candidate (N,), whether there is one (N,), redshift (N,)
     "The pipeline's solution: number of its candidate (N,), whether there is one (N,), its redshift (N,)."
     at = cand.pipeline.argmax(1)
     z = spectra.meta['Z'] if 'Z' in spectra.meta.colnames else cand.z[np.arange(len(cand)), at]
@@ -220,10 +220,10 @@ def second_opinion(
     second = np.where(other, p, -1).argmax(1)
     nothing = ~cand.known.any(1)
     out = _solution(SOLUTION, cand, best, mass, nothing) | _solution(RUNNER_UP, cand, second, mass, ~other.any(1))
-    at, has, z = _of_pipeline(cand, spectra)
+    at, has, z = solution_of_pipeline(cand, spectra)
     same_type = cand.kind == cand.kind[rows, at][:, None]
     acceptance = ACCEPTANCE if judge is None else judge.config['acceptance']
-    out |= dict(P_Z_PIPE=np.where(has, (p*_near(cand, z)).sum(1), np.nan),
+    out |= dict(P_Z_PIPE=np.where(has, (p*near_solution(cand, z)).sum(1), np.nan),
                 P_S_PIPE=np.where(has, (p*same_type).sum(1), np.nan),
                 P_NONE=(1 - p.sum(1)).clip(0, 1), R_ALT=fit.table['R'], ZWARN_ALT=fit.table['ZWARN'],
                 FLAG_ALT=~same[rows, best, at] & has & ~nothing & (out['P_ALT'] >= acceptance))
@@ -307,128 +307,3 @@ def choose_acceptance(
         if correction_rates(opinion, z, z_true, p)[1] <= broken:
             return float(round(p, 2))
     return .99
-
-# %% ../../nbs/redshift/11_second_opinion.ipynb #2a43d58e
-def _logit(q):
-    return np.log(np.clip(q, 1e-3, 1)/np.clip(1 - q, 1e-3, 1))
-
-def _log_dz(a, z):
-    return np.log10(np.clip(np.nan_to_num(abs(a - z)/(1 + z), nan=10.), 1e-5, 10)) + 3
-
-HOPELESS = dict(EV_OFFSET=3., EV_COST=6., EV_EVIDENCE=6., EV_GAP=-3.)  # of a solution that no template reaches
-
-# %% ../../nbs/redshift/11_second_opinion.ipynb #e7ffdbe9
-def evidence_columns(
-    spectra: Spectra, # (N, L) with the pipeline's columns
-    cand: Candidates, # of these spectra
-    judge: Judge | None = None, # None takes the posterior of the scan as it is
-    p: np.ndarray | None = None, # (N, C) from `judge_candidates`, if it is at hand
-    x: np.ndarray | None = None, # (N, C, F) their `features`, if they are at hand
-    gain: np.ndarray | None = None, # (N,) log(1 + Δχ²) of the repairs that were made; None: there were none
-) -> Table: # float32 columns EVIDENCE; all 0 where the pipeline has no solution
-    "Second-opinion features of the pipeline's solution; one that no template reaches counts as hopeless."
-    x = cand.features(spectra) if x is None else x
-    p = judge_candidates(judge, spectra, cand, x) if p is None else p
-    rows, (at, has, z) = np.arange(len(cand)), _of_pipeline(cand, spectra)
-    column = lambda name: x[rows, at, CANDIDATE_FEATURES.index(name)]
-    best = np.where(cand.known, p, -1).argmax(1)
-    same_type = cand.kind == cand.kind[rows, at][:, None]
-    out = dict(EV_P_Z=_logit((p*_near(cand, z)).sum(1)), EV_P_Z_FINE=_logit((p*_near(cand, z, RIGHT)).sum(1)),
-               EV_P_TYPE=_logit((p*same_type).sum(1)), EV_P_NONE=_logit(1 - p.sum(1)), EV_P_BEST=_logit(p[rows, best]),
-               EV_DZ=_log_dz(cand.z[rows, best], z), EV_OFFSET=_log_dz(cand.z[rows, at], z),
-               EV_SMOOTH=_logit((p*np.isnan(cand.z)).sum(1)),
-               EV_REPAIR=np.zeros(len(cand)) if gain is None else gain)
-    for name, feature in _FEATURES.items():
-        out[name] = column(feature)
-    lost = has & ~cand.known[rows, at]
-    out |= {name: np.where(lost, value, out[name]) for name, value in HOPELESS.items()}
-    return Table({name: np.where(has, np.nan_to_num(out[name]), 0).astype(np.float32) for name in EVIDENCE})
-
-_FEATURES = dict(EV_ZERR='LOG_ZERR', EV_COST='DCOST', EV_EVIDENCE='DEVIDENCE', EV_GAP='GAP_LIN', EV_PENALTY='PENALTY',
-                 EV_CHI2='CHI2_PIXEL', EV_MISFIT='MISFIT', **{f'EV_{name}': name for name in LINE_FEATURES},
-                 **{f'EV_SN_{name}': f'SN_{name}' for name in LINE_WINDOWS})
-
-# %% ../../nbs/redshift/11_second_opinion.ipynb #ef9269f1
-UNFIT = 1.3  # χ² per pixel, over the noise that neighbouring pixels show, from which nothing fits
-
-def suspicious(
-    spectra: Spectra, # (N, L) with the pipeline's columns, if there is one
-    fit: RedshiftFit, # their scan
-) -> np.ndarray: # numbers of spectra
-    "Spectra that a fault of the instrument may have misled."
-    bad = np.asarray(fit.table['CHI2'])/np.maximum(spectra.good.sum(1), 1) > UNFIT*noise_variance(spectra)
-    if {'Z', 'SPECTYPE'} <= set(spectra.meta.colnames):
-        ours = Table(dict(Z_ALT=fit.table['Z'], SPECTYPE_ALT=fit.table['SPECTYPE']))
-        bad |= differs_from(ours, spectra.meta['Z'], spectra.meta['SPECTYPE'])
-    return np.flatnonzero(bad & spectra.good.any(1))
-
-def repair_suspicious(
-    spectra: Spectra, # (N, L) with the pipeline's columns, if there is one
-    fit: RedshiftFit, # their scan
-    device: str = 'cpu', # torch device
-) -> tuple[Spectra, RedshiftFit, np.ndarray]: # both with repaired rows, and log(1 + Δχ²) of the repairs (N,)
-    "Repair the suspicious spectra where it pays."
-    repaired, gain = repair_spectra(spectra, fit, suspicious(spectra, fit), device), np.zeros(len(spectra))
-    gain[repaired.rows] = np.log1p(repaired.gain)
-    return (*with_repairs(spectra, fit, repaired), gain)
-
-# %% ../../nbs/redshift/11_second_opinion.ipynb #2c53f6d3
-def second_look(
-    spectra: Spectra, # (N, L) with the pipeline's columns in meta
-    judge: Judge | None = None, # None takes the posterior of the scan as it is
-    bases: list[Basis] | None = None, # None takes `default_bases()`
-    device: str = 'cpu', # torch device
-    fit: RedshiftFit | None = None, # of the same spectra, if it is at hand
-) -> tuple: # `Spectra` with the columns EVIDENCE in meta, the Table of `second_opinion`, the `RedshiftFit`
-    "Scan, repair what a fault has misled, list the candidates, rank them."
-    fit = scan_redshift(spectra, bases, device) if fit is None else fit
-    mended, fit, gain = repair_suspicious(spectra, fit, device)
-    cand = candidates(mended, fit, device)
-    x, meta = cand.features(mended), spectra.meta.copy(copy_data=False)
-    p = judge_candidates(judge, mended, cand, x)
-    for name, column in evidence_columns(mended, cand, judge, p, x, gain).items():
-        meta[name] = column
-    return spectra.replace(meta=meta), second_opinion(mended, fit, judge, device, cand, p), fit
-
-# %% ../../nbs/redshift/11_second_opinion.ipynb #a0f2de9c
-_CLOSE = 1 << ZWARN_BITS['SMALL_DELTA_CHI2']
-
-def _rival(minima, z, kind):
-    "Cost of the best minimum that is another solution; infinite where there is none."
-    other = ~same_redshift(minima['Z'], z) | (text(minima['SPECTYPE']) != kind)
-    return float(np.asarray(minima['CHI2'] + minima['PENALTY'])[other].min(initial=np.inf))
-
-def _new_row(f, i, basis, rival, warned):
-    "Redrock's columns of fit i of `FitsAt`."
-    n = len(basis.flux)
-    delta = rival - f.cost[i] if np.isfinite(rival) else 0.
-    return dict(Z=f.z[i], CHI2=f.chi2[i], SPECTYPE=f.spectype[i], SUBTYPE=basis.subtype, NCOEFF=n,
-                COEFF=np.pad(f.coeff[i, :n], (0, 10 - n)), DELTACHI2=delta, PENALTY=f.cost[i] - f.chi2[i],
-                R=np.nan, P=np.nan, ZWARN=warned & ~_CLOSE | _CLOSE*(delta < 9))
-
-# %% ../../nbs/redshift/11_second_opinion.ipynb #d4d769ea
-def with_solutions(
-    fit: RedshiftFit, # of the spectra
-    spectra: Spectra, # (N, L)
-    opinion: Table, # with Z_ALT, ZERR_ALT, SPECTYPE_ALT, row by row
-    device: str = 'cpu', # torch device
-) -> RedshiftFit: # with these as its best fits; rows without a second opinion stay
-    "The scan with the solutions of the second opinion in the place of its deepest minima."
-    z, kind = np.asarray(opinion['Z_ALT'], float), text(opinion['SPECTYPE_ALT'])
-    other = (abs(z - np.asarray(fit.table['Z'])) > 1e-8) | (kind != text(fit.table['SPECTYPE']))
-    rows = np.flatnonzero(np.isfinite(z) & other)
-    if not len(rows):
-        return fit
-    f = fit_at(spectra[rows], z[rows], kind[rows], fit.bases, fit.settings, device, models=False)
-    table, which, poly = fit.table.copy(), fit.which.copy(), fit.poly.copy()
-    for i, row in enumerate(rows):
-        if f.which[i] < 0:
-            continue
-        rival = _rival(fit.minima[np.asarray(fit.minima['ROW']) == row], z[row], kind[row])
-        new = _new_row(f, i, fit.bases[f.which[i]], rival, table['ZWARN'][row])
-        for name, value in (new | dict(ZERR=opinion['ZERR_ALT'][row])).items():
-            if name in table.colnames:
-                table[name][row] = value
-        n = new['NCOEFF']
-        which[row], poly[row] = f.which[i], f.coeff[i, n:n + poly.shape[1]]
-    return replace(fit, table=table, which=which, poly=poly)

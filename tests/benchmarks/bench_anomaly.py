@@ -28,7 +28,7 @@ from skyseek import __version__
 from skyseek.anomaly.scores import COMBINED, SCORES, fit_reference, log_snr, raw_scores, surprises
 from skyseek.learn.autoencoder import encode
 from skyseek.pipeline.score import load_weights
-from skyseek.redshift.second_opinion import second_look
+from skyseek.redshift.second_look import second_look
 from skyseek.learn.features import build_features
 from skyseek.learn.training import ArrayStream
 from skyseek.detect.labelled_data import read_labelled

@@ -19,7 +19,7 @@ from train_default import WRONG, learn_classifier, learn_judge, step, training_s
 
 from skyseek.learn.autoencoder import Autoencoder
 from skyseek.detect.metrics import average_precision, compare
-from skyseek.redshift.second_opinion import second_look
+from skyseek.redshift.second_look import second_look
 from skyseek.detect.labelled_data import read_labelled
 from skyseek.learn.training import load_model
 from skyseek.data.truth import _uniform, fold_of, half_of

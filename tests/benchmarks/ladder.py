@@ -24,7 +24,8 @@ from skyseek.redshift.bases import load_bases, save_bases
 from skyseek.redshift.candidates import candidates
 from skyseek.detect.classifier import CLASSIFIER_TRAINING, WrongClassifier, pick_columns, predict
 from skyseek.detect.metrics import average_precision, compare
-from skyseek.redshift.second_opinion import Judge, second_look, train_judge
+from skyseek.redshift.second_look import second_look
+from skyseek.redshift.second_opinion import Judge, train_judge
 from skyseek.learn.features import EVIDENCE, METADATA
 from skyseek.learn.training import ArrayStream
 from skyseek.detect.cross_fit import classifier_inputs

@@ -22,7 +22,8 @@ import skyseek.simulate.targets as sample
 from skyseek.detect.augment import redrock_like, simulate_labelled
 from skyseek.redshift.bases import Basis
 from skyseek.detect.metrics import average_precision, compare
-from skyseek.redshift.second_opinion import Judge, second_look
+from skyseek.redshift.second_look import second_look
+from skyseek.redshift.second_opinion import Judge
 from skyseek.learn.features import metadata_table
 from skyseek.learn.training import shipped
 from skyseek.detect.labelled_data import is_labelled

@@ -31,10 +31,9 @@ from skyseek.data.files import text
 from skyseek.redshift.candidates import candidates, join_candidates
 from skyseek.detect.classifier import WrongClassifier, pick_columns, predict, train_folds
 from skyseek.detect.metrics import boosting_score, compare, compare_detectors, format_table
-from skyseek.redshift.second_opinion import (
-    JUDGE_TRAINING, Judge, choose_acceptance, correction_rates, evidence_columns, reconcile, second_look,
-    repair_suspicious, second_opinion, train_judge,
-)
+from skyseek.redshift.second_look import evidence_columns, repair_suspicious, second_look
+from skyseek.redshift.second_opinion import JUDGE_TRAINING, Judge, choose_acceptance, correction_rates, reconcile
+from skyseek.redshift.second_opinion import second_opinion, train_judge
 from skyseek.learn.features import EVIDENCE, METADATA, build_features
 from skyseek.learn.training import ArrayStream
 from skyseek.detect.labelled_data import is_labelled, read_labelled, wrong_answers
@@ -209,8 +208,8 @@ def cross_fit(spectra, real, a):
         rows = np.flatnonzero(mine)
         part = spectra[rows]
         found = scan_redshift(part, learn_bases(spectra[np.flatnonzero(~mine & real)], RECIPES), a.device)
-        mended, found, gain = repair_suspicious(part, found, a.device)
-        halves.append((rows, mended, found, candidates(mended, found, a.device), gain))
+        mended, found, repaired = repair_suspicious(part, found, a.device)
+        halves.append((rows, mended, found, candidates(mended, found, a.device), repaired.log_gain(len(part))))
     judges = [train_one_judge(part, cand, a.seed + i, a) for i, (_, part, _, cand, _) in enumerate(halves)]
     order = np.argsort(np.concatenate([h[0] for h in halves]))
     opinion = vstack([second_opinion(part, found, j, a.device, cand) for (_, part, found, cand, _), j in zip(halves, judges[::-1])])[order]
