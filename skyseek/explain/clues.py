@@ -23,6 +23,7 @@ from .line_search import find_peaks, line_snr
 from .solution_fits import advantage, cost_of, same_answer, telling_wavelengths
 from ..redshift.chi2 import legendre
 from ..redshift.local_fit import NativeFit, fit_pixels, least_squares, native_fits, of_type
+from ..redshift.rare_bases import without_rare
 from ..redshift.scan import RedshiftFit, scan_redshift
 
 # %% ../../nbs/explain/03_clues.ipynb #cc3969fe
@@ -83,7 +84,8 @@ def _changed_minima(spectra, changed, fit):
     new = ((changed.flux != spectra.flux) | (changed.ivar != spectra.ivar)).any(1)
     if not new.any():
         return [_rows(fit, i) for i in range(len(spectra))]
-    again, place = scan_redshift(changed[new], fit.bases, settings=fit.settings), np.cumsum(new) - 1
+    again = scan_redshift(changed[new], without_rare(fit.bases), settings=fit.settings)
+    place = np.cumsum(new) - 1
     return [_rows(again, place[i]) if new[i] else _rows(fit, i) for i in range(len(spectra))]
 
 def open_cases(
