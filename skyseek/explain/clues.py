@@ -188,7 +188,7 @@ def clue_template_limit(
     case: Case,
 ) -> Clue:
     "A redshift in the pile-up below the upper limit of its templates, without the line that should be there."
-    ends = [f.basis.zmax for f in case.fits if f.basis.spectype == case.spectype]
+    ends = [b.zmax for b in without_rare([f.basis for f in case.fits]) if b.spectype == case.spectype]
     line, margin = ('[O II]', .12) if case.spectype == 'GALAXY' else ('Lyα', .03)
     if case.spectype == 'STAR' or not ends or case.z < max(ends) - margin:
         return Clue()
