@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Annotated, get_origin
 
 from fastcore.docments import docments
 from nbdev import showdoc
@@ -63,8 +64,8 @@ def link_with_care():
 
     def careful(self, m):
         target, around = self.doc(m[1]), m.string[m.start() - 1:m.start()] + m.string[m.end():m.end() + 2]
-        if around == '[](':
-            return m[0]  # it is the text of a link
+        if around == '[](' or m.string[:m.start()].endswith('\n| '):
+            return m[0]  # the text of a link, or the name of a parameter
         return link(self, m) if target and linkable(m[1], m[0].endswith('()`'), counts[m[1]], target) else m[0]
 
     NbdevLookup._link_sym = careful
@@ -72,10 +73,18 @@ def link_with_care():
 
 # Signature, docstring, table of parameters -----------------------------------------------------------------------
 
+STARS = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
+
+
+def literal(text):
+    "Prose of a docstring in which `coadd-*.fits`, `--truth`, `2**14` and `<` are no markup; what is in backticks stays."
+    signs = r'(?<=[-_/(])\*|\*(?=\.[a-z])|(?<=\d)\*\*(?=\d)|(?<![-\w])--(?=\w)|<'
+    return re.sub(f'`[^`]*`|{signs}', lambda m: m[0] if m[0][0] == '`' else re.sub('(.)', r'\\\1', m[0]), text)
+
+
 def _cell(text):
-    "Text as the content of a cell of a pipe table; `<` outside code is no tag."
-    text = ' '.join(str(text).split()).replace('|', r'\|')
-    return re.sub(r'`[^`]*`|<', lambda m: r'\<' if m[0] == '<' else m[0], text)
+    "Text as the content of a cell of a pipe table."
+    return literal(' '.join(str(text).split()).replace('|', r'\|'))
 
 
 def _default(value):
@@ -102,13 +111,18 @@ def return_comment(sym, known):
     return found[1] if found and found[1] not in known else None
 
 
+FOREIGN = {'numpy.random._generator.Generator': 'np.random.Generator', 'np.random.Generator': 'np.random.Generator',
+           'torch._C.Generator': 'torch.Generator', 'torch.Generator': 'torch.Generator'}  # wgan has a Generator too
+
+
 def type_text(annotation):
     "A type as one reads it in the source: `np.ndarray`, `Path | str`, `list[Path]`; empty if there is none."
     if annotation is inspect.Parameter.empty:
         return ''
+    annotation = getattr(annotation, '__origin__', annotation) if get_origin(annotation) is Annotated else annotation
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    text = re.sub(r'\b[A-Za-z_]\w*\.(?=\w)', '', text.strip('\'"'))
-    text = re.sub(r'\bndarray\b', 'np.ndarray', re.sub(r'\bTensor\b', 'torch.Tensor', text))
+    text = re.sub(r'\b[A-Za-z_][\w.]*\.(\w+)', lambda m: FOREIGN.get(m[0], m[1]), text.strip('\'"'))
+    text = re.sub(r'(?<!\.)\bndarray\b', 'np.ndarray', re.sub(r'(?<!\.)\bTensor\b', 'torch.Tensor', text))
     return f'`{text}`'  # pandoc wants no backslash before | in code
 
 
@@ -127,7 +141,7 @@ def parameter_rows(sym, signature):
     meaning = {n: (docs.get(n) or {}).get('docment') or '' for n in parameters}
     for n, p in parameters.items():
         default = '' if p.default is p.empty else f"`{' '.join(_default(p.default).split())}`"
-        yield [f'`{n}`', type_text(p.annotation), default, _cell(meaning[n])]
+        yield [f'`{STARS.get(p.kind, "")}{n}`', type_text(p.annotation), default, _cell(meaning[n])]
     back, kind = return_comment(sym, meaning.values()), type_text(signature.return_annotation)
     if back or kind not in ('', '`None`'):
         yield ['*returns*', kind, '', _cell(back or '')]
@@ -155,8 +169,7 @@ class TableRenderer(BasicMarkdownRenderer):
         "The signature on one line, or on one line per parameter where it is long."
         if self.is_property or self.sig is None:
             return self.nm
-        stars = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
-        args = [stars.get(p.kind, '') + n + ('' if p.default is p.empty else f'={_default(p.default)}')
+        args = [STARS.get(p.kind, '') + n + ('' if p.default is p.empty else f'={_default(p.default)}')
                 for n, p in self.sig.parameters.items() if n != 'self']
         line = f"{self.nm}({', '.join(args)})"
         return line if len(line) < 90 else f'{self.nm}(\n    ' + ',\n    '.join(args) + ')'
@@ -167,4 +180,5 @@ class TableRenderer(BasicMarkdownRenderer):
         source = f'[source]({link}){{.source-link}}' if link else ''
         docs = self.docs.split('\n\nParameters\n---')[0] if getattr(sym, '__doc__', None) else ''  # the table has them
         table = parameter_table(sym, self.sig) if self.sig else ''
-        return '\n\n'.join([source, f"{'#'*self.title_level} {self.nm}", f'```python\n{self.call()}\n```', docs, table])
+        head = f"{'#'*self.title_level} {self.nm}"
+        return '\n\n'.join([source, head, f'```python\n{self.call()}\n```', literal(docs), table])

@@ -115,6 +115,18 @@ def _cells(line, spans):
     return [line[a:b].strip() for a, b in spans]
 
 
+def shorter(text):
+    "A number of many digits with six of them; any other text as it is."
+    if not re.fullmatch(r'[-+]?\d+\.\d{7,}(e[-+]?\d+)?', text) or abs(float(text)) >= 1e6:
+        return text
+    return f'{float(text):.6g}'
+
+
+def short_numbers(html):
+    "The cells of an HTML table with numbers of at most six digits."
+    return re.sub(r'(?<=<td>)[-+\d.e]+(?=</td>)', lambda m: shorter(m[0]), html)
+
+
 def _table_html(head, body):
     "Rows of texts as an HTML table; columns of numbers are set flush right."
     number = re.compile(r'([-+]?(\d[\d.,]*(e[-+]?\d+)?|nan|inf|--)( ?%| ?± ?[\d.]+)?|-|–)?', re.I)
@@ -138,7 +150,7 @@ def _ruled(lines, at):
         first -= 1
     while last < len(lines) and fits(lines[last]):
         last += 1
-    rows = [_cells(line, spans) for line in lines[first:at] + lines[at + 1:last]]
+    rows = [[shorter(c) for c in _cells(line, spans)] for line in lines[first:at] + lines[at + 1:last]]
     return (first, last, _table_html(rows[:at - first], rows[at - first:])) if first < at else None
 
 

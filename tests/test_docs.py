@@ -1,6 +1,7 @@
 """What the builder of the documentation pages does with names, types, tables and the sidebar."""
 import inspect
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -25,6 +26,16 @@ def test_types_are_shown_as_in_the_source():
     assert shown == ['`np.ndarray`', '`Path | str`', '`list[Path]`', '`RedshiftFit`', '']
 
 
+def test_names_of_other_packages_are_whole():
+    types = np.random.Generator, np.random.Generator | None, Annotated[str | None, {'flags': '--x'}]
+    assert [docs_api.type_text(t) for t in types] == ['`np.random.Generator`', '`np.random.Generator | None`', '`str | None`']
+
+
+def test_patterns_of_files_are_no_markup():
+    text = docs_api.literal('redrock-*.fits or zbest-*.fits, 2**14 (default: --truth); *test* and `coadd-*.fits`')
+    assert text == r'redrock-\*.fits or zbest-\*.fits, 2\*\*14 (default: \-\-truth); *test* and `coadd-*.fits`'
+
+
 def test_a_type_that_is_not_imported_stays_text():
     def score(
         flux, # what goes in
@@ -47,6 +58,11 @@ def test_printed_tables_become_tables():
     (_, before), (kind, html), (_, after) = docs_site.split_tables(text)
     assert (before, kind, after) == ('before', 'html', 'after')
     assert html.count('<tr>') == 3 and '<td>bb</td><td class="number">0.25</td>' in html
+
+
+def test_numbers_of_many_digits_are_short():
+    html = '<td>0.36874355163716493</td><td>39633345008634465</td><td>1.1796156157e-06</td><td>0.5</td>'
+    assert docs_site.short_numbers(html) == '<td>0.368744</td><td>39633345008634465</td><td>1.17962e-06</td><td>0.5</td>'
 
 
 def test_tables_of_metrics_become_tables():
