@@ -155,11 +155,14 @@ def _ruled(lines, at):
 
 
 def _headed(lines, at):
-    "A table whose head (line `at`) has no name over the first column and names flush right over the others, or None."
+    "A table whose head (line `at`) has names flush right over all columns, but perhaps not over the first; or None."
     head = lines[at].rstrip()
-    ends = [m.end() for m in re.finditer(r'\S+(?: \S+)*', head)]
-    if not re.match(r' {4,}\S+ {2,}\S', head):
+    names = [m for m in re.finditer(r'\S+(?: \S+)*', head)]
+    ends = [m.end() for m in names if m.start()]
+    if not re.match(r'(\S+( \S+)*)? {4,}\S', head) or len(ends) < 2:
         return None
+    if head[0] != ' ' and any(re.match('[^A-Za-z]', m[0]) or '±' in m[0] for m in names):
+        return None  # a row of numbers, not the names of columns
     edge = max(ends[0] - (ends[1] - ends[0]), 1)
     spans = list(zip([0, edge, *ends], [edge, *ends]))
     def fits(line):
