@@ -134,11 +134,20 @@ def signature_of(sym, eval_str=True):
         return inspect.signature(sym)
 
 
+def rest_comment(sym, name):
+    "The comment after `**name` in the source, which docments leaves out; '' if there is none."
+    try:
+        found = re.search(rf'^\s*\*\*{name},?[ \t]*#[ \t]*(.+)$', inspect.getsource(sym), re.M)
+    except (OSError, TypeError):
+        return ''
+    return found[1] if found else ''
+
+
 def parameter_rows(sym, signature):
     "Name, type, default and comment of each parameter, and of what is returned."
     docs = docments(sym, full=True)
     parameters = {n: p for n, p in signature.parameters.items() if n != 'self'}
-    meaning = {n: (docs.get(n) or {}).get('docment') or '' for n in parameters}
+    meaning = {n: (docs.get(n) or {}).get('docment') or rest_comment(sym, n) for n in parameters}
     for n, p in parameters.items():
         default = '' if p.default is p.empty else f"`{' '.join(_default(p.default).split())}`"
         yield [f'`{STARS.get(p.kind, "")}{n}`', type_text(p.annotation), default, _cell(meaning[n])]

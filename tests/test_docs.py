@@ -47,6 +47,11 @@ def test_a_type_that_is_not_imported_stays_text():
     assert '| `flux` | `Spectra` |  | what goes in |' in table and '| *returns* | `Elsewhere` |  | what comes out |' in table
 
 
+def test_further_parameters_have_their_stars_and_comment():
+    from skyseek.learn.model_sets import save_set
+    assert '| `**extra` |  | JSON-able facts to keep with each of them |' in docs_api.parameter_table(save_set, inspect.signature(save_set))
+
+
 def test_long_defaults_are_cut():
     text = docs_api._default(tuple(f'COLUMN_{i}' for i in range(40)))
     assert text == "('COLUMN_0', 'COLUMN_1', … 40 in all)"
