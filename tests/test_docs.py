@@ -76,6 +76,12 @@ def test_tables_of_metrics_become_tables():
     assert '<td>trees, all</td><td class="number">0.843 ± 0.026</td><td class="number">0.935 ± 0.011</td>' in html
 
 
+def test_a_first_column_may_have_a_name():
+    rows = [f'{"AP":24}{"DELTACHI2":>16}{"trees, all columns":>24}', f'{"S/N 0 to 0.5 (7/24)":24}{"0.937 ± 0.054":>16}{"1.000 ± 0.000":>24}']
+    (_, before), (kind, html), _ = docs_site.split_tables('\n'.join(rows))
+    assert (before, kind) == ('', 'html') and '<td>S/N 0 to 0.5 (7/24)</td><td class="number">0.937 ± 0.054</td>' in html
+
+
 def test_plain_text_stays_plain():
     text = 'one  two\n-----\n    indented   words\nnot a table'
     assert [kind for kind, part in docs_site.split_tables(text) if part] == ['text']
