@@ -216,7 +216,8 @@ def write_page(path, meta, body, titles):
     around = neighbours_html(list(listed(contents)), titles, here, up)
     words = escape(meta.get('description', ''))
     description = re.sub('`([^`]+)`', r'<code>\1</code>', words)
-    variables = dict(description=description, summary=words.replace('`', ''), up=up, site=cfg.title, repository=cfg.git_url,
+    variables = dict(description=description, summary=words.replace('`', ''), up=up,
+                     site=cfg.title, repository=cfg.git_url,
                      sidebar=sidebar_html(contents, titles, here, up), neighbours=around)
     args = ['--standalone', f"--template={HERE / 'docs.html'}", '--toc', '--toc-depth=3', '--mathml',
             '--syntax-highlighting=pygments', f"--metadata=title={meta.get('title', page.stem)}",

@@ -64,7 +64,8 @@ def link_with_care():
 
     def careful(self, m):
         target, around = self.doc(m[1]), m.string[m.start() - 1:m.start()] + m.string[m.end():m.end() + 2]
-        if around == '[](' or m.string[:m.start()].endswith('\n| '):
+        parameter = m.string[:m.start()] == '| ' and re.match(r' \|( `|  \|)', m.string[m.end():])
+        if around == '[](' or parameter:
             return m[0]  # the text of a link, or the name of a parameter
         return link(self, m) if target and linkable(m[1], m[0].endswith('()`'), counts[m[1]], target) else m[0]
 
@@ -77,7 +78,7 @@ STARS = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '
 
 
 def literal(text):
-    "Prose of a docstring in which `coadd-*.fits`, `--truth`, `2**14` and `<` are no markup; what is in backticks stays."
+    "Prose of a docstring: `coadd-*.fits`, `--truth`, `2**14`, `<` are no markup; what is in backticks stays."
     signs = r'(?<=[-_/(])\*|\*(?=\.[a-z])|(?<=\d)\*\*(?=\d)|(?<![-\w])--(?=\w)|<'
     return re.sub(f'`[^`]*`|{signs}', lambda m: m[0] if m[0][0] == '`' else re.sub('(.)', r'\\\1', m[0]), text)
 
