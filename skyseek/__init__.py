@@ -9,8 +9,8 @@ from importlib import import_module
 
 _PLACES = {
     'data.spectra': ('Spectra', 'concatenate', 'resample'),
-    'data.sdss': ('read_any',),
-    'data.tables': ('read_truth',),
+    'data.read': ('read_any',),
+    'data.redshift_tables': ('read_truth',),
     'data.truth': ('label_wrong', 'match_truth'),
     'data.plots': ('plot_spectrum',),
     'simulate.mock_survey': ('simulate_spectra', 'simulate_survey'),

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, get_origin
 
 from fastcore.docments import docments
 from nbdev import showdoc
@@ -15,6 +14,7 @@ from nbdev.doclinks import NbdevLookup
 from nbdev.showdoc import BasicMarkdownRenderer
 
 from skyseek.pipeline.catalogue import COLUMNS
+from skyseek.pipeline.help import type_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,19 +112,10 @@ def return_comment(sym, known):
     return found[1] if found and found[1] not in known else None
 
 
-FOREIGN = {'numpy.random._generator.Generator': 'np.random.Generator', 'np.random.Generator': 'np.random.Generator',
-           'torch._C.Generator': 'torch.Generator', 'torch.Generator': 'torch.Generator'}  # wgan has a Generator too
-
-
-def type_text(annotation):
-    "A type as one reads it in the source: `np.ndarray`, `Path | str`, `list[Path]`; empty if there is none."
-    if annotation is inspect.Parameter.empty:
-        return ''
-    annotation = getattr(annotation, '__origin__', annotation) if get_origin(annotation) is Annotated else annotation
-    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    text = re.sub(r'\b[A-Za-z_][\w.]*\.(\w+)', lambda m: FOREIGN.get(m[0], m[1]), text.strip('\'"'))
-    text = re.sub(r'(?<!\.)\bndarray\b', 'np.ndarray', re.sub(r'(?<!\.)\bTensor\b', 'torch.Tensor', text))
-    return f'`{text}`'  # pandoc wants no backslash before | in code
+def shown_type(annotation):
+    "A type as code, empty if there is none; pandoc wants no backslash before | in code."
+    text = type_text(annotation)
+    return f'`{text}`' if text else ''
 
 
 def signature_of(sym, eval_str=True):
@@ -151,8 +142,8 @@ def parameter_rows(sym, signature):
     meaning = {n: (docs.get(n) or {}).get('docment') or rest_comment(sym, n) for n in parameters}
     for n, p in parameters.items():
         default = '' if p.default is p.empty else f"`{' '.join(_default(p.default).split())}`"
-        yield [f'`{STARS.get(p.kind, "")}{n}`', type_text(p.annotation), default, _cell(meaning[n])]
-    back, kind = return_comment(sym, meaning.values()), type_text(signature.return_annotation)
+        yield [f'`{STARS.get(p.kind, "")}{n}`', shown_type(p.annotation), default, _cell(meaning[n])]
+    back, kind = return_comment(sym, meaning.values()), shown_type(signature.return_annotation)
     if back or kind not in ('', '`None`'):
         yield ['*returns*', kind, '', _cell(back or '')]
 

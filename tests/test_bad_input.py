@@ -17,7 +17,7 @@ from skyseek.data.desi import (
 )
 from skyseek.data.files import read_spectra, write_spectra
 from skyseek.data.hdus import ReadError
-from skyseek.data.tables import read_redrock, read_truth
+from skyseek.data.redshift_tables import read_redrock, read_truth
 
 READERS = read_coadd, read_redrock, read_spectra, read_truth
 

@@ -10,7 +10,7 @@ from commands import errors, skyseek
 from skyseek.redshift.candidates import candidates
 from skyseek.pipeline.benchmark import BenchmarkSettings, format_benchmark, run_benchmark
 from skyseek.pipeline.score import load_weights
-from skyseek.data.tables import read_redrock
+from skyseek.data.redshift_tables import read_redrock
 from skyseek.pipeline.detectors import prepare_sample, read_sides
 from skyseek.detect.metrics import average_precision
 from skyseek.detect.cross_fit import cross_fit, join_candidates

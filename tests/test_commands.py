@@ -19,7 +19,7 @@ from surveys import coadd_parts, redrock_table, write_coadd, write_pair, write_p
 
 import skyseek
 from skyseek.pipeline.cli import main, make_parser
-from skyseek.data.tables import read_redrock
+from skyseek.data.redshift_tables import read_redrock
 
 ESC = '\x1b[2J\x07'
 EXISTING = b'somebody needs this'
@@ -261,10 +261,21 @@ def test_no_redshift_is_minus_zero(run, coadd, tmp_path):
     code, out, _ = run('inspect', target(coadd), coadd, '-o', tmp_path / 'page.png')
     assert code == 0 and re.search(r'pipeline  STAR .* z = 0\.00000 ', out)
     from skyseek.data.desi import join_redrock, read_coadd
-    from skyseek.data.tables import read_redrock
+    from skyseek.data.redshift_tables import read_redrock
 
     spectra = join_redrock(read_coadd(coadd), read_redrock(redrock_of(coadd)))
     assert spectra[2].plot()[0].get_title(loc='left').endswith('Z 0.0000')
+
+
+def test_tolerances_of_the_options_are_those_of_the_constants():
+    """The modules of the commands repeat them: data.constants needs numpy, which --help does without."""
+    from inspect import signature
+    from skyseek.data.constants import RIGHT, SAME
+    from skyseek.pipeline import cli_train, cli_wrong
+
+    given = [signature(f).parameters['tolerance'].default for f in (cli_wrong.evaluate, cli_wrong.keep, cli_train.train_classifier, cli_train.train)]
+    assert given == [RIGHT]*4
+    assert signature(cli_train.benchmark).parameters['tolerance'].default == [str(RIGHT), str(SAME), 'DESI']
 
 
 def test_spectra_are_drawn_without_another_import(survey):

@@ -5,7 +5,7 @@ from astropy.io import fits
 
 from skyseek.data.desi import extract, extract_file, find_redrock, is_target, read_coadd
 from skyseek.data.files import read_spectra
-from skyseek.data.tables import read_redrock, read_truth
+from skyseek.data.redshift_tables import read_redrock, read_truth
 from skyseek.data.spectra import Spectra, merge_arms
 
 

@@ -22,13 +22,13 @@ def test_words_and_columns_are_no_links():
 
 def test_types_are_shown_as_in_the_source():
     types = np.ndarray, Path | str, list[Path], 'RedshiftFit', inspect.Parameter.empty
-    shown = [docs_api.type_text(t) for t in types]
+    shown = [docs_api.shown_type(t) for t in types]
     assert shown == ['`np.ndarray`', '`Path | str`', '`list[Path]`', '`RedshiftFit`', '']
 
 
 def test_names_of_other_packages_are_whole():
     types = np.random.Generator, np.random.Generator | None, Annotated[str | None, {'flags': '--x'}]
-    shown = [docs_api.type_text(t) for t in types]
+    shown = [docs_api.shown_type(t) for t in types]
     assert shown == ['`np.random.Generator`', '`np.random.Generator | None`', '`str | None`']
 
 

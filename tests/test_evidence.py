@@ -10,7 +10,7 @@ from skyseek.pipeline.catalogue import make_catalogue, read_catalogue, write_cat
 from skyseek.pipeline.score import load_weights, score_file
 from skyseek.pipeline.cli import main
 from skyseek.data.desi import extract
-from skyseek.data.tables import read_redrock, read_truth
+from skyseek.data.redshift_tables import read_redrock, read_truth
 from skyseek.redshift.second_opinion import correction_rates, second_look
 from skyseek.learn.features import EVIDENCE
 from skyseek.learn.shards import read_features

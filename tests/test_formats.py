@@ -23,10 +23,12 @@ from skyseek.data.desi import (
     extract, extract_file, find_redrock, is_good_fibre, join_redrock, read_coadd, select_targets,
 )
 from skyseek.data.files import read_spectra, write_spectra
-from skyseek.data.tables import read_redrock, read_truth
+from skyseek.data.redshift_tables import read_redrock, read_truth
 from skyseek.data.files import read_written_table
 from skyseek.data.hdus import ReadError
-from skyseek.data.sdss import file_kind, read_any, read_lamost, read_sdss, read_targets
+from skyseek.data.lamost import read_lamost
+from skyseek.data.read import file_kind, read_any, read_targets
+from skyseek.data.sdss import read_sdss
 
 
 def refused(call, *words, most=500):

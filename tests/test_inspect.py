@@ -11,12 +11,12 @@ from skyseek.explain.causes import CAUSES, name_causes
 from skyseek.pipeline.cli import main
 from skyseek.data.desi import find_redrock
 from skyseek.data.files import write_spectra
-from skyseek.data.tables import read_redrock
+from skyseek.data.redshift_tables import read_redrock
 from skyseek.explain.inspect import Evidence, inspect_file, pick_target, plot_evidence
 from skyseek.redshift.bases import pca_bases
 from skyseek.redshift.scan import redshift_file, scan_redshift
 from skyseek.simulate.templates import builtin_library
-from skyseek.data.sdss import read_any
+from skyseek.data.read import read_any
 from skyseek.simulate.mock_survey import simulate_spectra, simulate_survey
 from surveys import write_coadd, write_pair
 

@@ -7,7 +7,7 @@ from astropy.io import fits
 from astropy.table import Table
 
 from skyseek.data.desi import read_coadd
-from skyseek.data.tables import read_redrock
+from skyseek.data.redshift_tables import read_redrock
 from skyseek.data.constants import LYA
 from skyseek.redshift.bases import load_bases, mean_forest
 from skyseek.redshift.bases import Basis, default_bases, library_bases, read_bases

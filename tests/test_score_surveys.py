@@ -14,7 +14,8 @@ from skyseek.detect.classifier import pick_columns
 from skyseek.pipeline.cli import main
 from skyseek.data.constants import ZWARN_NODATA
 from skyseek.learn.features import EVIDENCE, METADATA, build_features
-from skyseek.data.sdss import group_files, read_sdss, read_targets
+from skyseek.data.read import group_files, read_targets
+from skyseek.data.sdss import read_sdss
 from skyseek.data.spectra import resample, wave_desi
 
 SLOW_FIXTURES = {'real'}  # see conftest.py

@@ -11,7 +11,9 @@ from surveys import sdss_parts, write_coadd, write_lamost, write_pair, write_par
 from skyseek.data.desi import extract_file, find_redrock
 from skyseek.data.files import read_spectra, write_spectra
 from skyseek.data.hdus import ReadError
-from skyseek.data.sdss import read_any, read_lamost, read_sdss, sdss_targetid
+from skyseek.data.lamost import read_lamost
+from skyseek.data.read import read_any
+from skyseek.data.sdss import read_sdss, sdss_targetid
 
 SLOW_FIXTURES = {'sdss'}  # see conftest.py
 

@@ -24,7 +24,7 @@ from skyseek.redshift.scan import redshift_file
 from skyseek.simulate.mock_archive import write_archive
 from skyseek.pipeline.cli import main
 from skyseek.pipeline.parts import list_parts, read_dataset
-from skyseek.data.tables import read_truth
+from skyseek.data.redshift_tables import read_truth
 from skyseek.pipeline.workers import DestinationError, run_jobs
 from skyseek.pipeline.runs import begin_run
 from skyseek.pipeline.survey import Job, SurveySettings, run_survey, survey_part

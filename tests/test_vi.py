@@ -14,7 +14,7 @@ from surveys import redrock_table
 from skyseek.pipeline.cli import main
 from skyseek.data.desi import extract
 from skyseek.data.hdus import ReadError
-from skyseek.data.tables import read_truth
+from skyseek.data.redshift_tables import read_truth
 from skyseek.simulate.mock_archive import VI_HEAD, simulate_edr
 from skyseek.data.truth import match_truth, split_of
 from skyseek.detect.visual_inspection import (

@@ -19,7 +19,7 @@ from .scores import SCORES
 from ..data.files import read_ids, text
 from ..data.hdus import ReadError, printable
 from ..data.messages import plural
-from ..data.records import describe_columns
+from ..data.table_headers import describe_columns
 
 # %% ../../nbs/anomaly/03_rerank.ipynb #b5f8ca31
 BEST_MARK = 5.  # ratings run from 0, of no interest, to this

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['STELLAR_TRAINING', 'STELLAR_COLUMNS', 'StellarSettings', 'StellarAutoencoder', 'train_stellar', 'reconstruct',
            'reconstruction_errors', 'error_statistics', 'snr_bins', 'r_squared', 'plot_error_histograms',
-           'plot_reconstructions', 'spoil_stretch', 'load_stellar', 'stellar_catalogue', 'stellar_report']
+           'plot_reconstructions', 'spoil_stretch', 'shipped_stars', 'load_stellar', 'stellar_catalogue',
+           'stellar_report']
 
 # %% ../../nbs/anomaly/06_stellar_autoencoder.ipynb #b7928ff6
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from torch import nn
 
 from .stellar_spectra import N_STELLAR, PIVOT, StellarFlux, stellar_side, wave_stellar
 from ..data.plots import embed, mpl_text, write_page
-from ..data.records import describe_columns
+from ..data.table_headers import describe_columns
 from ..learn.features import fill_masked
 from ..learn.devices import pick_device
 from ..learn.training import ArrayStream, TrainSettings, fit, load_model
@@ -253,12 +254,16 @@ def spoil_stretch(
     return StellarFlux(stars.targetid, flux, weight, stars.scale, stars.reason), lost
 
 # %% ../../nbs/anomaly/06_stellar_autoencoder.ipynb #c1d7e381
+def shipped_stars() -> Path: # a model folder
+    "Where the stellar autoencoder of the package is."
+    return Path(str(files('skyseek')/'weights/stars'))
+
 def load_stellar(
     folder: Path | str | None = None, # model folder; None takes the one in the package
     device: str = 'cpu', # torch device; 'auto' is CUDA if there is one
 ) -> StellarAutoencoder: # ready to use
     "Load a stellar autoencoder."
-    folder = files('skyseek')/'weights/stars' if folder is None else folder
+    folder = shipped_stars() if folder is None else folder
     return load_model(folder, StellarAutoencoder, pick_device(device))
 
 # %% ../../nbs/anomaly/06_stellar_autoencoder.ipynb #705afe2d

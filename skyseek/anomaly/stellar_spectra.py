@@ -14,9 +14,10 @@ import numpy as np
 from astropy.table import Table, vstack
 from scipy.ndimage import maximum_filter
 
+from ..data.file_lists import spectrum_files
 from ..data.files import text
 from ..data.hdus import ReadError
-from ..data.sdss import iter_targets, spectrum_files
+from ..data.read import iter_targets
 from ..data.spectra import Spectra, resample
 from ..data.truth import split_of
 

@@ -7,17 +7,17 @@ __all__ = ['LEVELS', 'TESTED', 'excess_limits', 'is_beyond', 'outside_fraction',
            'train_stellar_file']
 
 # %% ../../nbs/anomaly/07_stellar_training.ipynb #cab6b3fe
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import scipy
 from astropy.table import Table
 
-from .stellar_autoencoder import STELLAR_TRAINING, reconstruct, reconstruction_errors, train_stellar
+from .stellar_autoencoder import STELLAR_TRAINING, reconstruct, reconstruction_errors, shipped_stars
+from .stellar_autoencoder import train_stellar
 from .stellar_spectra import StellarFlux, stellar_side
 from ..data.messages import plural
-from ..data.writing import check_folder
+from ..data.safe_writing import check_folder
 from ..learn.model_sets import checkpoint_path
 from ..learn.training import TrainSettings, read_config, save_model
 
@@ -85,7 +85,7 @@ def add_unfamiliar(
     folder: Path | str | None = None, # model folder; None takes the one in the package
 ) -> str: # a line for the user
     "Compare a table with the stars that its model was tested on."
-    folder = files('skyseek')/'weights/stars' if folder is None else Path(folder)
+    folder = shipped_stars() if folder is None else Path(folder)
     limits = read_config(folder)['extra'].get('excess')
     if limits is not None and not (isinstance(limits, list) and len(limits) == len(LEVELS)):
         raise ValueError(f"{folder}: config.json keeps no {len(LEVELS)} limits of EXCESS; train it again")

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..data.files import progress_bar
-from ..data.writing import write_atomic
+from ..data.safe_writing import write_atomic
 from ..learn.devices import pick_device
 from ..learn.training import pack_weights
 

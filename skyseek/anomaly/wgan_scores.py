@@ -24,8 +24,8 @@ from .wgan import Critic, GanSettings, Generator, ImageEncoder, LAMBDA, WithSett
 from .wgan import combined_score, down_block, score_parts, train_encoder, train_wgan, up_block
 from ..data.files import progress_bar
 from ..data.hdus import ReadError
-from ..data.records import describe_columns, provenance
-from ..data.writing import check_folder, check_new
+from ..data.table_headers import describe_columns, provenance
+from ..data.safe_writing import check_folder, check_new
 from ..learn.model_sets import checkpoint_path, load_set, save_set
 from ..learn.devices import pick_device
 from ..learn.training import ArrayStream, TrainSettings, fingerprint, fit

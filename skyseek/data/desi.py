@@ -23,10 +23,10 @@ from .fibres import add_columns, coadd_exposures, is_uncoadded, lost_rows, read_
 from .fibres import rows_of
 from .files import header_text, write_spectra
 from .hdus import ReadError, check_memory, is_wild, open_fits, what_file
+from .redshift_tables import REDROCK_COLUMNS, clean_types, read_redrock
+from .safe_writing import is_fresh
 from .spectra import FLUX_UNIT, N_WAVE, Spectra, all_finite, grid_slice, wave_desi
-from .tables import REDROCK_COLUMNS, clean_types, read_redrock
 from .units import check_vacuum, flux_factor, read_unit
-from .writing import is_fresh
 
 # %% ../../nbs/data/12_desi.ipynb #670a93ec
 def _find_arms(hdus, path, notes):

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 import skyseek
 from .hdus import ReadError, check_memory, is_wild, open_fits, printable, what_file
+from .safe_writing import check_new, keep_apart, write_atomic
 from .spectra import FLUX_UNIT, Spectra
 from .units import check_vacuum, flux_factor
-from .writing import check_new, keep_apart, write_atomic
 
 log = logging.getLogger('skyseek')
 

@@ -18,8 +18,8 @@ from scipy.ndimage import uniform_filter1d
 
 from .constants import ABSORPTION, EMISSION
 from .hdus import printable
+from .safe_writing import write_atomic
 from .spectra import Spectra
-from .writing import write_atomic
 
 # %% ../../nbs/data/06_plots.ipynb #7ed24c98
 def smooth(

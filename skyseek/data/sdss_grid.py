@@ -15,8 +15,8 @@ from astropy.table import Table
 
 from .constants import TYPES, ZWARN_NODATA
 from .hdus import ReadError, is_wild
+from .redshift_tables import is_redshift
 from .spectra import Spectra
-from .tables import is_redshift
 from .units import flux_factor
 
 # %% ../../nbs/data/13_sdss_grid.ipynb #153c4127

@@ -10,7 +10,7 @@ __all__ = ['DESI_TOLERANCE', 'redshift_error', 'label_wrong', 'truth_rows', 'mat
 import numpy as np
 from astropy.table import Table
 
-from .constants import SAME, TYPES
+from .constants import RIGHT, SAME, SAME_QUASAR, TYPES
 from .files import read_ids, text
 
 # %% ../../nbs/data/10_truth.ipynb #64cf7bc7
@@ -23,12 +23,12 @@ def redshift_error(
     return np.abs(z - z_true)/(1 + z_true)
 
 # %% ../../nbs/data/10_truth.ipynb #8b6c8599
-DESI_TOLERANCE = {'GALAXY': SAME, 'QSO': 0.01, 'STAR': SAME}  # 1000 km/s, and 3000 km/s for quasars
+DESI_TOLERANCE = {'GALAXY': SAME, 'QSO': SAME_QUASAR, 'STAR': SAME}  # 1000 km/s, and 3000 km/s for quasars
 
 def label_wrong(
     pipeline: Table, # with Z and SPECTYPE, N rows
     truth: Table, # with TRUE_Z and TRUE_SPECTYPE, same rows; TRUE_SPECTYPE empty or SKY where there is no truth
-    tolerance: float | dict = 0.001, # largest δ that counts as right; a dict gives it by true type (`DESI_TOLERANCE`)
+    tolerance: float | dict = RIGHT, # largest δ that counts as right; a dict gives it by true type (`DESI_TOLERANCE`)
 ) -> Table: # Z_WRONG, S_WRONG (bool), KNOWN (bool: a label exists) and DELTA_Z (δ)
     "Label each redshift solution: is its redshift wrong, is its type wrong, and is the truth known at all."
     if len(pipeline) != len(truth):
@@ -36,7 +36,7 @@ def label_wrong(
                          f"match them on TARGETID first (match_truth)")
     limits = list(tolerance.values()) if isinstance(tolerance, dict) else [tolerance]
     if not all(t > 0 for t in limits):
-        raise ValueError(f"tolerance={tolerance}: must be positive, e.g. 0.001")
+        raise ValueError(f"tolerance={tolerance}: must be positive, e.g. {RIGHT}")
     true_type, spectype = text(truth['TRUE_SPECTYPE']), text(pipeline['SPECTYPE'])
     delta = redshift_error(pipeline['Z'], truth['TRUE_Z'])
     known = np.isin(true_type, TYPES) & np.isfinite(delta)

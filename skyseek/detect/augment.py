@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.constants import ARM_EDGES, JUNCTIONS, SAME
+from ..data.constants import ARM_EDGES, JUNCTIONS, different_redshift
 from ..data.files import text
 from ..data.spectra import Spectra, resample
 from ..data.truth import label_wrong
@@ -188,8 +188,8 @@ def _runner_up(fit):
     "Columns NEXT: the second minimum with another redshift or type; the first one where there is none."
     z, m, out = np.asarray(fit.table['Z']), fit.minima, {}
     row = np.asarray(m['ROW'])
-    apart = abs(np.asarray(m['Z']) - z[row]) > SAME*(1 + z[row])
-    other = np.flatnonzero(apart | (text(m['SPECTYPE']) != text(fit.table['SPECTYPE'])[row]))
+    other_type = text(m['SPECTYPE']) != text(fit.table['SPECTYPE'])[row]
+    other = np.flatnonzero(different_redshift(m['Z'], z[row]) | other_type)
     rows, first = np.unique(row[other], return_index=True)
     for name in NEXT:
         source = name.removesuffix('_NEXT')

@@ -13,7 +13,7 @@ import numpy as np
 from astropy.table import Table
 from scipy.special import expit, logit
 
-from ..data.constants import SAME
+from ..data.constants import different_redshift
 from ..redshift.second_opinion import cap_types
 
 log = logging.getLogger('skyseek')
@@ -178,7 +178,7 @@ def _scale_opinion(table, known, old, new):
     z, ratio = np.asarray(table['Z'], float), lambda a, b: np.divide(a, b, where=known & (b > 0), out=np.ones(len(a)))
     more, less = ratio(new, old), ratio(1 - new, 1 - old)
     for end in ('', '2'):
-        elsewhere = abs(np.asarray(table[f'Z_ALT{end}'], float) - z) > SAME*(1 + z)
+        elsewhere = different_redshift(table[f'Z_ALT{end}'], z)
         scaled = table[f'P_ALT{end}']*np.where(elsewhere, more, less)
         most = np.where(elsewhere, new, 1 - new)
         table[f'P_ALT{end}'] = np.where(known, np.minimum(scaled, most), table[f'P_ALT{end}'])

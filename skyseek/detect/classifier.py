@@ -17,6 +17,7 @@ from astropy.table import Table
 from fastcore.basics import patch
 from torch import nn
 
+from ..data.constants import RIGHT
 from ..data.files import read_ids
 from ..data.truth import choose_threshold, label_wrong, match_truth, split_of
 from .calibration import fit_platt
@@ -320,7 +321,7 @@ def train_folds(
 def label_features(
     features: dict, # targetid, metadata, metadata_names, e.g. of a shard or of `encode`
     truth: Table, # TARGETID, TRUE_Z, TRUE_SPECTYPE
-    tolerance: float = 0.001, # see `label_wrong`
+    tolerance: float = RIGHT, # see `label_wrong`
 ) -> tuple: # wrong (N, 2) float32 (Z_WRONG and S_WRONG), known (N,) bool
     "Labels for the spectra of a shard."
     z, *types = pick_columns(features['metadata'], features['metadata_names'], ['Z', *TYPES]).T
@@ -349,7 +350,7 @@ def train_classifier_file(
     autoencoder: Autoencoder, # stays frozen
     dst: Path | str, # model folder to write
     model: WrongClassifier | None = None, # a fresh `WrongClassifier`; None makes the default
-    tolerance: float = 0.001, # see `label_wrong`
+    tolerance: float = RIGHT, # see `label_wrong`
     settings: TrainSettings = TrainSettings(**CLASSIFIER_TRAINING), # see `TrainSettings`
     about: str = '', # a sentence on what it was trained on; kept with the weights
     progress: bool | None = None, # True shows a bar, False hides it, None shows it on a terminal only

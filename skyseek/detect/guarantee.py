@@ -16,6 +16,7 @@ from astropy.stats import binom_conf_interval
 from astropy.table import Table
 from fastcore.basics import patch
 
+from ..data.constants import RIGHT
 from ..data.truth import label_unseen, label_wrong, match_truth, split_of
 from .calibration import HEADS, check_fraction, check_probabilities
 
@@ -139,7 +140,7 @@ def keep_sample(
     at_most: float = 0.005, # largest contamination of the retained sample
     confidence: float = 0.95, # of the statement
     head: str = 'Z', # what may be wrong: 'Z' the redshift, 'S' the spectral type
-    tolerance: float = 0.001, # largest |z − z_true|/(1 + z_true) that is right, see `label_wrong`
+    tolerance: float = RIGHT, # largest |z − z_true|/(1 + z_true) that is right, see `label_wrong`
     test_only: bool = False, # use labels of the test side only
 ) -> tuple: # Table of the retained rows with the guarantee in meta, `Guarantee`
     """The largest sample with a guaranteed fraction of right solutions; `ValueError` if there is no guarantee.

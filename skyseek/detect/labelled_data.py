@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from astropy.table import MaskedColumn, Table
 
-from ..data.constants import TYPES
+from ..data.constants import RIGHT, TYPES
 from ..data.desi import find_redrock, is_target, join_redrock, read_coadd, select_targets
 from ..data.files import failure_text, text, unique_paths
 from ..data.hdus import ReadError
+from ..data.redshift_tables import read_redrock, read_truth
 from ..data.spectra import Spectra, concatenate
-from ..data.tables import read_redrock, read_truth
 from ..data.truth import label_wrong, match_truth, truth_rows
 from .metrics import tracer_of
 
@@ -129,7 +129,7 @@ def is_labelled(
 # %% ../../nbs/detect/08_labelled_data.ipynb #7bc130b2
 def wrong_answers(
     spectra: Spectra, # from `read_labelled`
-    tolerance: float = 0.001, # see `label_wrong`
+    tolerance: float = RIGHT, # see `label_wrong`
 ) -> np.ndarray: # (N, 2) float32: Z_WRONG, S_WRONG; 0 where no truth is known
     "Labels of the redshift solutions."
     label = label_wrong(spectra.meta, Table({k: spectra.meta[k] for k in ('TRUE_Z', 'TRUE_SPECTYPE')}), tolerance)

@@ -15,8 +15,10 @@ import numpy as np
 from astropy.stats import binom_conf_interval
 from astropy.table import Table
 
+from ..data.constants import RIGHT
 from ..data.files import text
 from ..data.truth import choose_threshold, label_unseen, label_wrong, match_truth, split_of
+from ..redshift.redshift_metrics import interval_text
 
 # %% ../../nbs/detect/01_metrics.ipynb #3633ad0c
 def reliability(
@@ -295,7 +297,7 @@ def _cell(row, metric):
         return '–'
     if metric == 'ECE':
         return f"{row[metric]:.3f} ({row['ECE_PERFECT']:.3f})"
-    return f"{row[metric]:.3f} ± {(row[metric + '_high'] - row[metric + '_low'])/2:.3f}"
+    return interval_text(row, metric)
 
 # %% ../../nbs/detect/01_metrics.ipynb #f4b00583
 def evaluate_groups(
@@ -339,7 +341,7 @@ def _labelled(catalogue, truth, tolerance):
 def evaluate_catalogue(
     catalogue: Table, # redrock's columns, P_Z_WRONG, P_S_WRONG and SNR
     truth: Table, # TARGETID, TRUE_Z, TRUE_SPECTYPE
-    tolerance: float = 0.001, # see `label_wrong`
+    tolerance: float = RIGHT, # see `label_wrong`
     reference: tuple | None = None, # another (catalogue, truth) for thresholds and trees
     **options, # resamples, level, seed of `evaluate`
 ) -> dict: # 'Z_WRONG' and 'S_WRONG' → Table of detectors; meta['how'] says which targets are reported

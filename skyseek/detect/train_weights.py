@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
+from ..data.constants import RIGHT
+from ..data.safe_writing import check_folder, write_folder
 from ..data.spectra import Spectra
 from ..data.truth import choose_threshold, fold_of, split_of
-from ..data.writing import check_folder, write_folder
 from .classifier import WrongClassifier, calibrate, pick_columns
 from .cross_fit import choose_learning, classifier_inputs, cross_boosting, cross_fit, fit_classifier
 from .cross_fit import learn_autoencoder, probabilities
@@ -36,7 +37,7 @@ class LabelledSettings:
     "How to make weights from labelled spectra."
     learn: str = 'auto'  # candidate ranker: 'judge' trains one, 'none' keeps the shipped one, 'auto' goes by the labels
     columns: str = 'second'  # of the classifier, a name in METADATA; 'portable' has no second-opinion features
-    tolerance: float = 0.001  # largest |Z - z_true|/(1 + z_true) that is right
+    tolerance: float = RIGHT  # largest |Z - z_true|/(1 + z_true) that is right
     epochs: int = 0  # of the autoencoder; 0 keeps the shipped one
     all_labels: bool = False  # train on the labels of the test side too; then none is left for a measurement
     seed: int = 0
@@ -49,7 +50,7 @@ class LabelledSettings:
         if self.columns not in METADATA:
             raise ValueError(f"columns={self.columns!r}; choose one of {', '.join(METADATA)}")
         if not self.tolerance > 0:
-            raise ValueError(f"tolerance={self.tolerance}: must be positive, e.g. 0.001")
+            raise ValueError(f"tolerance={self.tolerance}: must be positive, e.g. {RIGHT}")
 
 # %% ../../nbs/detect/10_train_weights.ipynb #da5026da
 def _or_shipped(model, p, inputs, wrong):

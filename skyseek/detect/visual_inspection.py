@@ -23,7 +23,7 @@ from ..data.download import MOST, TIMEOUT, check_size, is_plain, iter_chunks, ki
 from ..data.download import path_below, read_sums
 from ..data.files import progress_bar, read_ids
 from ..data.hdus import ReadError
-from ..data.writing import write_atomic
+from ..data.safe_writing import write_atomic
 
 # %% ../../nbs/detect/11_visual_inspection.ipynb #0dc2d036
 def count_petals(

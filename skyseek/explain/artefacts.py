@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.constants import ARM_EDGES, JUNCTIONS, STRONG_SKY
 from ..data.spectra import Spectra
-from .answer_fits import find_peaks, line_snr, running_continuum
+from .line_search import find_peaks, line_snr, running_continuum
 
 # %% ../../nbs/explain/02_artefacts.ipynb #2c0d1464
 def _sharper_than_optics(wave, excess, ivar):

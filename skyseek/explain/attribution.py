@@ -11,7 +11,7 @@ import torch
 
 from ..data.spectra import Spectra
 from ..detect.classifier import WrongClassifier, pick_columns
-from .answer_fits import running_continuum
+from .line_search import running_continuum
 from ..learn.autoencoder import Autoencoder
 from ..learn.features import build_features
 

@@ -15,10 +15,10 @@ from astropy.table import Table
 
 from ..data.constants import SWAPS
 from ..data.spectra import Spectra
-from .answer_fits import telling_wavelengths
 from .clues import Case, Clue, clue_arm, clue_blend, clue_broad_absorption, clue_composite
 from .clues import clue_line_confusion, clue_low_snr, clue_sky_line, clue_swap, clue_template_limit
 from .clues import open_cases
+from .solution_fits import telling_wavelengths
 from ..redshift.scan import RedshiftFit
 
 # %% ../../nbs/explain/04_causes.ipynb #f606d918

@@ -22,11 +22,11 @@ from ..data.constants import ABSORPTION, C_KMS, EMISSION, JUNCTIONS, STRONG_SKY
 from ..data.desi import extract
 from ..data.hdus import printable
 from ..data.plots import check_picture, format_z, mpl_text, plot_spectrum
-from ..data.sdss import read_any
+from ..data.safe_writing import keep_apart, write_atomic
+from ..data.read import read_any
 from ..data.spectra import Spectra
-from ..data.writing import keep_apart, write_atomic
-from .answer_fits import same_answer, telling_wavelengths
 from .causes import name_causes
+from .solution_fits import same_answer, telling_wavelengths
 from ..redshift.bases import Basis
 from ..redshift.local_fit import fit_pixels, native_fits
 from ..redshift.scan import RedshiftFit, scan_redshift

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUBCLASSES', 'SPECTYPES', 'DETECTED', 'BROAD_DETECTED', 'BURST', 'GALAXIES', 'DIAGNOSTIC', 'TEMPERATURES', 'N_PIXEL',
-           'LOG_FIRST', 'LOG_STEP', 'BROAD_LINES', 'SHARES', 'DEPTH', 'is_active', 'draw_galaxy', 'draw_star',
+           'LOG_FIRST', 'LOG_STEP', 'BROAD_LINE_WAVES', 'SHARES', 'DEPTH', 'is_active', 'draw_galaxy', 'draw_star',
            'draw_quasar', 'wave_compact', 'rest_templates', 'place', 'spoil', 'narrow_significance',
            'broad_significance', 'subclass_labels', 'draw_spectra', 'SubclassStream']
 
@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from ..data.constants import ARM_PIXELS, C_KMS, EMISSION, LYA, TYPES
 from ..data.spectra import Spectra, bin_average
-from ..simulate.galaxies import AGES, KINDS, METALS, calzetti, formed_mass, interstellar, line_families
+from ..simulate.galaxies import AGES, GALAXY_KINDS, METALS, calzetti, formed_mass, interstellar, line_families
 from ..simulate.galaxies import nebular_lines, population_grid
 from ..simulate.instrument import counts_per_flux, noise_variance, wave_arm
 from ..simulate.quasars import make_quasar
@@ -46,7 +46,7 @@ def is_active(
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #aca0d38a
 def _stars(kind, rng):
     "Star light (L,) of one galaxy of a kind, with dust, on wave_rest(), and its E(B-V)."
-    (low, high), dust, sigmas, feh, _ = KINDS[kind]
+    (low, high), dust, sigmas, feh, _ = GALAXY_KINDS[kind]
     burst = {'BURST': 10**rng.uniform(-2.2, -.7), 'POST': 10**rng.uniform(-1.5, -.5)}.get(kind, 0)
     age = {'BURST': rng.choice(AGES[:3]), 'POST': rng.choice(AGES[5:7])}.get(kind, AGES[2])
     tau, start, quenched = 10**rng.uniform(low, high), rng.uniform(.6, 1)*1.1e10, 2e8 if kind in ('OLD', 'POST') else 0
@@ -231,7 +231,7 @@ def narrow_significance(
     return np.where((at > 5) & (at < N_PIXEL - 6), sn, 0).min(axis=1)
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #f3dd74d4
-BROAD_LINES = np.array([LYA, 1549.1, 1908.7, 2798.8, 4862.7, 6564.6])  # Lyα, CIV, CIII], MgII, Hβ, Hα, vacuum Å
+BROAD_LINE_WAVES = np.array([LYA, 1549.1, 1908.7, 2798.8, 4862.7, 6564.6])  # Lyα, CIV, CIII], MgII, Hβ, Hα, vacuum Å
 
 def broad_significance(
     clean: np.ndarray, # (N, 3600) flux without noise
@@ -240,7 +240,7 @@ def broad_significance(
 ) -> np.ndarray: # (N,) S/N expected of the most significant broad line
     "Significance of the best broad line inside the window."
     half, out = int(1e4/(C_KMS*np.log(10)*LOG_STEP)), np.zeros(len(clean))
-    centre = np.rint((np.log10(BROAD_LINES*(1 + np.asarray(z)[:, None])) - LOG_FIRST)/LOG_STEP).astype(int)
+    centre = np.rint((np.log10(BROAD_LINE_WAVES*(1 + np.asarray(z)[:, None])) - LOG_FIRST)/LOG_STEP).astype(int)
     for i, k in zip(*np.nonzero((centre > half) & (centre < N_PIXEL - half))):
         where = slice(centre[i, k] - half, centre[i, k] + half)
         y = clean[i, where]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..data.writing import check_new, restore_folder, write_folder
+from ..data.safe_writing import check_new, restore_folder, write_folder
 from .training import fingerprint, load_model, read_config, write_model
 
 # %% ../../nbs/learn/04_model_sets.ipynb #8290beec

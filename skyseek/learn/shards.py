@@ -19,8 +19,8 @@ from fastcore.basics import patch
 
 from ..data.files import find_fsspec, read_ids
 from ..data.hdus import ReadError, check_memory
+from ..data.safe_writing import is_fresh, write_atomic
 from ..data.spectra import same_grid
-from ..data.writing import is_fresh, write_atomic
 from .features import build_features
 
 # %% ../../nbs/learn/02_shards.ipynb #40e18965

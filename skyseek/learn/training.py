@@ -25,7 +25,7 @@ from torch import nn
 
 from .. import __version__
 from ..data.files import progress_bar
-from ..data.writing import restore_folder, write_atomic, write_folder
+from ..data.safe_writing import restore_folder, write_atomic, write_folder
 from .shards import FeatureStream, as_tensors
 
 log = logging.getLogger('skyseek')

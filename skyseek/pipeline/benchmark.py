@@ -19,11 +19,12 @@ from astropy.io import fits
 from astropy.table import Table
 
 from .. import __version__
+from ..data.constants import RIGHT, SAME
 from ..data.files import PLAIN as ASCII
 from ..data.plots import plot_completeness_purity, plot_reliability
+from ..data.safe_writing import write_atomic
 from ..data.spectra import Spectra
 from ..data.truth import DESI_TOLERANCE
-from ..data.writing import write_atomic
 from ..detect.classifier import CLASSIFIER_TRAINING
 from ..detect.cross_fit import choose_learning
 from ..detect.labelled_data import is_labelled, wrong_answers
@@ -35,6 +36,7 @@ from .detectors import first_skyseek, group_table, our_detectors, plain_detector
 from .detectors import published_name, shipped_detector, tree_detectors
 from .score import load_weights
 from ..redshift.learn_bases import RECIPES
+from ..redshift.redshift_metrics import interval_text
 
 log = logging.getLogger('skyseek')
 
@@ -44,8 +46,8 @@ LABELS = ('Z_WRONG', 'S_WRONG')
 @dataclass(frozen=True)
 class BenchmarkSettings:
     "What to run; see `run_benchmark`. Raises `ValueError` for values that make no sense."
-    tolerance: float = 0.001  # largest |Z - z_true|/(1 + z_true) that is right
-    others: tuple = (0.0033, 'DESI')  # further tolerances; 'DESI' is 0.0033, and 0.01 for quasars
+    tolerance: float = RIGHT  # largest |Z - z_true|/(1 + z_true) that is right
+    others: tuple = (SAME, 'DESI')  # further tolerances; 'DESI' is `DESI_TOLERANCE`
     learn: str = 'auto'  # templates and candidate ranker anew: 'all', 'judge', 'none' or 'auto'
     weights: str = None  # folder of weights to score as they are; None: those of the package
     published_minutes: float = 2.  # of one core for the autoencoder of Skyseek 3.2; 0 leaves it out; ignored on a GPU
@@ -209,8 +211,7 @@ def format_groups(
     for by, group in dict.fromkeys(zip(table['by'], table['group'])):
         rows = {r['detector']: r for r in table[(table['by'] == by) & (table['group'] == group)]}
         first = next(iter(rows.values()))
-        show = lambda r: f"{r['AP']:.3f} ± {(r['AP_high'] - r['AP_low'])/2:.3f}"
-        cells = [show(rows[n]) if n in rows else '–' for n in names]
+        cells = [interval_text(rows[n], 'AP') if n in rows else '–' for n in names]
         label = f"{group} ({first['wrong']}/{first['n']})"
         lines.append(f'{label:24}' + ''.join(f'{c:>28}' for c in cells))
     return '\n'.join(lines)

@@ -11,17 +11,23 @@ import logging
 from .. import __version__
 from ..data.messages import OutputError, Parser, PipeClosed, explain, plain_output, start_log
 from ..learn.devices import pick_device
-from .cli_anomaly import rank, reference, score_galaxies, score_stars, train_galaxies, train_stars
-from .cli_survey import export, sparcl, survey, truth_from_repeats
+from .cli_anomaly import rank_command, reference_command, score_galaxies_command, score_stars_command
+from .cli_anomaly import train_galaxies_command, train_stars_command
+from .cli_survey import export_command, sparcl_command, survey_command, truth_from_repeats_command
 from .cli_tools import add_command, call, check_paths, settle_output
-from .cli_train import benchmark, fetch_vi, train, train_autoencoder, train_classifier
-from .cli_wrong import demo, evaluate, extract, features, inspect, keep, redshift, score, simulate
+from .cli_train import benchmark_command, fetch_vi_command, train_command, train_autoencoder_command
+from .cli_train import train_classifier_command
+from .cli_wrong import demo_command, evaluate_command, extract_command, features_command
+from .cli_wrong import inspect_command, keep_command, redshift_command, score_command, simulate_command
 
 # %% ../../nbs/pipeline/17_cli.ipynb #7b33e002
 COMMANDS = (
-    fetch_vi, extract, features, redshift, train_autoencoder, train_classifier, train, benchmark, score, inspect,
-    evaluate, keep, rank, reference, train_stars, score_stars, train_galaxies, score_galaxies, survey, export,
-    truth_from_repeats, sparcl, simulate, demo)
+    fetch_vi_command, extract_command, features_command, redshift_command,
+    train_autoencoder_command, train_classifier_command, train_command, benchmark_command,
+    score_command, inspect_command, evaluate_command, keep_command, rank_command,
+    reference_command, train_stars_command, score_stars_command,
+    train_galaxies_command, score_galaxies_command, survey_command, export_command,
+    truth_from_repeats_command, sparcl_command, simulate_command, demo_command)
 LEVELS = 'debug', 'info', 'warning', 'error'
 
 def make_parser() -> Parser:

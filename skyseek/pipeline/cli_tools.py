@@ -33,7 +33,7 @@ def for_each_file(
 ) -> dict[str, str]: # path → reason, of those that failed
     "Call `work` on each path; failures are collected."
     from skyseek.data.files import failure_text, progress_bar
-    from skyseek.data.writing import check_new
+    from skyseek.data.safe_writing import check_new
     targets, failed = _targets(paths, name, inputs), {}
     for path, target in zip(progress_bar(paths, desc=what, unit='file'), targets):
         try:
@@ -47,7 +47,7 @@ def for_each_file(
 
 def _targets(paths, name, inputs=()):
     "Where results go; raise if a path is given twice, or a result would take the place of another or of an input."
-    from skyseek.data.writing import keep_apart
+    from skyseek.data.safe_writing import keep_apart
     places, targets = [os.path.realpath(p) for p in paths], [Path(name(p)) for p in paths]
     for path, n in zip(paths, map(Counter(places).get, places)):
         if n > 1:
@@ -139,8 +139,8 @@ def add_command(
     sub: object, # of `ArgumentParser.add_subparsers`
     function: Callable, # its signature is the command line; returns the exit code
 ) -> None:
-    "Add a subcommand with the name of a function; its first sentence is the help in the list of commands."
-    description, name = inspect.getdoc(function), function.__name__.strip('_').replace('_', '-')
+    "Add the subcommand train-stars for a function `train_stars_command`; its first sentence is the summary."
+    description, name = inspect.getdoc(function), function.__name__.removesuffix('_command').replace('_', '-')
     summary = description.split('\n')[0].split(';')[0].split('. ')[0].rstrip('.')
     about = description.split('\n\nParameters\n')[0]  # in IPython a docstring also lists the parameters
     parser = sub.add_parser(name, help=summary, description=about, formatter_class=_Defaults)
@@ -181,7 +181,7 @@ def settle_output(
 # %% ../../nbs/pipeline/12_cli_tools.ipynb #318b4715
 def _put_back(path):
     "Whether a model folder is there again that a killed run had set aside."
-    from skyseek.data.writing import restore_folder
+    from skyseek.data.safe_writing import restore_folder
     return restore_folder(path)
 
 def check_paths(
@@ -198,5 +198,5 @@ def check_paths(
     outputs = [p for p in (getattr(a, name, None) for name in OUTPUTS) if p is not None]
     if not inputs or not outputs:
         return
-    from skyseek.data.writing import keep_apart
+    from skyseek.data.safe_writing import keep_apart
     keep_apart(outputs, inputs)

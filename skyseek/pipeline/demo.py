@@ -22,9 +22,9 @@ from ..data.desi import extract_file
 from ..data.files import read_spectra
 from ..data.messages import plural
 from ..data.spectra import concatenate
-from ..data.tables import read_truth
+from ..data.redshift_tables import read_truth
 from ..data.truth import label_unseen, match_truth, split_of
-from ..data.writing import check_folder, write_folder
+from ..data.safe_writing import check_folder, write_folder
 from ..detect.classifier import CLASSIFIER_TRAINING, WrongClassifier, train_classifier_file
 from ..detect.familiarity import familiarity_inputs, fit_familiarity
 from ..detect.metrics import evaluate_catalogue, format_table

@@ -18,12 +18,12 @@ from astropy.table import Table
 
 from ..data.archive import WORD, check_pixel
 from ..data.files import read_ids, text
-from ..data.writing import write_atomic
+from ..data.safe_writing import write_atomic
 from .catalogue import COLUMNS, NOT_KNOWN
-from .score import KEEP
+from .score import PASSED_COLUMNS
 
 # %% ../../nbs/pipeline/04_parts.ipynb #b15ab88f
-_LONG = 'TARGETID', 'ZWARN', 'NPIXELS', 'ZWARN_ALT', *(c for c in KEEP if c.endswith('_TARGET'))
+_LONG = 'TARGETID', 'ZWARN', 'NPIXELS', 'ZWARN_ALT', *(c for c in PASSED_COLUMNS if c.endswith('_TARGET'))
 _INTEGERS = dict.fromkeys(_LONG, 'i8') | dict.fromkeys(('HEALPIX', 'COADD_FIBERSTATUS', 'LABEL_USED'), 'i4')
 _DOUBLES = 'TARGET_RA', 'TARGET_DEC', 'Z', 'ZERR', 'CHI2', 'DELTACHI2', 'Z_ALT', 'ZERR_ALT', 'Z_ALT2', 'ZERR_ALT2'
 _VECTORS = dict(LATENT=('f4', 36), CAUSE_WAVE=('f8', 3), ANOMALY_WAVE=('f8', 3))

@@ -16,13 +16,13 @@ import scipy
 from ..anomaly.scores import AnomalyReference, fit_reference
 from ..data.files import unique_paths
 from ..data.messages import plural
-from ..data.sdss import iter_targets
+from ..data.safe_writing import MODEL_FILES, check_folder, write_folder
+from ..data.read import iter_targets
 from ..data.spectra import concatenate
-from ..data.writing import MODEL_FILES, check_folder, write_folder
 from ..detect.familiarity import UNFAMILIAR, familiarity_inputs
 from ..learn.devices import pick_device
 from ..learn.training import fingerprint, shipped, write_model
-from .score import KEEP, load_weights, look, match_grid
+from .score import PASSED_COLUMNS, load_weights, look, match_grid
 
 # %% ../../nbs/pipeline/03_reference.ipynb #047a1ea0
 def _sample_targets(paths, weights, most, seed):
@@ -35,7 +35,7 @@ def _sample_targets(paths, weights, most, seed):
         reason = next(iter(failed.values()), 'nothing but sky fibres')
         raise ValueError(f"none of {len(paths)} files has targets, the first because: {reason}")
     in_all = set.intersection(*(set(part.meta.colnames) for part in parts))
-    shared = [c for c in parts[0].meta.colnames if c in in_all and c in (*KEEP, 'COEFF')]
+    shared = [c for c in parts[0].meta.colnames if c in in_all and c in (*PASSED_COLUMNS, 'COEFF')]
     return concatenate([p.replace(meta=p.meta[shared]) for p in parts]), failed
 
 # %% ../../nbs/pipeline/03_reference.ipynb #683dff7a

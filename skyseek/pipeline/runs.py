@@ -26,7 +26,7 @@ from astropy.table import Table
 
 from .. import __version__
 from ..data.files import failure_text
-from ..data.writing import write_atomic
+from ..data.safe_writing import write_atomic
 from .parts import is_whole, part_path
 
 log = logging.getLogger('skyseek')

@@ -34,7 +34,7 @@ from ..data.desi import extract
 from ..data.files import failure_text, progress_bar, write_spectra
 from ..data.hdus import ReadError, printable
 from ..data.spectra import concatenate
-from ..data.writing import RUN
+from ..data.safe_writing import RUN
 from ..learn.training import fingerprint
 from .catalogue import make_catalogue
 from .parts import list_parts, part_path, read_part, write_part

@@ -18,7 +18,7 @@ from astropy.table import Table
 
 from .. import __version__
 from ..data.files import ascii_text, read_ids, text, write_table
-from ..data.writing import keep_apart, write_atomic
+from ..data.safe_writing import keep_apart, write_atomic
 from .catalogue import COLUMNS
 from .parts import PART_COLUMNS, as_arrow, as_table, column_type, is_whole, join_parts, list_parts
 from .parts import part_facts, read_dataset, read_part, shared_header

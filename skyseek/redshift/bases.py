@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..data.constants import LYA
-from ..data.writing import write_atomic
+from ..data.safe_writing import write_atomic
 
 # %% ../../nbs/redshift/01_bases.ipynb #504a2e55
 def _check_templates(name, wave, flux):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-from ..data.constants import C_KMS
+from ..data.constants import C_KMS, SAME_KMS, SAME_KMS_STAR
 from .local_fit import LocalFit, parabola, totals
 
 # %% ../../nbs/redshift/04_minima.ipynb #f1099574
@@ -21,7 +21,7 @@ def velocity_limit(
     spectype: str, # GALAXY, QSO or STAR
 ) -> float: # km/s
     "Minima nearer than this are the same solution: 1000 km/s, or 100 km/s for stars (redrock's constants)."
-    return 100. if spectype == 'STAR' else 1000.
+    return SAME_KMS_STAR if spectype == 'STAR' else SAME_KMS
 
 # %% ../../nbs/redshift/04_minima.ipynb #36ccef82
 def find_minima(

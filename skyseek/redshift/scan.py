@@ -23,10 +23,10 @@ from ..data.constants import C_KMS, ZWARN_BITS
 from ..data.desi import find_redrock
 from ..data.files import header_text
 from ..data.hdus import ReadError
-from ..data.sdss import read_any
+from ..data.redshift_tables import read_redrock
+from ..data.safe_writing import is_fresh, write_atomic
+from ..data.read import read_any
 from ..data.spectra import Spectra
-from ..data.tables import read_redrock
-from ..data.writing import is_fresh, write_atomic
 from .bases import Basis, default_bases
 from .chi2 import LogSums, ScanPlan, ScanSettings, log_sums
 from .local_fit import LocalFit, model_at

@@ -17,7 +17,7 @@ from astropy.table import Table
 from fastcore.basics import patch
 from torch import nn
 
-from ..data.constants import LINE_WINDOWS, SAME, TYPES, ZWARN_BITS, same_redshift
+from ..data.constants import LINE_WINDOWS, RIGHT, SAME, TYPES, ZWARN_BITS, different_redshift, same_redshift
 from ..data.files import text
 from ..data.spectra import Spectra
 from ..data.desi import arm_quality
@@ -225,8 +225,7 @@ def differs_from(
 ) -> np.ndarray: # (N,) bool
     "Whether the second opinion is another solution than the pipeline's: another type, or beyond 1000 km/s."
     z, alt = (np.asarray(x, float) for x in (z, table['Z_ALT']))
-    elsewhere = np.isfinite(z) & ~same_redshift(alt, z)
-    return np.isfinite(alt) & (elsewhere | (text(table['SPECTYPE_ALT']) != text(spectype)))
+    return np.isfinite(alt) & (different_redshift(alt, z) | (text(table['SPECTYPE_ALT']) != text(spectype)))
 
 # %% ../../nbs/redshift/08_second_opinion.ipynb #a9344266
 def cap_types(
@@ -255,7 +254,7 @@ def cap_types(
 def reconcile(
     p: np.ndarray, # (N, 2) P(Z_WRONG) and P(S_WRONG) of a classifier
     opinion: Table, # of `second_opinion`, same rows
-    tolerance: float = .001, # of the classifier's redshifts
+    tolerance: float = RIGHT, # of the classifier's redshifts
     spectype: np.ndarray | None = None, # (N,) types of the pipeline; None leaves the opinion as it is
 ) -> tuple: # (N, 2) probabilities, Table of the opinion; without contradiction
     """One consistent set of probabilities.
@@ -277,10 +276,10 @@ def correction_rates(
 ) -> tuple: # fraction of wrong redshifts put right, fraction of right ones broken, number of wrong, number of right
     "The effect of accepting the proposals on the pipeline's redshifts."
     z, z_true, alt = (np.asarray(x, float) for x in (z, z_true, opinion['Z_ALT']))
-    wrong, alt_wrong = (abs(x - z_true) > tolerance*(1 + z_true) for x in (z, alt))
+    wrong, alt_wrong = (different_redshift(x, z_true, tolerance) for x in (z, alt))
     taken = np.asarray(opinion['FLAG_ALT'])
     if acceptance is not None:
-        taken = (abs(alt - z) > SAME*(1 + z)) & (np.asarray(opinion['P_ALT']) >= acceptance)
+        taken = different_redshift(alt, z) & (np.asarray(opinion['P_ALT']) >= acceptance)
     fraction = lambda m, of: float((m & of).sum()/max(of.sum(), 1))
     mended, broken = fraction(taken & ~alt_wrong, wrong), fraction(taken & alt_wrong, ~wrong)
     return mended, broken, int(wrong.sum()), int((~wrong).sum())
@@ -321,7 +320,7 @@ def evidence_columns(
     column = lambda name: x[rows, at, CANDIDATE_FEATURES.index(name)]
     best = np.where(cand.known, p, -1).argmax(1)
     same_type = cand.kind == cand.kind[rows, at][:, None]
-    out = dict(EV_P_Z=_logit((p*_near(cand, z)).sum(1)), EV_P_Z_FINE=_logit((p*_near(cand, z, .001)).sum(1)),
+    out = dict(EV_P_Z=_logit((p*_near(cand, z)).sum(1)), EV_P_Z_FINE=_logit((p*_near(cand, z, RIGHT)).sum(1)),
                EV_P_TYPE=_logit((p*same_type).sum(1)), EV_P_NONE=_logit(1 - p.sum(1)), EV_P_BEST=_logit(p[rows, best]),
                EV_DZ=_log_dz(cand.z[rows, best], z), EV_OFFSET=_log_dz(cand.z[rows, at], z))
     for name, feature in _FEATURES.items():

@@ -16,7 +16,7 @@ from astropy.table import Table, vstack
 from ..data.constants import same_redshift
 from ..data.desi import healpix_path
 from ..data.files import text
-from ..data.writing import write_atomic
+from ..data.safe_writing import write_atomic
 from .instrument import Night, observe
 from .mock_survey import Survey, coadd_hdus, make_fibermap, make_scores, make_truth, mock_targetid
 from .mock_survey import simulate_survey

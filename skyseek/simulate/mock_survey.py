@@ -17,8 +17,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from ..data.constants import ARM_PIXELS, SNR_WINDOWS
+from ..data.safe_writing import write_atomic
 from ..data.spectra import Spectra, merge_arms
-from ..data.writing import write_atomic
 from .instrument import Faults, Night, PIXEL, observe, resolution_diagonals, wave_arm
 from .targets import PROGRAMS, draw_source, pick
 from .templates import TemplateLibrary, template_rng

@@ -20,7 +20,7 @@ from skyseek.detect.classifier import (
     CLASSIFIER_TRAINING, WrongClassifier, label_features, pick_columns, predict, train_classifier,
 )
 from skyseek.data.desi import extract
-from skyseek.data.tables import read_truth
+from skyseek.data.redshift_tables import read_truth
 from skyseek.learn.features import METADATA, build_features
 from skyseek.learn.training import ArrayStream
 from skyseek.learn.training import TrainSettings, learning_rate

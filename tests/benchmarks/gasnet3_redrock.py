@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from skyseek.data.desi import extract
-from skyseek.data.tables import read_truth
+from skyseek.data.redshift_tables import read_truth
 from skyseek.gasnet.gasnet3 import gasnet_redshifts
 from skyseek.gasnet.gasnet3_networks import Eigenspectra, train_gasnet
 from skyseek.data.spectra import concatenate

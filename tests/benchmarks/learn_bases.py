@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 from skyseek import __version__
 from skyseek.redshift.bases import default_bases, load_bases, save_bases
 from skyseek.data.desi import find_redrock, join_redrock, read_coadd
-from skyseek.data.tables import read_redrock, read_truth
+from skyseek.data.redshift_tables import read_redrock, read_truth
 from skyseek.redshift.learn_bases import RECIPES, learn_bases
 from skyseek.redshift.scan import scan_redshift
 from skyseek.data.sdss import read_sdss

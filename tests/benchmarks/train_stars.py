@@ -25,7 +25,7 @@ from skyseek.anomaly.stellar_autoencoder import reconstruct, reconstruction_erro
 from skyseek.anomaly.stellar_autoencoder import train_stellar
 from skyseek.anomaly.stellar_spectra import StellarFlux, prepare_stars, stellar_side
 from skyseek.simulate.templates import read_library
-from skyseek.data.sdss import read_any
+from skyseek.data.read import read_any
 from skyseek.anomaly.stellar_sample import PLANTED, simulate_stars
 from skyseek.learn.training import TrainSettings, save_model
 
