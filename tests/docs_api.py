@@ -165,6 +165,9 @@ class TableRenderer(BasicMarkdownRenderer):
     def __init__(self, sym, *args, **kwargs):
         self.is_property, showdoc.signature = isinstance(sym, property), signature_of
         super().__init__(sym, *args, **kwargs)
+        owner = self.sig.parameters.get('self') if self.sig else None
+        if owner is not None and '.' not in self.nm and owner.annotation is not owner.empty:
+            self.nm = self.fn = f'{getattr(owner.annotation, "__name__", owner.annotation)}.{self.nm}'
 
     def call(self):
         "The signature on one line, or on one line per parameter where it is long."
