@@ -25,7 +25,7 @@ from urllib.parse import unquote, urldefrag, urlparse
 
 import pypandoc
 import yaml
-from docs_api import link_with_care
+from docs_api import link_with_care, show_in_order
 from docs_site import listed, neighbours_html, page_of, sidebar, sidebar_html, short_numbers, split_tables, write_search
 from execnb.nbio import read_nb, write_nb
 from fastcore.basics import AttrDict
@@ -46,6 +46,7 @@ def process():
     "Notebooks in nbs/ to processed notebooks in _proc/, as nbdev does before Quarto; returns what failed, as lines."
     get_config()['renderer'] = 'docs_api.TableRenderer'
     link_with_care()
+    show_in_order()
     os.environ.setdefault('MPLBACKEND', 'agg')
     one, failed = serve_drv.main, []
 

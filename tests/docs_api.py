@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from fastcore.docments import docments
-from nbdev import showdoc
+from nbdev import processors, showdoc
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 from nbdev.showdoc import BasicMarkdownRenderer
@@ -70,6 +70,12 @@ def link_with_care():
         return link(self, m) if target and linkable(m[1], m[0].endswith('()`'), counts[m[1]], target) else m[0]
 
     NbdevLookup._link_sym = careful
+
+
+def show_in_order():
+    "Make nbdev document the names of a cell in the order of their definitions; it inserts each before the last one."
+    names = processors._def_names
+    processors._def_names = lambda cell, shown: list(reversed(names(cell, shown)))
 
 
 # Signature, docstring, table of parameters -----------------------------------------------------------------------
