@@ -97,6 +97,7 @@ def _cell(text):
 def _default(value):
     "A default value as readers would type it; functions and classes by their name, what is long by its beginning."
     text = getattr(value, '__name__', None) or re.sub(r' at 0x[0-9a-f]+', '', repr(value))
+    text = {'<lambda>': 'lambda …', '<factory>': '…'}.get(text, text)
     if len(text) < 60:
         return text
     if isinstance(value, (tuple, list)):
