@@ -25,8 +25,8 @@ from urllib.parse import unquote, urldefrag, urlparse
 
 import pypandoc
 import yaml
-from docs_api import link_with_care
-from docs_site import listed, neighbours_html, page_of, sidebar, sidebar_html, split_tables, write_search
+from docs_api import link_with_care, show_in_order
+from docs_site import listed, neighbours_html, page_of, sidebar, sidebar_html, short_numbers, split_tables, write_search
 from execnb.nbio import read_nb, write_nb
 from fastcore.basics import AttrDict
 from nbdev import serve_drv
@@ -46,6 +46,7 @@ def process():
     "Notebooks in nbs/ to processed notebooks in _proc/, as nbdev does before Quarto; returns what failed, as lines."
     get_config()['renderer'] = 'docs_api.TableRenderer'
     link_with_care()
+    show_in_order()
     os.environ.setdefault('MPLBACKEND', 'agg')
     one, failed = serve_drv.main, []
 
@@ -73,23 +74,35 @@ def output_of(kind, text):
     return AttrDict(output_type='display_data', metadata={}, data=AttrDict({'text/html': [text]}))
 
 
+def joined(outputs):
+    "Outputs of a cell; texts that were printed one after the other are one output."
+    done = []
+    for out in outputs:
+        if done and out.output_type == 'stream' == done[-1].output_type and out.name == done[-1].name:
+            done[-1]['text'] = [''.join(done[-1].text) + ''.join(out.text)]
+        else:
+            done.append(out)
+    return done
+
+
+def readable(out):
+    "An output as a list of outputs: printed tables become tables, and their numbers are short."
+    if out.output_type == 'stream' and out.name == 'stdout':
+        parts = [part for part in split_tables(''.join(out.text)) if part[1].strip()]
+        return [output_of(kind, text) for kind, text in parts] if any(k == 'html' for k, _ in parts) else [out]
+    html = ''.join(out.get('data', {}).get('text/html', ''))
+    if '<table' in html:
+        out.data['text/html'] = [short_numbers(html)]
+    return [out]
+
+
 def tables_in_html(path):
-    "Make tables of those that the outputs of a processed notebook hold as preformatted text."
-    nb, changed = read_nb(path), False
+    "Join and convert the outputs of a processed notebook for readers."
+    nb = read_nb(path)
     for cell in nb.cells:
-        outputs = []
-        for out in cell.get('outputs', []):
-            plain = out.output_type == 'stream' and out.name == 'stdout'
-            parts = [part for part in split_tables(''.join(out.text)) if part[1].strip()] if plain else []
-            changed |= any(kind == 'html' for kind, _ in parts)
-            if not any(kind == 'html' for kind, _ in parts):
-                outputs.append(out)
-            else:
-                outputs += [output_of(kind, text) for kind, text in parts]
-        if 'outputs' in cell:
-            cell['outputs'] = outputs
-    if changed:
-        write_nb(nb, path)
+        if cell.get('outputs'):
+            cell['outputs'] = [new for out in joined(cell.outputs) for new in readable(out)]
+    write_nb(nb, path)
 
 
 # One notebook to markdown ----------------------------------------------------------------------------------------
@@ -202,7 +215,10 @@ def write_page(path, meta, body, titles):
     here, up = path.relative_to(PROC).as_posix(), '../' * len(path.relative_to(PROC).parts[:-1])
     page, cfg, contents = DOCS / page_of(here), get_config(), sidebar()
     around = neighbours_html(list(listed(contents)), titles, here, up)
-    variables = dict(description=escape(meta.get('description', '')), up=up, site=cfg.title, repository=cfg.git_url,
+    words = escape(meta.get('description', ''))
+    description = re.sub('`([^`]+)`', r'<code>\1</code>', words)
+    variables = dict(description=description, summary=words.replace('`', ''), up=up,
+                     site=cfg.title, repository=cfg.git_url,
                      sidebar=sidebar_html(contents, titles, here, up), neighbours=around)
     args = ['--standalone', f"--template={HERE / 'docs.html'}", '--toc', '--toc-depth=3', '--mathml',
             '--syntax-highlighting=pygments', f"--metadata=title={meta.get('title', page.stem)}",

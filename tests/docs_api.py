@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from fastcore.docments import docments
-from nbdev import showdoc
+from nbdev import processors, showdoc
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 from nbdev.showdoc import BasicMarkdownRenderer
@@ -64,24 +64,40 @@ def link_with_care():
 
     def careful(self, m):
         target, around = self.doc(m[1]), m.string[m.start() - 1:m.start()] + m.string[m.end():m.end() + 2]
-        if around == '[](':
-            return m[0]  # it is the text of a link
+        parameter = m.string[:m.start()] == '| ' and re.match(r' \|( `|  \|)', m.string[m.end():])
+        if around == '[](' or parameter:
+            return m[0]  # the text of a link, or the name of a parameter
         return link(self, m) if target and linkable(m[1], m[0].endswith('()`'), counts[m[1]], target) else m[0]
 
     NbdevLookup._link_sym = careful
 
 
+def show_in_order():
+    "Make nbdev document the names of a cell in the order of their definitions; it inserts each before the last one."
+    names = processors._def_names
+    processors._def_names = lambda cell, shown: list(reversed(names(cell, shown)))
+
+
 # Signature, docstring, table of parameters -----------------------------------------------------------------------
 
+STARS = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
+
+
+def literal(text):
+    "Prose of a docstring: `coadd-*.fits`, `--truth`, `2**14`, `<` are no markup; what is in backticks stays."
+    signs = r'(?<=[-_/(])\*|\*(?=\.[a-z])|(?<=\d)\*\*(?=\d)|(?<![-\w])--(?=\w)|<'
+    return re.sub(f'`[^`]*`|{signs}', lambda m: m[0] if m[0][0] == '`' else re.sub('(.)', r'\\\1', m[0]), text)
+
+
 def _cell(text):
-    "Text as the content of a cell of a pipe table; `<` outside code is no tag."
-    text = ' '.join(str(text).split()).replace('|', r'\|')
-    return re.sub(r'`[^`]*`|<', lambda m: r'\<' if m[0] == '<' else m[0], text)
+    "Text as the content of a cell of a pipe table."
+    return literal(' '.join(str(text).split()).replace('|', r'\|'))
 
 
 def _default(value):
     "A default value as readers would type it; functions and classes by their name, what is long by its beginning."
     text = getattr(value, '__name__', None) or re.sub(r' at 0x[0-9a-f]+', '', repr(value))
+    text = {'<lambda>': 'lambda …', '<factory>': '…'}.get(text, text)
     if len(text) < 60:
         return text
     if isinstance(value, (tuple, list)):
@@ -117,14 +133,23 @@ def signature_of(sym, eval_str=True):
         return inspect.signature(sym)
 
 
+def rest_comment(sym, name):
+    "The comment after `**name` in the source, which docments leaves out; '' if there is none."
+    try:
+        found = re.search(rf'^\s*\*\*{name},?[ \t]*#[ \t]*(.+)$', inspect.getsource(sym), re.M)
+    except (OSError, TypeError):
+        return ''
+    return found[1] if found else ''
+
+
 def parameter_rows(sym, signature):
     "Name, type, default and comment of each parameter, and of what is returned."
     docs = docments(sym, full=True)
     parameters = {n: p for n, p in signature.parameters.items() if n != 'self'}
-    meaning = {n: (docs.get(n) or {}).get('docment') or '' for n in parameters}
+    meaning = {n: (docs.get(n) or {}).get('docment') or rest_comment(sym, n) for n in parameters}
     for n, p in parameters.items():
         default = '' if p.default is p.empty else f"`{' '.join(_default(p.default).split())}`"
-        yield [f'`{n}`', shown_type(p.annotation), default, _cell(meaning[n])]
+        yield [f'`{STARS.get(p.kind, "")}{n}`', shown_type(p.annotation), default, _cell(meaning[n])]
     back, kind = return_comment(sym, meaning.values()), shown_type(signature.return_annotation)
     if back or kind not in ('', '`None`'):
         yield ['*returns*', kind, '', _cell(back or '')]
@@ -147,13 +172,15 @@ class TableRenderer(BasicMarkdownRenderer):
     def __init__(self, sym, *args, **kwargs):
         self.is_property, showdoc.signature = isinstance(sym, property), signature_of
         super().__init__(sym, *args, **kwargs)
+        owner = self.sig.parameters.get('self') if self.sig else None
+        if owner is not None and '.' not in self.nm and owner.annotation is not owner.empty:
+            self.nm = self.fn = f'{getattr(owner.annotation, "__name__", owner.annotation)}.{self.nm}'
 
     def call(self):
         "The signature on one line, or on one line per parameter where it is long."
         if self.is_property or self.sig is None:
             return self.nm
-        stars = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
-        args = [stars.get(p.kind, '') + n + ('' if p.default is p.empty else f'={_default(p.default)}')
+        args = [STARS.get(p.kind, '') + n + ('' if p.default is p.empty else f'={_default(p.default)}')
                 for n, p in self.sig.parameters.items() if n != 'self']
         line = f"{self.nm}({', '.join(args)})"
         return line if len(line) < 90 else f'{self.nm}(\n    ' + ',\n    '.join(args) + ')'
@@ -164,4 +191,5 @@ class TableRenderer(BasicMarkdownRenderer):
         source = f'[source]({link}){{.source-link}}' if link else ''
         docs = self.docs.split('\n\nParameters\n---')[0] if getattr(sym, '__doc__', None) else ''  # the table has them
         table = parameter_table(sym, self.sig) if self.sig else ''
-        return '\n\n'.join([source, f"{'#'*self.title_level} {self.nm}", f'```python\n{self.call()}\n```', docs, table])
+        head = f"{'#'*self.title_level} {self.nm}"
+        return '\n\n'.join([source, head, f'```python\n{self.call()}\n```', literal(docs), table])

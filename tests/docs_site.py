@@ -115,6 +115,18 @@ def _cells(line, spans):
     return [line[a:b].strip() for a, b in spans]
 
 
+def shorter(text):
+    "A number of many digits with six of them; any other text as it is."
+    if not re.fullmatch(r'[-+]?\d+\.\d{7,}(e[-+]?\d+)?', text) or abs(float(text)) >= 1e6:
+        return text
+    return f'{float(text):.6g}'
+
+
+def short_numbers(html):
+    "The cells of an HTML table with numbers of at most six digits."
+    return re.sub(r'(?<=<td>)[-+\d.e]+(?=</td>)', lambda m: shorter(m[0]), html)
+
+
 def _table_html(head, body):
     "Rows of texts as an HTML table; columns of numbers are set flush right."
     number = re.compile(r'([-+]?(\d[\d.,]*(e[-+]?\d+)?|nan|inf|--)( ?%| ?± ?[\d.]+)?|-|–)?', re.I)
@@ -138,26 +150,35 @@ def _ruled(lines, at):
         first -= 1
     while last < len(lines) and fits(lines[last]):
         last += 1
-    rows = [_cells(line, spans) for line in lines[first:at] + lines[at + 1:last]]
+    rows = [[shorter(c) for c in _cells(line, spans)] for line in lines[first:at] + lines[at + 1:last]]
     return (first, last, _table_html(rows[:at - first], rows[at - first:])) if first < at else None
 
 
-def _headed(lines, at):
-    "A table whose head (line `at`) has no name over the first column and names flush right over the others, or None."
-    head = lines[at].rstrip()
-    ends = [m.end() for m in re.finditer(r'\S+(?: \S+)*', head)]
-    if not re.match(r' {4,}\S+ {2,}\S', head):
-        return None
-    edge = max(ends[0] - (ends[1] - ends[0]), 1)
-    spans = list(zip([0, edge, *ends], [edge, *ends]))
-    def fits(line):
-        line = line.rstrip()
-        named = line[:1].strip() and ' ' in line[edge - 1:edge + 1]
-        flush = all(line[e - 1:e] != ' ' and line[e:e + 1] in ('', ' ') for e in ends)
-        return len(line) == len(head) and named and flush
-    last = at + 1
-    while last < len(lines) and fits(lines[last]):
+def _same_form(lines, at, ends):
+    "The line behind those after line `at` that are as long as it and end a word where its names end."
+    head, last = lines[at].rstrip(), at + 1
+    while last < len(lines) and len(line := lines[last].rstrip()) == len(head):
+        if not (line[:1].strip() and all(line[e - 1:e] != ' ' and line[e:e + 1] in ('', ' ') for e in ends)):
+            break
         last += 1
+    return last
+
+
+def _headed(lines, at):
+    "A table whose head (line `at`) has names flush right over all columns, but perhaps not over the first; or None."
+    head = lines[at].rstrip()
+    names = list(re.finditer(r'\S+(?: \S+)*', head))
+    ends = [m.end() for m in names if m.start()]
+    if not re.match(r'(\S+( \S+)*)? {4,}\S', head) or len(ends) < 2:
+        return None
+    if head[0] != ' ' and any(re.match('[^A-Za-z]', m[0]) or re.search(r'±|\d\.\d', m[0]) for m in names):
+        return None  # a row of numbers, not the names of columns
+    last, edge = _same_form(lines, at, ends), max(ends[0] - (ends[1] - ends[0]), 1)
+    if head[0] != ' ':  # the first column ends before the last gap of two blanks that all lines have
+        gaps = (k for k in range(ends[0] - 1, 0, -1) if all(line[k - 1:k + 1] == '  ' for line in lines[at:last]))
+        edge = next(gaps, edge)
+    last = next((k for k in range(at + 1, last) if ' ' not in lines[k][edge - 1:edge + 1]), last)
+    spans = list(zip([0, edge, *ends], [edge, *ends]))
     rows = [_cells(line, spans) for line in lines[at:last]]
     return (at, last, _table_html(rows[:1], rows[1:])) if last > at + 1 else None
 

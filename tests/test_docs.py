@@ -1,6 +1,7 @@
 """What the builder of the documentation pages does with names, types, tables and the sidebar."""
 import inspect
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -25,6 +26,17 @@ def test_types_are_shown_as_in_the_source():
     assert shown == ['`np.ndarray`', '`Path | str`', '`list[Path]`', '`RedshiftFit`', '']
 
 
+def test_names_of_other_packages_are_whole():
+    types = np.random.Generator, np.random.Generator | None, Annotated[str | None, {'flags': '--x'}]
+    shown = [docs_api.shown_type(t) for t in types]
+    assert shown == ['`np.random.Generator`', '`np.random.Generator | None`', '`str | None`']
+
+
+def test_patterns_of_files_are_no_markup():
+    text = docs_api.literal('redrock-*.fits or zbest-*.fits, 2**14 (default: --truth); *test* and `coadd-*.fits`')
+    assert text == r'redrock-\*.fits or zbest-\*.fits, 2\*\*14 (default: \-\-truth); *test* and `coadd-*.fits`'
+
+
 def test_a_type_that_is_not_imported_stays_text():
     def score(
         flux, # what goes in
@@ -34,6 +46,12 @@ def test_a_type_that_is_not_imported_stays_text():
     score.__annotations__ |= {'flux': 'Spectra', 'return': 'Elsewhere'}
     table = docs_api.parameter_table(score, docs_api.signature_of(score))
     assert '| `flux` | `Spectra` |  | what goes in |' in table and '| *returns* | `Elsewhere` |  | what comes out |' in table
+
+
+def test_further_parameters_have_their_stars_and_comment():
+    from skyseek.learn.model_sets import save_set
+    table = docs_api.parameter_table(save_set, inspect.signature(save_set))
+    assert '| `**extra` |  | JSON-able facts to keep with each of them |' in table
 
 
 def test_long_defaults_are_cut():
@@ -49,10 +67,22 @@ def test_printed_tables_become_tables():
     assert html.count('<tr>') == 3 and '<td>bb</td><td class="number">0.25</td>' in html
 
 
+def test_numbers_of_many_digits_are_short():
+    html = '<td>0.36874355163716493</td><td>39633345008634465</td><td>1.1796156157e-06</td>'
+    assert docs_site.short_numbers(html) == '<td>0.368744</td><td>39633345008634465</td><td>1.17962e-06</td>'
+
+
 def test_tables_of_metrics_become_tables():
     rows = [' '*24 + f'{"AP":>16}{"AUC":>16}', f'{"trees, all":24}{"0.843 ± 0.026":>16}{"0.935 ± 0.011":>16}']
     html = ''.join(text for kind, text in docs_site.split_tables('\n'.join(rows)) if kind == 'html')
     assert '<td>trees, all</td><td class="number">0.843 ± 0.026</td><td class="number">0.935 ± 0.011</td>' in html
+
+
+def test_a_first_column_may_have_a_name():
+    head = f'{"AP":24}{"DELTACHI2":>16}{"trees, all columns":>24}'
+    row = f'{"S/N 0 to 0.5 (7/24)":24}{"0.937 ± 0.054":>16}{"1.000 ± 0.000":>24}'
+    (_, before), (kind, html), _ = docs_site.split_tables(f'{head}\n{row}')
+    assert (before, kind) == ('', 'html') and '<td>S/N 0 to 0.5 (7/24)</td><td class="number">0.937 ± 0.054</td>' in html
 
 
 def test_plain_text_stays_plain():

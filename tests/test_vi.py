@@ -274,7 +274,7 @@ def test_fetch_vi(server, tmp_path, capsys):
 
 
 def test_fetch_vi_from_nowhere(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr('skyseek.detect.visual_inspection.time.sleep', lambda s: None)
+    monkeypatch.setattr('time.sleep', lambda s: None)
     assert main(['fetch-vi', '-o', str(tmp_path), '--root', 'http://127.0.0.1:9']) == 1
     assert 'check the root' in capsys.readouterr().err and files_in(tmp_path) == []
 

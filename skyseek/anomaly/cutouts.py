@@ -22,6 +22,7 @@ from astropy.table import Table
 from astropy.visualization import make_lupton_rgb
 
 from .. import __version__
+from ..data.extras import need
 from ..data.hdus import ReadError, open_fits, printable
 from ..data.messages import plural
 from ..data.safe_writing import write_atomic
@@ -274,11 +275,7 @@ def _because(table, bad):
 # %% ../../nbs/anomaly/08_cutouts.ipynb #f5112a76
 def import_h5py() -> ModuleType: # h5py
     "h5py, or an error that says how to get it."
-    try:
-        import h5py
-    except ImportError as e:
-        raise ImportError("HDF5 needs h5py; pip install 'skyseek[images]'") from e
-    return h5py
+    return need('h5py', 'HDF5')
 
 def write_hdf5(
     path: Path | str, # destination, .h5

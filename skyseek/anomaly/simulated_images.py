@@ -6,11 +6,10 @@
 __all__ = ['PIXEL', 'ZEROPOINT', 'BANDS', 'NOISE', 'SEEING', 'ODDITIES', 'ARTEFACTS', 'simulate_cutout', 'simulate_cutouts']
 
 # %% ../../nbs/anomaly/09_simulated_images.ipynb #42b07c6b
-from functools import lru_cache
-
 import numpy as np
 
 from .cutouts import Cutouts, cutout_table, lupton_rgb
+from ..data.extras import need
 from ..simulate.templates import template_rng
 
 # %% ../../nbs/anomaly/09_simulated_images.ipynb #40b8e2ab
@@ -21,14 +20,9 @@ SEEING = {'I': .58, 'R': .68, 'G': .72}  # arcsec, full width at half maximum
 ODDITIES = ('MERGER', 'TAIL', 'HII')  # rare galaxies: two that merge, a tidal tail, a blue compact HII region
 ARTEFACTS = ('TRAIL', 'STAR', 'MISSING')  # trail of a satellite, saturated star, missing band
 
-@lru_cache
 def _galsim():
     "GalSim, or an error that says how to get it."
-    try:
-        import galsim
-    except ImportError as e:
-        raise ImportError("simulated images need GalSim; pip install 'skyseek[images]'") from e
-    return galsim
+    return need('galsim', 'a simulated image')
 
 # %% ../../nbs/anomaly/09_simulated_images.ipynb #648d189b
 def _magnitudes(i_mag, red): # colours from blue (red = 0) to red (1), AB

@@ -22,6 +22,7 @@ from torch import nn
 from .cutouts import Cutouts, import_h5py, read_hdf5, write_hdf5
 from .wgan import Critic, GanSettings, Generator, ImageEncoder, LAMBDA, WithSettings, as_tensor
 from .wgan import combined_score, down_block, score_parts, train_encoder, train_wgan, up_block
+from ..data.extras import need
 from ..data.files import progress_bar
 from ..data.hdus import ReadError
 from ..data.table_headers import describe_columns, provenance
@@ -223,11 +224,7 @@ def map_2d(
     seed: int = 0, # of the layout
 ) -> np.ndarray: # (N, 2)
     "UMAP (McInnes et al. 2018); `ValueError` if there are too few objects."
-    try:
-        from umap import UMAP
-    except ImportError as e:
-        raise ImportError("maps need umap-learn; pip install 'skyseek[maps]'") from e
-    x = np.asarray(x, np.float32)
+    umap, x = need('umap', 'a map'), np.asarray(x, np.float32)
     if len(x) <= max(neighbours, 3):
         raise ValueError(f"{len(x)} objects; a map with {neighbours} neighbours needs more than that, "
                          "give more objects or fewer neighbours")
@@ -235,7 +232,7 @@ def map_2d(
         raise ValueError(f"{bad} of {len(x)} objects have numbers that are not finite; leave them out")
     threads = torch.get_num_threads()  # numba changes them through OpenMP; too many make torch much slower
     try:
-        return UMAP(n_neighbors=neighbours, min_dist=min_dist, random_state=seed, n_jobs=1).fit_transform(x)
+        return umap.UMAP(n_neighbors=neighbours, min_dist=min_dist, random_state=seed, n_jobs=1).fit_transform(x)
     finally:
         torch.set_num_threads(threads)
 

@@ -22,6 +22,7 @@ from fastcore.basics import patch
 
 from .constants import N_HEALPIX
 from .download import MOST, Meter, TooLarge, check_size, links_below
+from .extras import need
 from .files import find_fsspec, read_ids, text
 from .hdus import ReadError, printable
 from .retry import PATIENCE, Interrupted, Unreachable, again
@@ -197,10 +198,7 @@ def open_archive(
 def _options(scheme, endpoint, timeout):
     "Options of fsspec's filesystem: anonymous, with timeouts, without caches of whole blocks."
     if scheme in ('http', 'https'):
-        try:
-            import aiohttp
-        except ImportError as e:
-            raise ImportError("https:// addresses need aiohttp; pip install 'skyseek[survey]'") from e
+        aiohttp = need('aiohttp', 'an https:// address')
         patience = aiohttp.ClientTimeout(total=2*timeout, sock_connect=timeout, sock_read=timeout)
         return dict(client_kwargs=dict(timeout=patience))
     if scheme != 's3':

@@ -26,7 +26,7 @@ from .archive import CONNECTIONS, UNREADABLE, Archive, Version, check_pixel, rea
 from .desi import healpix_path
 from .download import MOST, TooLarge, check_size, kind_of, read_sums
 from .hdus import ReadError
-from .retry import Interrupted, Unreachable, again
+from .retry import Interrupted, Unreachable, again, retrying
 
 # %% ../../nbs/data/21_byte_ranges.ipynb #cdad9cac
 NEEDED = re.compile(r'(FIBERMAP|SCORES|(B|R|Z|BRZ)_(WAVELENGTH|FLUX|IVAR|MASK))$')  # HDUs of a coadd that are read
@@ -222,13 +222,8 @@ def fetch_needed(
         _check_heads(pieces, ranges, parts, path)
         _check_sums(data := b''.join(parts), path)
         return data
-    for k in range(3):
-        try:
-            data = again(once, path, archive.patience, tries=2)
-            break
-        except (BrokenFile, Changed):
-            if k == 2:
-                raise
+    replaced = retrying(lambda e: isinstance(e, (BrokenFile, Changed)), tries=3)
+    data = replaced(again, once, path, archive.patience, tries=2)
     dst.parent.mkdir(parents=True, exist_ok=True)
     dst.write_bytes(data)
     return dst
@@ -305,25 +300,21 @@ def fetch_pair(
     "Coadd and redrock file of one pixel as local files; `ReadError` if one is missing or damaged."
     check_pixel(survey, program, hpx)
     counter = Counter()
-    sums = _sums(archive, survey, program, hpx, counter if archive.remote else None)
     if not archive.remote:
+        sums = _sums(archive, survey, program, hpx)
         paths = [_on_disk(archive, survey, program, hpx, kind) for kind in ('coadd', 'redrock')]
         for path in paths:
             _check_local(path, sums.get(path.name, ''))
         return *paths, counter
-    for k in range(2):
-        try:
-            return *_fetch_both(archive, survey, program, hpx, scratch, counter, sums), counter
-        except Changed:
-            if k:
-                raise
-        sums = _sums(archive, survey, program, hpx, counter)
+    replaced = retrying(lambda e: isinstance(e, Changed), tries=2)
+    return *replaced(_fetch_both, archive, survey, program, hpx, scratch, counter), counter
 
 # %% ../../nbs/data/21_byte_ranges.ipynb #ff3f62dd
-def _fetch_both(archive, survey, program, hpx, scratch, counter, sums):
+def _fetch_both(archive, survey, program, hpx, scratch, counter):
     "Fetch the two files of a pixel; `Changed` if the first was replaced before the second was there."
     coadd, redrock = (healpix_path('', survey, program, hpx, kind).as_posix() for kind in ('coadd', 'redrock'))
     local = [Path(scratch, p.rsplit('/', 1)[1]) for p in (coadd, redrock)]
+    sums = _sums(archive, survey, program, hpx, counter)
     try:
         version = fetch_whole(archive, redrock, local[1], sums.get(local[1].name, ''), counter)
     except ReadError as e:

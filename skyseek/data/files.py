@@ -23,6 +23,7 @@ from astropy.table import Column, MaskedColumn, Table
 from tqdm import tqdm
 
 import skyseek
+from .extras import need
 from .hdus import ReadError, check_memory, is_wild, open_fits, printable, what_file
 from .safe_writing import check_new, keep_apart, write_atomic
 from .spectra import FLUX_UNIT, Spectra
@@ -355,8 +356,4 @@ def progress_bar(
 # %% ../../nbs/data/05_files.ipynb #1c31bed2
 def find_fsspec() -> ModuleType: # fsspec
     "The module fsspec; an `ImportError` with the command that installs it."
-    try:
-        import fsspec
-    except ImportError as e:
-        raise ImportError("addresses need fsspec; pip install 'skyseek[survey]'") from e
-    return fsspec
+    return need('fsspec', 'an address')

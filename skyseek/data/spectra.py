@@ -17,6 +17,8 @@ from astropy.table import Table, vstack
 from fastcore.basics import patch
 from scipy import sparse
 
+from .extras import need
+
 # %% ../../nbs/data/01_spectra.ipynb #879fa6b6
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectra:
@@ -246,10 +248,7 @@ def bin_average(
 # %% ../../nbs/data/01_spectra.ipynb #5b30b69d
 def _spectrum_class():
     "specutils' spectrum class: `Spectrum` since version 2, `Spectrum1D` before."
-    try:
-        import specutils
-    except ImportError as e:
-        raise ImportError("specutils is not installed; pip install 'skyseek[specutils]'") from e
+    specutils = need('specutils', 'a spectrum of specutils')
     return getattr(specutils, 'Spectrum', None) or specutils.Spectrum1D
 
 # %% ../../nbs/data/01_spectra.ipynb #79d3a4fd

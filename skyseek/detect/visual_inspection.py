@@ -11,10 +11,8 @@ import hashlib
 import logging
 import os
 import re
-import time
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
 
 import numpy as np
 from astropy.table import Table
@@ -23,6 +21,7 @@ from ..data.download import MOST, TIMEOUT, check_size, is_plain, iter_chunks, ki
 from ..data.download import path_below, read_sums
 from ..data.files import progress_bar, read_ids
 from ..data.hdus import ReadError
+from ..data.retry import retrying
 from ..data.safe_writing import write_atomic
 
 # %% ../../nbs/detect/11_visual_inspection.ipynb #0dc2d036
@@ -50,17 +49,16 @@ def _url(root, name):
 
 def _open_url(url, patience=PATIENCE, tries=3):
     "Open a URL; tries again after trouble that may pass, raises `ReadError` in words after trouble that will not."
-    for k in range(tries):
-        try:
-            return open_url(url, TIMEOUT)
-        except HTTPError as e:
-            why, lasting = f'{e.code} {e.reason}', e.code < 500 and e.code != 429
-        except (URLError, HTTPException, OSError) as e:
-            why, lasting = str(getattr(e, 'reason', e)) or type(e).__name__, False
-        if lasting or k == tries - 1:
-            break
-        time.sleep(patience*3**k)
-    raise ReadError(f"{url}: {why}; check the root of the release, and try in a browser")
+    try:
+        return retrying(_may_pass, tries, patience)(open_url, url, TIMEOUT)
+    except (HTTPException, OSError) as e:
+        why = f"{getattr(e, 'code', '')} {getattr(e, 'reason', e)}".strip() or type(e).__name__
+        raise ReadError(f"{url}: {why}; check the root of the release, and try in a browser") from e
+
+def _may_pass(e):
+    "Whether a failure to open a URL may be gone in a minute."
+    code = getattr(e, 'code', 500)
+    return isinstance(e, (HTTPException, OSError)) and (code >= 500 or code == 429)
 
 # %% ../../nbs/detect/11_visual_inspection.ipynb #7c4c1755
 def _chunks(source, most=MOST['coadd'], what=''):
@@ -189,15 +187,14 @@ def fetch_file(
         return path
     if not _is_url(root):
         return _link(Path(root, name), path, sha256)
-    for k in range(tries):
-        try:
-            with write_atomic(path) as tmp:
-                _copy(url, tmp, sha256, patience)
-            return path
-        except HTTPException as e:
-            if k == tries - 1:
-                raise ReadError(f"{url}: {e}, {tries} times; try again later, whole files are kept") from e
-        time.sleep(patience*3**k)
+    def once():
+        with write_atomic(path) as tmp:
+            _copy(url, tmp, sha256, patience)
+        return path
+    try:
+        return retrying(lambda e: isinstance(e, HTTPException), tries, patience)(once)
+    except HTTPException as e:
+        raise ReadError(f"{url}: {e}, {tries} times; try again later, whole files are kept") from e
 
 # %% ../../nbs/detect/11_visual_inspection.ipynb #9c451cf8
 def _link(source, path, sha256=''):

@@ -142,7 +142,8 @@ def add_command(
     "Add the subcommand train-stars for a function `train_stars_command`; its first sentence is the summary."
     description, name = inspect.getdoc(function), function.__name__.removesuffix('_command').replace('_', '-')
     summary = description.split('\n')[0].split(';')[0].split('. ')[0].rstrip('.')
-    parser = sub.add_parser(name, help=summary, description=description, formatter_class=_Defaults)
+    about = description.split('\n\nParameters\n')[0]  # in IPython a docstring also lists the parameters
+    parser = sub.add_parser(name, help=summary, description=about, formatter_class=_Defaults)
     comments, kinds = docments(function), get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
     added = [x for p in parameters for x in _add(parser, p, kinds[p.name], comments.get(p.name))]

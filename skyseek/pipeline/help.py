@@ -12,11 +12,15 @@ import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 from types import ModuleType
+from typing import Annotated, get_origin
 
 from fastcore.docments import docments
 
 # %% ../../nbs/pipeline/18_help.ipynb #623152af
 _HEAD = 'Parameters\n----------'
+_WHOLE = {  # a name that this package uses too keeps its module
+    'numpy.random._generator.Generator': 'np.random.Generator', 'np.random.Generator': 'np.random.Generator',
+    'torch._C.Generator': 'torch.Generator', 'torch.Generator': 'torch.Generator'}
 
 def type_text(
     anno: object, # annotation
@@ -24,9 +28,11 @@ def type_text(
     "A type as one reads it in the source: `np.ndarray`, `Path | str`, `list[Path]`."
     if anno is inspect.Parameter.empty:
         return ''
+    anno = anno.__origin__ if get_origin(anno) is Annotated else anno
     text = anno if isinstance(anno, str) else inspect.formatannotation(anno)
-    text = re.sub(r'\b[A-Za-z_]\w*\.(?=\w)', '', text.strip('\'"'))
-    return re.sub(r'\bndarray\b', 'np.ndarray', re.sub(r'\bTensor\b', 'torch.Tensor', text))
+    text = re.sub(r'\b[A-Za-z_][\w.]*\.(\w+)', lambda m: _WHOLE.get(m[0], m[1]), text.strip('\'"'))
+    text = re.sub(r'(?<!\.)\bTensor\b', 'torch.Tensor', text)
+    return re.sub(r'(?<!\.)\bndarray\b', 'np.ndarray', text)
 
 def _lines(name, part):
     "One parameter in numpy's form."

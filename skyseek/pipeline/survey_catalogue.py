@@ -8,6 +8,7 @@ __all__ = ['log', 'REPEAT_COLUMNS', 'REPEAT_TRUTH', 'EXTRA', 'primary_rows', 'tr
 
 # %% ../../nbs/pipeline/05_survey_catalogue.ipynb #92f78380
 import logging
+from contextlib import closing
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -346,15 +347,13 @@ def export_fits(
     types = {name: _fits_type(name)[0] for name in names}
     dtype = np.dtype([(n, *t) if isinstance(t, tuple) else (n, t) for n, t in types.items()])
     header = _table_header(names, dtype, int(keep.sum()), shared_header([part_facts(t.schema) for t in few]))
-    with write_atomic(dst) as tmp, open(tmp, 'wb') as f:
-        f.write(fits.PrimaryHDU().header.tostring().encode())
-        f.write(header.tostring().encode())
-        start = written = 0
+    with write_atomic(dst) as tmp, closing(fits.StreamingHDU(tmp, header)) as out:
+        start = 0
         for path, n in zip(parts, map(len, few)):
             part, rows = as_table(read_part(path, n=n)), slice(start, start := start + n)
             part['PRIMARY'], part['ANOMALY_RANK'] = first[rows], rank[rows]
-            written += f.write(_rows(part[keep[rows]], names, dtype).tobytes())
-        f.write(b'\0'*(-written % 2880))
+            if keep[rows].any():
+                out.write(_rows(part[keep[rows]], names, dtype).view('u1'))
         if _state(list_parts(dest)) != before:
             raise ValueError(f"{dest}: parts came, went or changed while they were exported; export again when "
                              f"`skyseek survey` has ended")

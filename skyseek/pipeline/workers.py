@@ -20,6 +20,7 @@ from queue import SimpleQueue
 import torch
 from fastcore.basics import patch
 
+from ..data.extras import need
 from ..data.files import failure_text
 
 # %% ../../nbs/pipeline/06_workers.ipynb #15c43e91
@@ -52,10 +53,7 @@ def cluster_executor(
 
     Raises `ImportError` if Dask is missing, `ValueError` if no scheduler responds or Slurm does not know an option.
     """
-    try:
-        from distributed import Client
-    except ImportError as e:
-        raise ImportError("clusters need Dask; pip install 'skyseek[survey]'") from e
+    Client = need('distributed', 'a cluster').Client
     logging.getLogger('distributed').setLevel(logging.CRITICAL)  # the caller reports errors
     try:
         if cluster == 'slurm':
@@ -72,10 +70,7 @@ def cluster_executor(
 # %% ../../nbs/pipeline/06_workers.ipynb #fd34fa78
 def _slurm(workers, options):
     "Jobs on Slurm; raises `ValueError` for options that it does not have."
-    try:
-        from dask_jobqueue import SLURMCluster
-    except ImportError as e:
-        raise ImportError("Slurm needs dask-jobqueue; pip install 'skyseek[survey]'") from e
+    SLURMCluster = need('dask_jobqueue', 'Slurm').SLURMCluster
     options = {k: int(v) if str(v).isdigit() else v for k, v in options.items()}
     try:
         slurm = SLURMCluster(**(dict(cores=1, processes=1, memory='4GB') | options))

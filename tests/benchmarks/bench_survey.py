@@ -186,7 +186,7 @@ def makespan(durations, workers, rate):
 def cost(rate, fetched, kept, part, seconds, jobs_a_second):
     """DR1 from the rates: a table with its arithmetic."""
     n, f = DR1['spectra'], DR1['files']
-    print(f'\nDR1: {n} spectra in {f} files, from the figures above')
+    print(f'\nDR1: {n} spectra in {f} files: arithmetic from the figures above, not measured')
     print(f'  fetched        {n} x {fetched/1e3:.0f} kB = {n*fetched/1e12:.2f} TB (of 12.7 TB); at 100 MB/s {n*fetched/1e8/3600:.0f} h')
     print(f'  processor      {n} / {rate:.1f} per core and second = {n/rate/3600:.0f} core-hours; redrock 16,000')
     print(f'  catalogue      {n} x {part:.0f} B = {n*part/1e9:.1f} GB; compact spectra, if they are kept, {n} x {kept/1e3:.1f} kB = {n*kept/1e9:.0f} GB')
