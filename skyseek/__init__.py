@@ -15,7 +15,7 @@ _PLACES = {
     'data.plots': ('plot_spectrum',),
     'simulate.mock_survey': ('simulate_spectra', 'simulate_survey'),
     'redshift.scan': ('scan_redshift',),
-    'redshift.second_opinion': ('second_look',),
+    'redshift.second_look': ('second_look',),
     'detect.guarantee': ('keep_sample',),
     'explain.causes': ('name_causes',),
     'explain.inspect': ('Evidence', 'plot_evidence'),

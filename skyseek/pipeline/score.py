@@ -27,7 +27,7 @@ from ..data.spectra import Spectra, resample, same_grid
 from ..data.truth import DESI_TOLERANCE
 from ..detect.classifier import WrongClassifier, pick_columns, predict
 from ..detect.familiarity import Familiarity, UNFAMILIAR, familiarity_inputs
-from ..explain.causes import name_causes
+from ..explain.causes import name_causes, name_repairs
 from ..learn.autoencoder import Autoencoder, encode
 from ..learn.features import EVIDENCE, build_features
 from ..learn.training import ArrayStream, fingerprint, load_model, read_config, shipped
@@ -247,20 +247,7 @@ def opinion_columns(
         out['FLAG_ALT'] = flagged & (np.asarray(out['P_ALT']) >= acceptance) & differs
     return out
 
-def _name_causes(spectra, fit, opinion, rows):
-    "Causes of some rows, by the tests of `explain.causes`."
-    causes = name_causes(spectra[rows], with_solutions(fit[rows], spectra[rows], opinion[rows]))
-    causes['CAUSE_TEXT'] = [ascii_text(t) for t in causes['CAUSE_TEXT']]
-    return {name: causes[name] for name in _NO_CAUSE}
-
-def _name_repairs(spectra, fit, opinion, rows):
-    "The cause of repaired spectra is the repair."
-    some = opinion[rows]
-    ratio = np.asarray(some['REPAIR_GAIN'], float)/25
-    return dict(CAUSE=['ARM']*len(rows), CAUSE_SCORE=ratio**2/(1 + ratio**2), CAUSE_WAVE=some['REPAIR_WAVE'],
-                CAUSE_TEXT=[ascii_text(f'{what}: the best chi2 is lower by {gain:.0f}')
-                            for what, gain in zip(some['REPAIR'], some['REPAIR_GAIN'])])
-
+# %% ../../nbs/pipeline/01_score.ipynb #7ab60dee
 _NO_CAUSE = {'CAUSE': ('', 'U16'), 'CAUSE_SCORE': (np.nan, 'f4'), 'CAUSE_WAVE': (np.full(3, np.nan), 'f8'),
              'CAUSE_TEXT': ('', 'U240')}
 
@@ -276,10 +263,13 @@ def cause_columns(
     if not len(rows):
         return out  # there may be no pipeline
     repaired = text(opinion['REPAIR'])[rows] != '' if 'REPAIR' in opinion.colnames else np.zeros(len(rows), bool)
-    for some, name_them in ((rows[~repaired], _name_causes), (rows[repaired], _name_repairs)):
-        if len(some):
-            for name, values in name_them(spectra, fit, opinion, some).items():
-                out[name][some] = values
+    found = [(rows[repaired], name_repairs(opinion[rows[repaired]]))] if repaired.any() else []
+    if len(some := rows[~repaired]):
+        found.append((some, name_causes(spectra[some], with_solutions(fit[some], spectra[some], opinion[some]))))
+    for some, causes in found:
+        causes['CAUSE_TEXT'] = [ascii_text(t) for t in causes['CAUSE_TEXT']]
+        for name in out.colnames:
+            out[name][some] = causes[name]
     return out
 
 # %% ../../nbs/pipeline/01_score.ipynb #8b476ea4

@@ -192,7 +192,7 @@ def find_faults(
     return out + _at_overlaps(sums, inside)
 
 # %% ../../nbs/redshift/10_repairs.ipynb #63ba2f6e
-PRICE = {'step': 40., 'arm': 30., 'dip': 40., 'overlap': 30.}  # Δχ² that a repair must win: −2 ln of its prior odds
+PRICE = {'step': 40., 'arm': 30., 'dip': 40., 'overlap': 30.}  # Δχ² to be won: −2 ln of the prior odds
 PER_PIXEL = .3  # Δχ² that each pixel costs that is left out, beside the 1 of its noise
 LEAST_PART = .5  # of the misfit that a repair must take away
 BLUE = 1560.  # Å at rest: at shorter wavelengths quasars are absorbed by gas, and a dip is no fault
@@ -214,6 +214,7 @@ def noise_variance(
     middle = [np.median(p[k]) if k.any() else 0 for p, k in zip(pull, ok)]
     return np.maximum(1.4826*np.array(middle), 1)**2
 
+# %% ../../nbs/redshift/10_repairs.ipynb #6780bde7
 @dataclass(frozen=True, eq=False)
 class Repaired:
     "Repaired spectra and their scan."

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from astropy.table import Table
 
-from ..data.constants import LINE_WINDOWS, RIGHT, ZWARN_BITS, same_redshift
+from ..data.constants import LINE_WINDOWS, RIGHT, SAME, ZWARN_BITS, same_redshift
 from ..data.files import text
 from ..data.spectra import Spectra
 from ..learn.features import EVIDENCE
@@ -50,7 +50,8 @@ def evidence_columns(
     column = lambda name: x[rows, at, CANDIDATE_FEATURES.index(name)]
     best = np.where(cand.known, p, -1).argmax(1)
     same_type = cand.kind == cand.kind[rows, at][:, None]
-    out = dict(EV_P_Z=_logit((p*near_solution(cand, z)).sum(1)), EV_P_Z_FINE=_logit((p*near_solution(cand, z, RIGHT)).sum(1)),
+    near = lambda limit: (p*near_solution(cand, z, limit)).sum(1)
+    out = dict(EV_P_Z=_logit(near(SAME)), EV_P_Z_FINE=_logit(near(RIGHT)),
                EV_P_TYPE=_logit((p*same_type).sum(1)), EV_P_NONE=_logit(1 - p.sum(1)), EV_P_BEST=_logit(p[rows, best]),
                EV_DZ=_log_dz(cand.z[rows, best], z), EV_OFFSET=_log_dz(cand.z[rows, at], z),
                EV_SMOOTH=_logit((p*np.isnan(cand.z)).sum(1)),
