@@ -285,6 +285,7 @@ def _refine(faults, changed, found):
         out.append(r)
     return out
 
+# %% ../../nbs/redshift/10_repairs.ipynb #0355ee9e
 def repair_spectra(
     spectra: Spectra, # (N, L)
     fit: RedshiftFit, # the scan of these spectra
