@@ -273,9 +273,9 @@ def test_tolerances_of_the_options_are_those_of_the_constants():
     from skyseek.data.constants import RIGHT, SAME
     from skyseek.pipeline import cli_train, cli_wrong
 
-    given = [signature(f).parameters['tolerance'].default for f in (cli_wrong.evaluate, cli_wrong.keep, cli_train.train_classifier, cli_train.train)]
+    given = [signature(f).parameters['tolerance'].default for f in (cli_wrong.evaluate_command, cli_wrong.keep_command, cli_train.train_classifier_command, cli_train.train_command)]
     assert given == [RIGHT]*4
-    assert signature(cli_train.benchmark).parameters['tolerance'].default == [str(RIGHT), str(SAME), 'DESI']
+    assert signature(cli_train.benchmark_command).parameters['tolerance'].default == [str(RIGHT), str(SAME), 'DESI']
 
 
 def test_spectra_are_drawn_without_another_import(survey):

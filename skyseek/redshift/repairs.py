@@ -11,6 +11,7 @@ __all__ = ['OVERLAPS', 'LEAST_STEP', 'LEAST_DIP', 'RATIOS', 'WIDTHS', 'PRICE', '
 from dataclasses import dataclass, replace
 
 import numpy as np
+from astropy.table import Table
 from scipy.ndimage import median_filter
 
 from ..data.constants import JUNCTIONS
@@ -245,47 +246,69 @@ class Repaired:
         return dict(REPAIR=text, REPAIR_WAVE=wave, REPAIR_GAIN=gain)
 
 # %% ../../nbs/redshift/10_repairs.ipynb #0ae52c13
-def _try_faults(state, junctions):
-    "All single repairs of spectra {row: (spectrum, cost, repairs so far, gain, noise)}: rows, repairs, copies."
-    rows, faults, copies = [], [], []
+def _all_faults(state, junctions):
+    "All single repairs of spectra {row: (spectrum, cost, repairs so far, gain, noise)}: list of (row, `Repair`)."
+    out = []
     for i, (s, _, made, _, _) in state.items():
         for fault in find_faults(s.wave, np.asarray(s.flux[0], float), np.asarray(s.ivar[0], float), junctions):
             if not any(not r.factor and r.low <= fault.at <= r.high for r in made):
-                rows.append(i)
-                faults.append(fault)
-                copies.append(s)
-    return rows, faults, copies
-
-def _best_repairs(state, rows, faults, changed, found):
-    "The repairs that pay for themselves: {row: (spectrum, cost, repairs, gain, noise)}."
-    cost, n, out = _lowest(found), changed.good.sum(1), {}
-    for k, (i, fault) in enumerate(zip(rows, faults)):
-        s, before, made, gained, noise = state[i]
-        pixels = s.good.sum()
-        gain = before - cost[k] - (pixels - n[k])*(1 + PER_PIXEL)
-        if not fault.factor and found.table['SPECTYPE'][k] == 'QSO' and fault.at < BLUE*(1 + found.table['Z'][k]):
-            continue
-        least = max(PRICE[fault.kind], LEAST_PART*(before - noise*pixels))
-        if gain > least and (i not in out or gained + gain > out[i][3]):
-            out[i] = changed[[k]], cost[k], [*made, fault], gained + gain, noise
+                out.append((i, fault))
     return out
 
+def _try(state, tries, scan):
+    "Repaired copies, their scan, and what each repair wins (K,)."
+    changed = apply_repairs(concatenate([state[i][0] for i, _ in tries]), [fault for _, fault in tries])
+    found = scan(changed)
+    cost, pixels = _lowest(found), changed.good.sum(1)
+    before = np.array([state[i][1] for i, _ in tries])
+    left_out = np.array([state[i][0].good.sum() for i, _ in tries]) - pixels
+    return changed, found, before - cost - left_out*(1 + PER_PIXEL)
+
+def _is_absorption(fault, row):
+    "Whether a dip lies where gas absorbs the light of a quasar."
+    return not fault.factor and row['SPECTYPE'] == 'QSO' and fault.at < BLUE*(1 + row['Z'])
+
+def _keep_best(state, tries, tried, out):
+    "Put the repairs that pay for themselves into `out`: {row: (spectrum, cost, repairs, gain, noise)}."
+    changed, found, gain = tried
+    for k, (i, fault) in enumerate(tries):
+        s, before, made, gained, noise = state[i]
+        least = max(PRICE[fault.kind], LEAST_PART*(before - noise*s.good.sum()))
+        best = i not in out or gained + gain[k] > out[i][3]
+        if gain[k] > least and best and not _is_absorption(fault, found.table[k]):
+            out[i] = changed[[k]], _lowest(found[[k]])[0], [*made, fault], gained + gain[k], noise
+
 # %% ../../nbs/redshift/10_repairs.ipynb #86ba640f
-def _refine(faults, changed, found):
-    "The same repairs with factors that put the changed range onto the model of the scan."
-    out, models = [], found.models()
-    for k, r in enumerate(faults):
-        if r.factor:
-            part = (changed.wave > r.low) & (changed.wave < r.high)
-            w, f, m = np.asarray(changed.ivar[k], float), changed.flux[k], models[k]
-            ratio = lambda p: (w*f*m)[p].sum()/max((w*m*m)[p].sum(), 1e-30)
-            inside, outside = ratio(part), ratio(~part)
-            if inside > 0 and outside > 0:
-                r = replace(r, factor=float(np.clip(r.factor*outside/inside, *RATIOS)))
-        out.append(r)
+def _refine(tries, tried):
+    "Steps that won something, with factors that put the changed range onto the model of the scan."
+    changed, found, gain = tried
+    out, rows = [], [k for k, (_, fault) in enumerate(tries) if fault.factor and gain[k] > 0]
+    models = found[rows].models() if rows else []
+    for k, m in zip(rows, models):
+        (i, r), w, f = tries[k], np.asarray(changed.ivar[k], float), changed.flux[k]
+        part = (changed.wave > r.low) & (changed.wave < r.high)
+        inside, outside = ((w*f*m)[p].sum()/max((w*m*m)[p].sum(), 1e-30) for p in (part, ~part))
+        if inside > 0 and outside > 0:
+            out.append((i, replace(r, factor=float(np.clip(r.factor*outside/inside, *RATIOS)))))
     return out
 
 # %% ../../nbs/redshift/10_repairs.ipynb #0355ee9e
+def _repair_block(spectra, cost, rows, junctions, most, scan):
+    "{row: (spectrum, cost, repairs, gain, noise)} of the spectra that a repair explains better."
+    state, done = {}, {}
+    for i, noise in zip(rows, noise_variance(spectra[rows])):
+        state[int(i)] = spectra[[i]], cost[i], [], 0., noise
+    for _ in range(most):
+        better, tries = {}, _all_faults(state, junctions)
+        for _ in range(2):  # the second time with factors from the models of the first
+            if tries:
+                tried = _try(state, tries, scan)
+                _keep_best(state, tries, tried, better)
+                tries = _refine(tries, tried)
+        state = better
+        done |= better
+    return done
+
 def repair_spectra(
     spectra: Spectra, # (N, L)
     fit: RedshiftFit, # the scan of these spectra
@@ -294,28 +317,17 @@ def repair_spectra(
     junctions: tuple = JUNCTIONS, # Å, where arms meet
     most: int = 2, # repairs of one spectrum
     block: int = 64, # spectra to work on at a time
-) -> Repaired:
+) -> Repaired: # with TARGETID alone in the table of the spectra
     "Spectra that a repair explains better, repaired; the others are not among them."
-    cost, done = _lowest(fit), {}
-    rows = np.asarray(rows, int)[spectra.good[rows].any(1)]
+    rows, done = np.asarray(rows, int)[spectra.good[rows].any(1)], {}
+    ids = spectra.meta['TARGETID'] if 'TARGETID' in spectra.meta.colnames else np.arange(len(spectra))
+    lean, quick = spectra.replace(meta=Table(dict(TARGETID=np.asarray(ids)))), replace(fit.settings, nminima=1)
     for some in np.split(rows, range(block, len(rows), block)):
-        noise = noise_variance(spectra[some])
-        state = {int(i): (spectra[[i]], cost[i], [], 0., v) for i, v in zip(some, noise)}
-        for _ in range(most):
-            tried, faults, copies = _try_faults(state, junctions)
-            if not tried:
-                break
-            best = []
-            for _ in range(2):  # the second time with factors from the models of the first
-                changed = apply_repairs(concatenate(copies), faults)
-                found = scan_redshift(changed, fit.bases, device, fit.settings)
-                best.append(_best_repairs(state, tried, faults, changed, found))
-                faults = _refine(faults, changed, found)
-            state = {i: max((b[i] for b in best if i in b), key=lambda found: found[3]) for i in {*best[0], *best[1]}}
-            done |= state
+        scan = lambda s: scan_redshift(s, fit.bases, device, quick)
+        done |= _repair_block(lean, _lowest(fit), some, junctions, most, scan)
     found = [done[i] for i in sorted(done)]
     if not found:
-        return Repaired(np.zeros(0, int), spectra[:0], fit[:0], [], np.zeros(0))
+        return Repaired(np.zeros(0, int), lean[:0], fit[:0], [], np.zeros(0))
     mended = concatenate([f[0] for f in found])
     return Repaired(np.array(sorted(done)), mended, scan_redshift(mended, fit.bases, device, fit.settings),
                     [f[2] for f in found], np.array([f[3] for f in found]))
