@@ -276,9 +276,10 @@ def _plot_groups(ax, table, colours):
         x = np.array([groups.index(g) for g in t['group']]) + .8*(i + .5)/len(names) - .4
         error = np.abs([t['AP'] - t['AP_low'], t['AP_high'] - t['AP']])
         ax.bar(x, t['AP'], .8/len(names), yerr=error, error_kw=dict(lw=.8), color=colours[name])
-    n = {r['group']: f"{r['group'].replace('S/N ', 'S/N' + chr(10))}\n{r['wrong']}/{r['n']}" for r in table}
-    ax.set(xticks=range(len(groups)), ylabel='average precision', ylim=(0, 1.05))
-    ax.set_xticklabels([n[g] for g in groups], fontsize=8)
+    short = lambda group: group.replace('S/N ', 'S/N\n').replace(' to ', '–')
+    n = {r['group']: f"{short(r['group'])}\n{r['wrong']}/{r['n']}" for r in table}
+    ax.set(xlabel='group, wrong/all targets', ylabel='average precision', ylim=(0, 1.05))
+    ax.set_xticks(range(len(groups)), [n[g] for g in groups], fontsize=8)
 
 # %% ../../nbs/pipeline/10_benchmark.ipynb #5353a7db
 def plot_label(
