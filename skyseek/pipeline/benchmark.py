@@ -234,9 +234,7 @@ def format_corrections(
     return '\n'.join(lines)
 
 # %% ../../nbs/pipeline/10_benchmark.ipynb #9eb68ea2
-def format_benchmark(
-    result: Benchmark,
-) -> str:
+def format_benchmark(result: Benchmark) -> str:
     "The whole benchmark as text."
     parts = [result.about]
     for (label, tolerance), table in result.tables.items():
@@ -270,7 +268,6 @@ def _plot_kept(ax, wrong, scores, zwarn):
            ylabel='contamination', ylim=(0, 1.1*max(zwarn[1], wrong.mean())))
     ax.axvline(.99, color='.6', lw=.6)
     ax.axhline(.01, color='.6', lw=.6)
-    ax.legend(fontsize=7, frameon=False)
 
 def _plot_groups(ax, table, colours):
     "AP of a few detectors, group by group; `colours` by detector."
@@ -279,12 +276,11 @@ def _plot_groups(ax, table, colours):
         t = table[table['detector'] == name]
         x = np.array([groups.index(g) for g in t['group']]) + .8*(i + .5)/len(names) - .4
         error = np.abs([t['AP'] - t['AP_low'], t['AP_high'] - t['AP']])
-        style = dict(error_kw=dict(lw=.8), label=name, color=colours[name])
-        ax.bar(x, t['AP'], .8/len(names), yerr=error, **style)
-    n = {r['group']: f"{r['group'].replace('S/N ', 'S/N' + chr(10))}\n{r['wrong']}/{r['n']}" for r in table}
-    ax.set(xticks=range(len(groups)), ylabel='average precision', ylim=(0, 1.25))
-    ax.set_xticklabels([n[g] for g in groups], fontsize=7)
-    ax.legend(fontsize=7, frameon=False, ncol=2)
+        ax.bar(x, t['AP'], .8/len(names), yerr=error, error_kw=dict(lw=.8), color=colours[name])
+    short = lambda group: group.replace('S/N ', 'S/N\n').replace(' to ', '–')
+    n = {r['group']: f"{short(r['group'])}\n{r['wrong']}/{r['n']}" for r in table}
+    ax.set(xlabel='group, wrong/all targets', ylabel='average precision', ylim=(0, 1.05))
+    ax.set_xticks(range(len(groups)), [n[g] for g in groups], fontsize=8)
 
 # %% ../../nbs/pipeline/10_benchmark.ipynb #5353a7db
 def plot_label(
@@ -294,7 +290,7 @@ def plot_label(
     "Four panels on one label at the main tolerance."
     k, test, tolerance = LABELS.index(label), result.sample.test, f'{result.settings.tolerance:g}'
     wrong, scores = result.wrong[test, k] > 0, {n: result.scores[n][test, k] for n in _shown(result)}
-    fig, ax = plt.subplots(2, 2, figsize=(11, 8), layout='constrained')
+    fig, ax = plt.subplots(2, 2, figsize=(10, 8), layout='constrained')
     curves = {}
     for n, s in scores.items():
         hits, false = (x[1:] for x in count_flagged(wrong, s))
@@ -311,27 +307,31 @@ def plot_label(
         _plot_groups(ax[1, 1], result.groups[label], colours)
     else:
         ax[1, 1].set_axis_off()
+    names = {n: h for a in (*ax[0], ax[1, 0]) for h, n in zip(*a.get_legend_handles_labels())}
+    for a in ax[0]:
+        a.get_legend().remove()
+    fig.legend(names.values(), names, loc='outside lower center', ncol=4, fontsize=9, frameon=False)
     head = f'{label}, tolerance {tolerance}' if k == 0 else label
     fig.suptitle(f'{head}: {len(wrong)} targets, {wrong.sum()} wrong')
     return fig
 
 # %% ../../nbs/pipeline/10_benchmark.ipynb #63c90c91
-def plot_corrections(
-    result: Benchmark,
-) -> plt.Figure:
+def plot_corrections(result: Benchmark) -> plt.Figure:
     "Fractions put right and broken by the second opinion, by class and S/N."
-    fig, ax = plt.subplots(1, 2, figsize=(11, 3), layout='constrained')
-    table, names = result.corrections, list(dict.fromkeys(result.corrections['group']))
-    for i, tolerance in enumerate(dict.fromkeys(table['tolerance'])):
+    fig, ax = plt.subplots(1, 2, figsize=(10, 3.6), layout='constrained')
+    table, tolerances = result.corrections, list(dict.fromkeys(result.corrections['tolerance']))
+    main = table[table['tolerance'] == tolerances[0]]
+    for i, tolerance in enumerate(tolerances):
         t = table[table['tolerance'] == tolerance]
         for a, name in zip(ax, ('corrected', 'broken')):
             y, low, high = (100*t[f'{name}{e}'] for e in ('', '_low', '_high'))
-            x, error = np.arange(len(t)) + .15*(i - 1), np.maximum([y - low, high - y], 0)
+            x, error = np.arange(len(t)) + .15*(i - len(tolerances)//2), np.maximum([y - low, high - y], 0)
             a.errorbar(x, y, error, fmt='o', ms=4, lw=1, label=f'tolerance {tolerance}')
-    for a, title in zip(ax, ('put right, % of the wrong redshifts', 'broken, % of the right redshifts')):
-        a.set(title=title, xticks=range(len(names)), xlim=(-.6, len(names) - .4), ylim=(0, None))
-        a.set_xticklabels(names, rotation=40, ha='right', fontsize=7)
-    ax[0].legend(fontsize=7, frameon=False)
+    for a, title, of in zip(ax, ('put right', 'broken'), ('wrong', 'right')):
+        a.set(title=title, ylabel=f'% of the {of} redshifts', ylim=(-.04*a.get_ylim()[1], None))
+        names = [f'{g} ({n})' for g, n in main.iterrows('group', of)]
+        a.set_xticks(range(len(main)), names, rotation=40, ha='right', fontsize=8)
+    ax[0].legend(fontsize=8, frameon=False)
     return fig
 
 # %% ../../nbs/pipeline/10_benchmark.ipynb #f888ea8d

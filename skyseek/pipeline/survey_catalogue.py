@@ -180,6 +180,8 @@ def describe(
     return '\n'.join(lines)
 
 # %% ../../nbs/pipeline/05_survey_catalogue.ipynb #4e6a95ce
+_MIDDLE = 120  # right ascension in the middle of the map; near its edge, at 300°, DESI has hardly a pixel
+
 def _fractions_on_sky(summary, column):
     "RA and Dec (deg) and the fraction of N for each healpix pixel, over all surveys and programmes."
     total, n, where = {}, {}, {}
@@ -195,12 +197,14 @@ def plot_sky(
     label: str = 'fraction of redshifts flagged', # of the colour bar
 ) -> plt.Figure: # to be shown or saved
     "The sky in the Mollweide projection, with a fraction by healpix pixel as colour."
-    fig, ax = plt.subplots(figsize=(8, 4), subplot_kw=dict(projection='mollweide'), layout='constrained')
+    fig, ax = plt.subplots(figsize=(8, 4.2), subplot_kw=dict(projection='mollweide'), layout='constrained')
     ra, dec, colour = _fractions_on_sky(summary, column)
-    x, y = -np.radians((ra + 180) % 360 - 180), np.radians(dec)
+    x, y = -np.radians((ra - _MIDDLE + 180) % 360 - 180), np.radians(dec)
     points = ax.scatter(x, y, c=colour, s=7, marker='D', linewidths=0)  # a pixel of nside 64 is 0.9 deg wide
     ax.grid(alpha=.4)
-    ax.set_xticklabels([f'{(-x) % 360:.0f}°' for x in range(-150, 180, 30)], fontsize=7)
+    ax.set_xticklabels([f'{(_MIDDLE - x) % 360:.0f}°' for x in range(-150, 180, 30)], fontsize=8)
+    for name in ax.get_xticklabels():
+        name.set_bbox(dict(boxstyle='round,pad=.1', color='w', alpha=.7))
     ax.set(xlabel='right ascension', ylabel='declination')
     plt.colorbar(points, ax=ax, label=label, shrink=.7)
     return fig
