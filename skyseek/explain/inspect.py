@@ -21,16 +21,17 @@ from scipy.ndimage import uniform_filter1d
 from ..data.constants import ABSORPTION, C_KMS, EMISSION, JUNCTIONS, STRONG_SKY
 from ..data.desi import extract
 from ..data.hdus import printable
-from ..data.plots import check_picture, format_z, mpl_text, plot_spectrum
+from ..data.plots import check_picture, mpl_text, plot_spectrum, z_words
 from ..data.safe_writing import keep_apart, write_atomic
 from ..data.read import read_any
 from ..data.spectra import Spectra
-from .causes import name_causes
+from .causes import name_causes, name_repairs
 from .solution_fits import same_answer, telling_wavelengths
 from ..redshift.bases import Basis
 from ..redshift.local_fit import fit_pixels, native_fits
+from ..redshift.rare_bases import SMOOTH
 from ..redshift.scan import RedshiftFit, scan_redshift
-from ..redshift.second_look import with_solutions
+from ..redshift.second_look import repair_suspicious, with_solutions
 from ..redshift.second_opinion import SOLUTION
 
 # %% ../../nbs/explain/06_inspect.ipynb #c76389af
@@ -83,10 +84,12 @@ class Evidence:
         if (second := _second_opinion(self.scores)) is not None:
             self.fit = with_solutions(self.fit, self.spectrum, second)
         best, fits = self.fit.table[0], native_fits(self.fit.bases, self.wave, self.fit.settings)
-        solutions = {OURS: (float(best['Z']), str(best['SPECTYPE']))} | ({THEIRS: self.theirs} if self.theirs else {})
+        z = np.nan if str(best['SUBTYPE']) == SMOOTH else float(best['Z'])
+        solutions = {OURS: (z, str(best['SPECTYPE']))} | ({THEIRS: self.theirs} if self.theirs else {})
         for colour, (z, spectype) in solutions.items():
             reach = 0 if colour == OURS else 100.
-            self.chi2[colour], model = fit_pixels(fits, self.flux, self.ivar, z, spectype, reach)
+            some = fits if np.isfinite(z) else [f for f in fits if f.basis.subtype == SMOOTH]
+            self.chi2[colour], model = fit_pixels(some, self.flux, self.ivar, np.nan_to_num(z), spectype, reach)
             self.answers[colour] = (z, spectype, model)
 
 # %% ../../nbs/explain/06_inspect.ipynb #23b4250c
@@ -108,7 +111,7 @@ def _pipeline_solution(meta):
 def _second_opinion(scores):
     "A Table of the catalogue's second opinion, None where there is none."
     names = SOLUTION[:3]  # without its probability
-    if scores is None or not set(names) <= set(scores.colnames) or not np.isfinite(scores['Z_ALT']):
+    if scores is None or not set(names) <= set(scores.colnames) or not _word(scores, 'SPECTYPE_ALT'):
         return None
     return Table({name: [scores[name]] for name in names})
 
@@ -130,7 +133,7 @@ def _models(self, ax, width):
     "Both models, smoothed as the data are; what is beyond the templates is left out."
     for colour, (z, spectype, model) in reversed(self.answers.items()):
         style = dict(lw=1) if colour == OURS else dict(lw=2.2, alpha=.55)  # ours stays visible where both are the same
-        label = f"{'ours' if colour == OURS else 'pipeline'}: {mpl_text(spectype)} z = {format_z(z)}"
+        label = f"{'ours' if colour == OURS else 'pipeline'}: {mpl_text(spectype)} {z_words(z)}"
         smoothed = np.where(model != 0, uniform_filter1d(model, width), np.nan)
         ax.plot(self.wave, smoothed, color=colour, **style, label=label)
 
@@ -280,8 +283,9 @@ def _word(row, name):
 
 def _answer_line(who, row):
     "One redshift solution with its errors and warnings."
-    zerr = f" ± {_known(row, 'ZERR', '.5f')}"
-    answer = f"{who:10s}{_word(row, 'SPECTYPE'):7s}{_word(row, 'SUBTYPE'):4s} z = {format_z(row['Z'], 5)}{zerr}"
+    smooth = _word(row, 'SUBTYPE') == SMOOTH
+    redshift = z_words(np.nan) if smooth else f"{z_words(row['Z'], 5)} ± {_known(row, 'ZERR', '.5f')}"
+    answer = f"{who:10s}{_word(row, 'SPECTYPE'):7s}{_word(row, 'SUBTYPE'):4s} {redshift}"
     return f"{answer}   ZWARN {_known(row, 'ZWARN', 'd')}   DELTACHI2 {_known(row, 'DELTACHI2', '.1f')}"
 
 # %% ../../nbs/explain/06_inspect.ipynb #42779569
@@ -290,9 +294,9 @@ def _score_words(scores):
     if scores is None or not np.isfinite(scores['P_Z_WRONG']):
         return ''
     words = f"     P(redshift wrong) {scores['P_Z_WRONG']:.2f}   P(type wrong) {scores['P_S_WRONG']:.2f}"
-    if 'P_ALT' not in scores.colnames or not np.isfinite(scores['Z_ALT']):
+    if 'P_ALT' not in scores.colnames or not _word(scores, 'SPECTYPE_ALT'):
         return words
-    guess = f"{_word(scores, 'SPECTYPE_ALT')} z = {format_z(scores['Z_ALT'])}"
+    guess = f"{_word(scores, 'SPECTYPE_ALT')} {z_words(scores['Z_ALT'])}"
     return f"{words}     best guess {guess}, P = {scores['P_ALT']:.2f}"
 
 @patch
@@ -364,10 +368,14 @@ def inspect_target(
 
     `score` may be `score_spectra` with weights; it needs spectra on their grid (`match_grid`)."""
     spectrum = pick_target(path, targetid, redrock)
-    fit = scan_redshift(spectrum, bases, keep_chi2=True)
-    evidence = Evidence(spectrum=spectrum, fit=fit, scores=score(spectrum)[0] if score else None)
-    if evidence.theirs and _is_suspicious(evidence.scores):
-        evidence.cause = name_causes(spectrum, evidence.fit)[0]
+    fit, scores = scan_redshift(spectrum, bases, keep_chi2=True), score(spectrum)[0] if score else None
+    mended, _, repaired = repair_suspicious(spectrum, fit)
+    if len(repaired.rows):
+        fit = scan_redshift(mended, bases, keep_chi2=True)
+    evidence = Evidence(spectrum=mended, fit=fit, scores=scores)
+    if evidence.theirs and _is_suspicious(scores):
+        made = Table(repaired.columns(1))
+        evidence.cause = (name_repairs(made) if len(repaired.rows) else name_causes(spectrum, evidence.fit))[0]
     return evidence
 
 def _is_suspicious(scores):

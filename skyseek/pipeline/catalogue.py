@@ -55,7 +55,8 @@ _WRONG = {
     'RECON_CHI2': (None, 'autoencoder reconstruction chi2 per good pixel; grows with S/N'),
     'SNR': (None, 'median signal-to-noise per 0.8 Angstrom pixel')}
 _OPINION = {
-    'Z_ALT': (None, 'most probable redshift, second opinion'), 'ZERR_ALT': (None, 'its statistical error'),
+    'Z_ALT': (None, 'most probable redshift, second opinion; nan beside a SPECTYPE_ALT: no features to tell it'),
+    'ZERR_ALT': (None, 'its statistical error'),
     'SPECTYPE_ALT': (None, 'most probable type'),
     'P_ALT': (None, 'probability that Z_ALT (to 1000 km/s) and SPECTYPE_ALT are right'),
     'Z_ALT2': (None, 'redshift of the runner-up'), 'ZERR_ALT2': (None, 'its statistical error'),
