@@ -4,7 +4,7 @@
 
 Each kind is made `--n` times from public templates (Kinney & Calzetti galaxies) with noise that is not the simulator's, at random redshift, brightness and size of the fault, with a wrong solution of the pipeline; faults also with the
 right one. Printed are the fractions that are right (type and redshift, or "quasar, redshift unknown" for what has no features), undecided (wrong, but no proposal), wrong replacements (FLAG_ALT on a wrong solution), and flagged though the
-pipeline is right. Real spectra: their labels took part in the training of the weights, so these rates are a check of consistency, not a test; rates out of fold stand in the card of the judge. Ten minutes on one core for 50 of each kind.
+pipeline is right. The templates of galaxies are also in a part of the training, with the simulator's noise. Real spectra: their labels took part in the training of the weights, so these rates are a check of consistency, not a test. Ten minutes on one core for 50 of each kind.
 """
 
 import argparse
