@@ -24,6 +24,7 @@ from .solution_fits import advantage, cost_of, same_answer, telling_wavelengths
 from ..redshift.chi2 import legendre
 from ..redshift.local_fit import NativeFit, fit_pixels, least_squares, native_fits, of_type
 from ..redshift.rare_bases import without_rare
+from ..redshift.repairs import noise_variance
 from ..redshift.scan import RedshiftFit, scan_redshift
 
 # %% ../../nbs/explain/03_clues.ipynb #cc3969fe
@@ -297,12 +298,6 @@ def clue_broad_absorption(
     return best
 
 # %% ../../nbs/explain/03_clues.ipynb #33fea90e
-def _noise_variance(case):
-    "True variance of the noise in units of 1/ivar, from the differences of neighbouring pixels."
-    ok = (case.ivar[1:] > 0) & (case.ivar[:-1] > 0)
-    pull = np.diff(case.flux)[ok]/np.sqrt(1/case.ivar[1:][ok] + 1/case.ivar[:-1][ok])
-    return (1.4826*np.median(np.abs(pull)))**2 if len(pull) else 1.
-
 def _log_axis(wave):
     "log λ from -1 to 1."
     return np.log(wave/wave[0])/np.log(wave[-1]/wave[0])*2 - 1
@@ -320,6 +315,7 @@ def _second_object(case, rows):
     ours, best, nulls = case.fits[case.which], (0., 0., None, ()), {}
     first, prior = ours.at(float(case.ours['Z'])), ours.prior(f, w)
     alone = least_squares(first, w, f, prior)[1]
+    noise = noise_variance(Spectra(case.wave, case.flux[None], case.ivar[None]), 0.)[0]
     for row in rows:
         for fit in of_type(case.fits, row['SPECTYPE'], row['Z']):
             if fit.basis.subtype != row['SUBTYPE']:
@@ -332,7 +328,7 @@ def _second_object(case, rows):
             chi2, model = least_squares(np.hstack([first, second]), w, f, np.r_[prior, fit.prior(f, w)])
             if (gain := null - chi2) <= best[0]:
                 continue
-            excess = max(null - (w > 0).sum()*_noise_variance(case), gain)
+            excess = max(null - (w > 0).sum()*noise, gain)
             where = telling_wavelengths(case.wave, w*((f - smooth_model)**2 - (f - model)**2))
             best = gain, gain/excess, row, where
     return best

@@ -206,22 +206,23 @@ def _lowest(fit):
 
 def noise_variance(
     spectra: Spectra, # (N, L)
-) -> np.ndarray: # (N,)
-    "Variance of the noise in units of 1/ivar, at least 1, from the differences of neighbouring pixels: (N,)."
+    least: float = 1., # no result is below it
+) -> np.ndarray: # (N,), units of 1/ivar; 1 where no two neighbouring pixels have data
+    "Variance of the noise from the differences of neighbouring pixels."
     w = np.asarray(spectra.ivar, float)
     ok = (w[:, 1:] > 0) & (w[:, :-1] > 0)
     safe = np.where(w > 0, w, 1)
     pull = np.abs(np.diff(spectra.flux, axis=1))/np.sqrt(1/safe[:, 1:] + 1/safe[:, :-1])
-    middle = [np.median(p[k]) if k.any() else 0 for p, k in zip(pull, ok)]
-    return np.maximum(1.4826*np.array(middle), 1)**2
+    sigma = [1.4826*np.median(p[k]) if k.any() else 1. for p, k in zip(pull, ok)]
+    return np.maximum(np.square(sigma), least)
 
 # %% ../../nbs/redshift/10_repairs.ipynb #6780bde7
 @dataclass(frozen=True, eq=False)
 class Repaired:
     "Repaired spectra and their scan."
     rows: np.ndarray  # (M,) numbers of the spectra that were repaired
-    spectra: Spectra | None  # (M, L) repaired; None where none was
-    fit: RedshiftFit | None  # of the repaired spectra
+    spectra: Spectra  # (M, L) repaired
+    fit: RedshiftFit  # of the repaired spectra
     repairs: list  # M lists of `Repair`
     gain: np.ndarray  # (M,) Δχ² of all repairs, the cost of what was left out subtracted
 
@@ -256,13 +257,13 @@ def _all_faults(state, junctions):
     return out
 
 def _try(state, tries, scan):
-    "Repaired copies, their scan, and what each repair wins (K,)."
+    "Repaired copies, their scan, their lowest cost (K,), and what each repair wins (K,)."
     changed = apply_repairs(concatenate([state[i][0] for i, _ in tries]), [fault for _, fault in tries])
     found = scan(changed)
     cost, pixels = _lowest(found), changed.good.sum(1)
     before = np.array([state[i][1] for i, _ in tries])
     left_out = np.array([state[i][0].good.sum() for i, _ in tries]) - pixels
-    return changed, found, before - cost - left_out*(1 + PER_PIXEL)
+    return changed, found, cost, before - cost - left_out*(1 + PER_PIXEL)
 
 def _is_absorption(fault, row):
     "Whether a dip lies where gas absorbs the light of a quasar."
@@ -270,18 +271,18 @@ def _is_absorption(fault, row):
 
 def _keep_best(state, tries, tried, out):
     "Put the repairs that pay for themselves into `out`: {row: (spectrum, cost, repairs, gain, noise)}."
-    changed, found, gain = tried
+    changed, found, cost, gain = tried
     for k, (i, fault) in enumerate(tries):
         s, before, made, gained, noise = state[i]
         least = max(PRICE[fault.kind], LEAST_PART*(before - noise*s.good.sum()))
         best = i not in out or gained + gain[k] > out[i][3]
         if gain[k] > least and best and not _is_absorption(fault, found.table[k]):
-            out[i] = changed[[k]], _lowest(found[[k]])[0], [*made, fault], gained + gain[k], noise
+            out[i] = changed[[k]], cost[k], [*made, fault], gained + gain[k], noise
 
 # %% ../../nbs/redshift/10_repairs.ipynb #86ba640f
 def _refine(tries, tried):
     "Steps that won something, with factors that put the changed range onto the model of the scan."
-    changed, found, gain = tried
+    changed, found, _, gain = tried
     out, rows = [], [k for k, (_, fault) in enumerate(tries) if fault.factor and gain[k] > 0]
     models = found[rows].models() if rows else []
     for k, m in zip(rows, models):
@@ -319,12 +320,12 @@ def repair_spectra(
     block: int = 64, # spectra to work on at a time
 ) -> Repaired: # with TARGETID alone in the table of the spectra
     "Spectra that a repair explains better, repaired; the others are not among them."
-    rows, done = np.asarray(rows, int)[spectra.good[rows].any(1)], {}
+    rows, done, cost = np.asarray(rows, int)[spectra.good[rows].any(1)], {}, _lowest(fit)
     ids = spectra.meta['TARGETID'] if 'TARGETID' in spectra.meta.colnames else np.arange(len(spectra))
     lean, quick = spectra.replace(meta=Table(dict(TARGETID=np.asarray(ids)))), replace(fit.settings, nminima=1)
+    scan = lambda s: scan_redshift(s, fit.bases, device, quick)
     for some in np.split(rows, range(block, len(rows), block)):
-        scan = lambda s: scan_redshift(s, fit.bases, device, quick)
-        done |= _repair_block(lean, _lowest(fit), some, junctions, most, scan)
+        done |= _repair_block(lean, cost, some, junctions, most, scan)
     found = [done[i] for i in sorted(done)]
     if not found:
         return Repaired(np.zeros(0, int), lean[:0], fit[:0], [], np.zeros(0))
