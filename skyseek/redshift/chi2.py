@@ -33,7 +33,7 @@ def rebin_sum(
     i = np.clip(np.searchsorted(old, new, side='right') - 1, 0, len(old) - 2)
     part = torch.as_tensor(np.clip((new - old[i])/np.diff(old)[i], 0, 1), dtype=values.dtype, device=values.device)
     i = torch.as_tensor(i, device=values.device)
-    at_edges = torch.lerp(total[..., i], total[..., i + 1], part)
+    at_edges = torch.lerp(total.index_select(-1, i), total.index_select(-1, i + 1), part)
     return at_edges[..., 1:] - at_edges[..., :-1]
 
 # %% ../../nbs/redshift/02_chi2.ipynb #7e81f8f8
@@ -55,9 +55,12 @@ def log_sums(
     "Weighted sums of spectra on the log-λ grid."
     edges = np.log10(pixel_edges(spectra.wave))
     first, stop = int(np.floor(edges[0]/pixel)), int(np.ceil(edges[-1]/pixel))
-    w, f = (torch.tensor(a, dtype=torch.float64, device=device) for a in (spectra.ivar, spectra.flux))
-    values = torch.stack([w, w*f, w*f*f, (w > 0).double()])
-    return LogSums(first, pixel, rebin_sum(values, edges, np.arange(first, stop + 1)*pixel).to(dtype))
+    new, out = np.arange(first, stop + 1)*pixel, torch.empty(4, len(spectra), stop - first, dtype=dtype, device=device)
+    few = 8 if torch.device(device).type == 'cpu' else 1024  # what the cache of a core holds
+    for rows in (slice(k, k + few) for k in range(0, len(spectra), few)):
+        w, f = (torch.tensor(a[rows], dtype=torch.float64, device=device) for a in (spectra.ivar, spectra.flux))
+        out[:, rows] = rebin_sum(torch.stack([w, w*f, w*f*f, (w > 0).double()]), edges, new)
+    return LogSums(first, pixel, out)
 
 # %% ../../nbs/redshift/02_chi2.ipynb #4cc7ce92
 @lru_cache(maxsize=24)

@@ -209,12 +209,14 @@ def noise_variance(
     least: float = 1., # no result is below it
 ) -> np.ndarray: # (N,), units of 1/ivar; 1 where no two neighbouring pixels have data
     "Variance of the noise from the differences of neighbouring pixels."
-    w = np.asarray(spectra.ivar, float)
-    ok = (w[:, 1:] > 0) & (w[:, :-1] > 0)
-    safe = np.where(w > 0, w, 1)
-    pull = np.abs(np.diff(spectra.flux, axis=1))/np.sqrt(1/safe[:, 1:] + 1/safe[:, :-1])
-    sigma = [1.4826*np.median(p[k]) if k.any() else 1. for p, k in zip(pull, ok)]
-    return np.maximum(np.square(sigma), least)
+    sigma = np.ones(len(spectra))
+    for i, (flux, ivar) in enumerate(zip(spectra.flux, spectra.ivar)):
+        good = ivar > 0
+        variance = 1/np.where(good, ivar, 1).astype(float)
+        both = good[1:] & good[:-1]
+        if both.any():
+            sigma[i] = 1.4826*np.median((np.abs(np.diff(flux))/np.sqrt(variance[1:] + variance[:-1]))[both])
+    return np.maximum(sigma**2, least)
 
 # %% ../../nbs/redshift/10_repairs.ipynb #6780bde7
 @dataclass(frozen=True, eq=False)
