@@ -23,6 +23,7 @@ import sklearn
 import torch
 from astropy.table import Table, vstack
 from learn_bases import rate
+from survey_spectra import lean, survey_spectra
 
 from skyseek import __version__
 from skyseek.detect.augment import answer, augment, inject_errors, redrock_like, simulate_labelled
@@ -42,14 +43,12 @@ from skyseek.redshift.scan import ANSWER, scan_redshift
 from skyseek.simulate.galaxies import calzetti
 from skyseek.simulate.templates import read_library
 from skyseek.data.constants import JUNCTIONS
-from skyseek.data.read import read_singles
-from skyseek.data.spectra import concatenate, resample
+from skyseek.data.spectra import concatenate
 from skyseek.learn.training import TrainSettings, fingerprint, load_model, save_model
 from skyseek.detect.familiarity import familiarity_inputs, fit_familiarity
 from skyseek.detect.guarantee import errors_left
 from skyseek.data.truth import choose_threshold, fold_of, half_of
 
-KEEP = ['TARGETID', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2', 'COEFF', 'TRUE_Z', 'TRUE_SPECTYPE', 'TRUE_SUBTYPE', 'FLAGS']
 WRONG = ('Z_WRONG', 'S_WRONG')
 
 CARD = """# {title}
@@ -81,52 +80,7 @@ CLASSIFIER_BODY = """- **Columns.** {columns}
 """
 
 
-def lean(spectra):
-    meta = Table({c: spectra.meta[c] if c in spectra.meta.colnames else np.full(len(spectra), '') for c in KEEP})
-    return spectra.replace(meta=meta)
-
-
 def step(start, words): print(f'{(time.time() - start)/60:5.1f} min  {words}', flush=True)
-
-
-def survey_spectra(data, wave):
-    """Real spectra of SDSS, BOSS and LAMOST with the best redshift that is known, one object on one side of every split."""
-    out = []
-    for folder, name in (('sdss', 'sdss/catalogue.csv'), ('real2', 'real2/catalogue.csv')):
-        table = Table.read(data/name)
-        text_of = lambda c: np.array([str(x) for x in np.ma.filled(table[c].astype(str), '')])
-        if folder == 'sdss':
-            tag, z, kind = text_of('tag'), text_of('z_best'), text_of('CLASS')
-            sky = tag == 'SKY_FIBRE'
-            keep = ~np.char.startswith(tag, 'TRUNC') & (sky | ~np.isin(z, ('', 'nan', '--', 'N/A'))) & (sky | (text_of('ZWARNING') == '0'))
-            repeat = np.flatnonzero(tag == 'RM017_repeat_epoch')
-            keep[repeat[6:]] = False
-            kind = np.where(sky, 'SKY', kind)
-            paths = [next((data/folder).rglob(str(f))) for f in table['file']]
-        else:
-            survey, z, kind, zw = text_of('survey'), text_of('z'), text_of('class'), text_of('zwarning')
-            keep, paths = (survey != 'DESI') & (np.isin(zw, ('0', '', 'N/A', '--')) | (text_of('z_source') == 'human')), [data/folder/f for f in table['file']]
-            keep &= np.isin(kind, ('GALAXY', 'QSO', 'STAR'))
-        rows = np.flatnonzero(keep)
-        parts, order = [], []
-        for part in (rows[[str(paths[i]).find('lamost') < 0 for i in rows]], rows[[str(paths[i]).find('lamost') >= 0 for i in rows]]):
-            if len(part):
-                spectra, lost = read_singles([paths[i] for i in part])
-                order += [i for i in part if str(paths[i]) not in lost]
-                spectra = resample(spectra, wave, share_ivar=True)
-                for c in KEEP:
-                    if c not in spectra.meta.colnames:
-                        spectra.meta[c] = np.zeros((len(spectra), 10)) if c == 'COEFF' else np.zeros(len(spectra))
-                ra, dec = (np.nan_to_num(np.asarray(spectra.meta[c], float)) for c in ('TARGET_RA', 'TARGET_DEC'))
-                spectra.meta['TARGETID'] = np.round(ra*200).astype(np.int64)*100000 + np.round((dec + 90)*200).astype(np.int64) + (1 << 59)
-                parts.append(lean(spectra))
-        rows, spectra = np.array(order), concatenate(parts)
-        meta = spectra.meta
-        meta['TRUE_Z'] = np.array([float(x) if k != 'SKY' else 0. for x, k in zip(z[rows], kind[rows])])
-        meta['TRUE_SPECTYPE'], meta['TRUE_SUBTYPE'], meta['FLAGS'] = kind[rows], np.full(len(rows), ''), np.full(len(rows), folder.upper())
-        seen = spectra.good.any(1)
-        out.append(spectra[seen])
-    return concatenate(out)
 
 
 def library_spectra(a, templates):
@@ -202,20 +156,34 @@ def training_spectra(real, a):
     return concatenate(parts), [len(p) for p in parts]
 
 
-def cross_fit(spectra, real, a):
-    """Evidence and opinion for all, from bases and judges of the other half; scans and candidates by half."""
+def teachers_of(spectra, sizes, surveys):
+    """Which spectra bases are learned from: the benchmark's, and the real quasars of other surveys; no copies."""
+    place, teachers = np.arange(len(spectra)), np.arange(len(spectra)) < sizes[0]
+    if surveys:
+        first = sum(sizes[:-2 - surveys])
+        teachers |= (place >= first) & (place < first + sizes[-2 - surveys]) & (text(spectra.meta['TRUE_SPECTYPE']) == 'QSO')
+    return teachers
+
+
+def scan_halves(spectra, teachers, a):
+    """Repaired spectra, scans, candidates and repairs of each half, from bases learned on the `teachers` of the other."""
     half, halves = half_of(spectra.meta['TARGETID']), []
     for mine in (half, ~half):
         rows = np.flatnonzero(mine)
         part = spectra[rows]
-        found = scan_redshift(part, learn_bases(spectra[np.flatnonzero(~mine & real)], RECIPES), a.device)
+        found = scan_redshift(part, learn_bases(spectra[np.flatnonzero(~mine & teachers)], RECIPES), a.device)
         mended, found, repaired = repair_suspicious(part, found, a.device)
         halves.append((rows, mended, found, candidates(mended, found, a.device), repaired.log_gain(len(part))))
+    return halves
+
+
+def cross_fit(halves, a):
+    """Evidence and opinion for all, from judges of the other half."""
     judges = [train_one_judge(part, cand, a.seed + i, a) for i, (_, part, _, cand, _) in enumerate(halves)]
     order = np.argsort(np.concatenate([h[0] for h in halves]))
     opinion = vstack([second_opinion(part, found, j, a.device, cand) for (_, part, found, cand, _), j in zip(halves, judges[::-1])])[order]
     evidence = vstack([evidence_columns(part, cand, j, gain=gain) for (_, part, _, cand, gain), j in zip(halves, judges[::-1])])[order]
-    return halves, opinion, evidence
+    return opinion, evidence
 
 
 def train_one_judge(spectra, cand, seed, a, **options):
@@ -225,10 +193,10 @@ def train_one_judge(spectra, cand, seed, a, **options):
     return judge
 
 
-def learn_judge(spectra, real, a, start):
+def learn_judge(spectra, real, halves, a, start):
     """The judge, and the cross-fitted opinion on all spectra; their evidence goes into their meta. The first spectra are `real`."""
     n, use = len(real), is_labelled(real)
-    halves, opinion, evidence = cross_fit(spectra, np.arange(len(spectra)) < n, a)
+    opinion, evidence = cross_fit(halves, a)
     answers = opinion[:n][use], real.meta['Z'][use], real.meta['TRUE_Z'][use]
     acceptance = max(choose_acceptance(*answers, broken=.002), .6)
     step(start, 'cross-fitted; accepted proposals put right and break {:.3f} and {:.4f} of {} and {}'.format(*correction_rates(*answers, acceptance)))
@@ -322,7 +290,9 @@ def main():
     spectra, sizes = training_spectra(real, a)
     n = len(real)
     step(start, f'{len(spectra)} spectra, {n} of them with answers of redrock')
-    judge, opinion = learn_judge(spectra, real, a, start)
+    halves = scan_halves(spectra, teachers_of(spectra, sizes, a.surveys), a)
+    step(start, 'scanned')
+    judge, opinion = learn_judge(spectra, real, halves, a, start)
     facts = dict(version=__version__, seed=a.seed, n=n, copies=a.copies, simulated=a.simulated//500*500, rare=a.rare//500*500, library=a.library//500*500, faulty=a.faulty,
                  real=sizes[-2 - a.surveys] if a.surveys else 0, surveys=a.surveys, injected=a.injected,
                  versions=f'torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}, scikit-learn {sklearn.__version__}, astropy {astropy.__version__}')
