@@ -237,14 +237,16 @@ def wrong_columns(
 def opinion_columns(
     spectra: Spectra, # with the pipeline's columns, as far as there are any
     opinion: Table, # of `second_opinion`
-    flagged: np.ndarray, # (N,) bool: redshift or type is flagged
+    wrong: Table, # of `wrong_columns`
     acceptance: float, # P_ALT from which a proposal may replace the pipeline's solution
-) -> Table: # the public columns of the second opinion, and FLAG_ALT if there is a pipeline
-    "The second opinion, and a proposal only where something is flagged."
+) -> Table: # the public columns of the second opinion, FLAG_ALT and FLAG_OFFSET
+    "The second opinion; a proposal, or an offset, only where something is flagged."
     out = opinion[[name for name in opinion.colnames if name != 'P_S_PIPE' and not name.startswith('REPAIR')]]
+    z_wrong, s_wrong = (np.asarray(wrong[name]) for name in ('FLAG_Z_WRONG', 'FLAG_S_WRONG'))
     if 'Z' in spectra.meta.colnames:
         differs = differs_from(out, spectra.meta['Z'], _types(spectra))
-        out['FLAG_ALT'] = flagged & (np.asarray(out['P_ALT']) >= acceptance) & differs
+        out['FLAG_ALT'] = (z_wrong | s_wrong) & (np.asarray(out['P_ALT']) >= acceptance) & differs
+    out['FLAG_OFFSET'] = z_wrong & ~s_wrong & (np.nan_to_num(np.asarray(out['P_Z_PIPE'], float)) >= .5)
     return out
 
 # %% ../../nbs/pipeline/01_score.ipynb #7ab60dee
@@ -319,7 +321,7 @@ def score_spectra(
     stages = [pipeline_columns(spectra), wrong_columns(probability, weights.thresholds)]
     if seen.opinion is not None:
         flagged = np.asarray(stages[1]['FLAG_Z_WRONG'] | stages[1]['FLAG_S_WRONG'])
-        stages.append(opinion_columns(spectra, seen.opinion, flagged, weights.judge.config['acceptance']))
+        stages.append(opinion_columns(spectra, seen.opinion, stages[1], weights.judge.config['acceptance']))
         stages.append(cause_columns(spectra, seen.fit, seen.opinion, flagged))
     if weights.familiarity is not None:
         stages.append(familiarity_columns(spectra, seen.code, weights.familiarity))
