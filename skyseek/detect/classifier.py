@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PHYSICAL', 'ALPHA', 'HEAD_WEIGHT', 'GAMMA', 'FOLDS', 'CLASSIFIER_TRAINING', 'MetadataEncoder', 'focal_loss',
            'WrongClassifier', 'pick_columns', 'calibrate', 'predict', 'train_classifier', 'out_of_fold', 'train_folds',
-           'label_features', 'encode_file', 'train_classifier_file', 'EndToEnd']
+           'label_features', 'encode_file', 'train_classifier_file']
 
 # %% ../../nbs/detect/03_classifier.ipynb #6cf83c1f
 from pathlib import Path
@@ -20,8 +20,9 @@ from torch import nn
 from ..data.constants import RIGHT
 from ..data.files import read_ids
 from ..data.truth import choose_threshold, label_wrong, match_truth, split_of
+from .boosted_trees import BoostedTrees
 from .calibration import fit_platt
-from ..learn.autoencoder import Autoencoder, Encoder, encode
+from ..learn.autoencoder import Autoencoder, encode
 from ..learn.features import COEFFS, EVIDENCE, METADATA, TYPES
 from ..learn.shards import FeatureStream, read_features
 from ..learn.training import ArrayStream, TrainSettings, fingerprint, fit, save_model
@@ -103,16 +104,18 @@ class WrongClassifier(nn.Module):
         scaling: str = 'physical', # of the columns: 'physical' or 'signlog' (published)
         loss: str = 'entropy', # 'entropy' (binary cross entropy) or 'focal' (published)
         labels: int | None = None, # number of labels it was trained on, see `record_labels`; None is not known
+        trees: int = 0, # boosted trees of each fold and head, whose log odds are averaged with the networks'
     ):
         super().__init__()
         if members < 1 or loss not in ('entropy', 'focal'):
             raise ValueError(f"members={members}, loss={loss!r}: give at least one network, and 'entropy' or 'focal'")
         self.config = dict(
             columns=list(columns), latent=latent, hidden=hidden, dropout=dropout,
-            members=members, scaling=scaling, loss=loss, labels=labels)
+            members=members, scaling=scaling, loss=loss, labels=labels, trees=trees)
         self.columns = list(columns)
         shape = latent, self.columns, hidden, dropout, scaling
         self.members = nn.ModuleList(_Member(*shape) for _ in range(members))
+        self.trees = BoostedTrees(latent + len(self.columns), FOLDS, 2, trees) if trees else None
         for name, value in (('latent_mean', 0.), ('latent_std', 1.), ('slope', 1.), ('offset', 0.)):
             self.register_buffer(name, torch.full((latent if 'latent' in name else 2,), value))
         if labels is not None:
@@ -137,7 +140,18 @@ def forward(
 ) -> torch.Tensor: # (B, 2)
     "Calibrated probabilities that redshift and type are wrong."
     mean = torch.logit(self.logits(latent, metadata).sigmoid().mean(dim=0), eps=1e-6)
+    if self.trees is not None:
+        mean = (mean + torch.logit(self.tree_logits(latent, metadata).sigmoid().mean(dim=0), eps=1e-6))/2
     return torch.sigmoid(self.slope*mean + self.offset)
+
+@patch
+def tree_logits(
+    self: WrongClassifier, # with trees
+    latent: torch.Tensor, # (B, 36)
+    metadata: torch.Tensor, # (B, M), columns in the model's order
+) -> torch.Tensor: # (folds, B, 2)
+    "Uncalibrated logits of the boosted trees of each fold."
+    return self.trees(torch.cat([latent[:, :len(self.latent_mean)], metadata], dim=1))
 
 # %% ../../nbs/detect/03_classifier.ipynb #853f4ee9
 @patch
@@ -272,6 +286,8 @@ def train_classifier(
     for name, p in part.items():
         if not len(p['wrong']):
             raise ValueError(f"no spectrum with known truth on the {name} side; give more labelled spectra")
+    if model.trees is not None:
+        raise ValueError("boosted trees are grown on folds; use train_folds, or a classifier with trees=0")
     model.learn_scale(part['train']['latent'], part['train']['metadata'])
     train = ArrayStream(part['train'], 64, settings.seed)
     validation = ArrayStream(part['validation'], 4096, shuffle=False)
@@ -290,8 +306,13 @@ def out_of_fold(
     "Probabilities out of fold, before calibration."
     latent, metadata = (torch.as_tensor(np.asarray(a, np.float32)) for a in (latent, metadata))
     p = torch.cat([model.logits(a, b).sigmoid() for a, b in zip(latent.split(4096), metadata.split(4096))], 1)
-    unseen = (model.fold_of_member()[:, None] == torch.as_tensor(np.asarray(fold)))[..., None]
-    return ((p*unseen).sum(0)/unseen.sum(0)).numpy()
+    fold = torch.as_tensor(np.asarray(fold))
+    unseen = (model.fold_of_member()[:, None] == fold)[..., None]
+    p = (p*unseen).sum(0)/unseen.sum(0)
+    if model.trees is not None:
+        of_trees = model.tree_logits(latent, metadata)[fold, torch.arange(len(fold))]
+        p = torch.sigmoid((torch.logit(p, eps=1e-6) + of_trees.clamp(-13.8, 13.8))/2)
+    return p.numpy()
 
 # %% ../../nbs/detect/03_classifier.ipynb #ef4f166f
 def train_folds(
@@ -313,6 +334,9 @@ def train_folds(
     model.learn_scale(latent[real], metadata[real])
     history = fit(model, ArrayStream(arrays, 128, settings.seed), None, settings, **fit_options)
     model.eval()
+    if model.trees is not None:
+        inputs = np.hstack([latent[:, :len(model.latent_mean)], metadata])
+        model.trees.grow(inputs, wrong, fold, weight, settings.seed)
     p = out_of_fold(model, latent, metadata, fold)
     _platt(model, p[real], wrong[real])
     return torch.sigmoid(model.slope*torch.logit(torch.as_tensor(p), eps=1e-6) + model.offset).numpy(), history
@@ -373,23 +397,3 @@ def train_classifier_file(
         model, dst, card=about, about=about, thresholds=thresholds, rates=wrong[held].mean(0).tolist(),
         history=history, tolerance=str(tolerance), autoencoder=fingerprint(autoencoder), **facts)
     return history
-
-# %% ../../nbs/detect/03_classifier.ipynb #9671a55a
-class EndToEnd(nn.Module):
-    "An encoder and a classifier trained together on labels."
-    def __init__(
-        self,
-        encoder: Encoder, # spectra to latents
-        classifier: WrongClassifier, # latents and columns to probabilities
-    ):
-        super().__init__()
-        self.encoder, self.classifier = encoder, classifier
-
-    def forward(self, batch: dict) -> torch.Tensor: # (B, 2)
-        "Probabilities for a batch with flux, weight, scale, exptime and metadata."
-        return self.classifier(self.encoder(batch), batch['metadata'])
-
-    def loss(self, batch: dict) -> torch.Tensor: # scalar
-        "The classifier's loss; its gradient reaches the encoder."
-        rest = {k: batch[k] for k in ('metadata', 'wrong')}
-        return self.classifier.loss(dict(latent=self.encoder(batch), **rest))
