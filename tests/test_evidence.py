@@ -19,7 +19,7 @@ from skyseek.redshift.bases import library_bases
 from skyseek.redshift.scan import redshift_file
 from skyseek.simulate.mock_survey import simulate_survey
 
-ALT = ('Z_ALT', 'ZERR_ALT', 'SPECTYPE_ALT', 'P_ALT', 'Z_ALT2', 'ZERR_ALT2', 'SPECTYPE_ALT2', 'P_ALT2', 'P_Z_PIPE', 'P_NONE', 'R_ALT', 'ZWARN_ALT', 'FLAG_ALT', 'CAUSE', 'CAUSE_SCORE', 'CAUSE_WAVE', 'CAUSE_TEXT')
+ALT = ('Z_ALT', 'ZERR_ALT', 'SPECTYPE_ALT', 'P_ALT', 'Z_ALT2', 'ZERR_ALT2', 'SPECTYPE_ALT2', 'P_ALT2', 'P_Z_PIPE', 'P_NONE', 'R_ALT', 'ZWARN_ALT', 'FLAG_ALT', 'FLAG_OFFSET', 'CAUSE', 'CAUSE_SCORE', 'CAUSE_WAVE', 'CAUSE_TEXT')
 
 
 @pytest.fixture(scope='module')

@@ -66,10 +66,10 @@ _OPINION = {
     'P_NONE': (None, 'probability that no candidate is right'),
     'R_ALT': (None, 'robustness of the scan: chi2 of second best minus best, over best'),
     'ZWARN_ALT': (None, 'warning bits of the scan, as ZWARN'),
-    'FLAG_ALT': (None, 'proposed correction: Z or SPECTYPE is flagged, the second opinion differs (1000 km/s or type), '
-                 'and P_ALT reaches the acceptance'),
-    'FLAG_OFFSET': (None, 'only the redshift is flagged, and its error is probably less than 1000 km/s (P_Z_PIPE at '
-                    'least 0.5): an offset, no catastrophic error')}
+    'FLAG_ALT': (None, 'proposed correction: Z or SPECTYPE is flagged, the second opinion differs (type, 1000 km/s, or '
+                 '3000 km/s between quasars), and P_ALT reaches the acceptance'),
+    'FLAG_OFFSET': (None, 'only the redshift is flagged, and probably off by less than 1000 km/s (P_Z_PIPE at least 0.5), '
+                    'or 3000 km/s between quasars: an offset, no catastrophic error')}
 
 # %% ../../nbs/pipeline/02_catalogue.ipynb #23429dec
 _CAUSE = {

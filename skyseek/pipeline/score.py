@@ -33,7 +33,7 @@ from ..learn.features import EVIDENCE, build_features
 from ..learn.training import ArrayStream, fingerprint, load_model, read_config, shipped
 from ..redshift.scan import RedshiftFit, scan_redshift
 from ..redshift.second_look import second_look, with_solutions
-from ..redshift.second_opinion import Judge, differs_from, reconcile
+from ..redshift.second_opinion import Judge, proposal_flags, reconcile
 
 log = logging.getLogger('skyseek')
 
@@ -242,11 +242,9 @@ def opinion_columns(
 ) -> Table: # the public columns of the second opinion, FLAG_ALT and FLAG_OFFSET
     "The second opinion; a proposal, or an offset, only where something is flagged."
     out = opinion[[name for name in opinion.colnames if name != 'P_S_PIPE' and not name.startswith('REPAIR')]]
-    z_wrong, s_wrong = (np.asarray(wrong[name]) for name in ('FLAG_Z_WRONG', 'FLAG_S_WRONG'))
-    if 'Z' in spectra.meta.colnames:
-        differs = differs_from(out, spectra.meta['Z'], _types(spectra))
-        out['FLAG_ALT'] = (z_wrong | s_wrong) & (np.asarray(out['P_ALT']) >= acceptance) & differs
-    out['FLAG_OFFSET'] = z_wrong & ~s_wrong & (np.nan_to_num(np.asarray(out['P_Z_PIPE'], float)) >= .5)
+    z = spectra.meta['Z'] if 'Z' in spectra.meta.colnames else np.full(len(spectra), np.nan)
+    flags = wrong['FLAG_Z_WRONG'], wrong['FLAG_S_WRONG']
+    out['FLAG_ALT'], out['FLAG_OFFSET'] = proposal_flags(out, z, _types(spectra), *flags, acceptance)
     return out
 
 # %% ../../nbs/pipeline/01_score.ipynb #7ab60dee

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FEATURELESS', 'QUALITY_COLUMNS', 'LIMIT', 'ACCEPTANCE', 'JUDGE_TRAINING', 'SOLUTION', 'RUNNER_UP', 'OPINION_COLUMNS',
            'right_answers', 'judge_inputs', 'Judge', 'judge_candidates', 'train_judge', 'near_solution',
-           'solution_of_pipeline', 'second_opinion', 'differs_from', 'cap_types', 'reconcile', 'correction_rates',
-           'choose_acceptance']
+           'solution_of_pipeline', 'second_opinion', 'differs_from', 'proposal_flags', 'cap_types', 'reconcile',
+           'correction_rates', 'choose_acceptance']
 
 # %% ../../nbs/redshift/11_second_opinion.ipynb #c37e76f8
 import numpy as np
@@ -15,7 +15,7 @@ from astropy.table import Table
 from fastcore.basics import patch
 from torch import nn
 
-from ..data.constants import RIGHT, SAME, TYPES, different_redshift, same_redshift
+from ..data.constants import RIGHT, SAME, SAME_QUASAR, TYPES, different_redshift, same_redshift
 from ..data.files import text
 from ..data.spectra import Spectra
 from ..data.desi import arm_quality
@@ -234,10 +234,30 @@ def differs_from(
     table: Table, # with Z_ALT and SPECTYPE_ALT
     z: np.ndarray, # (N,) redshifts of the pipeline
     spectype: np.ndarray, # (N,) its types
+    quasar: float = SAME, # largest |Δz|/(1+z) between two quasars that are the same solution
 ) -> np.ndarray: # (N,) bool
     "Whether the second opinion is another solution than the pipeline's: another type, or beyond 1000 km/s."
     z, alt = (np.asarray(x, float) for x in (z, table['Z_ALT']))
-    return np.isfinite(alt) & (different_redshift(alt, z) | (text(table['SPECTYPE_ALT']) != text(spectype)))
+    other_type = text(table['SPECTYPE_ALT']) != text(spectype)
+    near = ~other_type & (text(spectype) == 'QSO') & same_redshift(alt, z, quasar)
+    return np.isfinite(alt) & (other_type | different_redshift(alt, z) & ~near)
+
+def proposal_flags(
+    table: Table, # with Z_ALT, SPECTYPE_ALT, P_ALT and P_Z_PIPE
+    z: np.ndarray, # (N,) redshifts of the pipeline
+    spectype: np.ndarray, # (N,) its types
+    z_wrong: np.ndarray, # (N,) bool: the redshift is flagged
+    s_wrong: np.ndarray, # (N,) bool: the type is flagged
+    acceptance: float, # P_ALT from which a proposal may replace the pipeline's solution
+) -> tuple: # FLAG_ALT (N,) bool, FLAG_OFFSET (N,) bool
+    """Which flagged solutions should be replaced, and which redshifts are off by little.
+
+    Broad lines of quasars are shifted against each other, so inspectors take two quasar redshifts within 3000 km/s
+    for the same (Alexander et al. 2023, arXiv 2208.08517). Such a difference is an offset and replaces nothing."""
+    z_wrong, s_wrong = (np.asarray(flag, bool) for flag in (z_wrong, s_wrong))
+    far = differs_from(table, z, spectype, SAME_QUASAR)
+    near = (np.asarray(table['P_Z_PIPE'], float) >= .5) | ~far & differs_from(table, z, spectype)
+    return (z_wrong | s_wrong) & far & (np.asarray(table['P_ALT']) >= acceptance), z_wrong & ~s_wrong & near
 
 # %% ../../nbs/redshift/11_second_opinion.ipynb #a9344266
 def cap_types(

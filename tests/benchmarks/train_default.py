@@ -34,7 +34,7 @@ from skyseek.detect.classifier import WrongClassifier, pick_columns, predict, tr
 from skyseek.detect.metrics import boosting_score, compare, compare_detectors, format_table
 from skyseek.redshift.second_look import evidence_columns, repair_suspicious, second_look
 from skyseek.redshift.second_opinion import JUDGE_TRAINING, Judge, choose_acceptance, correction_rates, reconcile
-from skyseek.redshift.second_opinion import differs_from, second_opinion, train_judge
+from skyseek.redshift.second_opinion import proposal_flags, second_opinion, train_judge
 from skyseek.learn.features import EVIDENCE, METADATA, build_features
 from skyseek.learn.training import ArrayStream
 from skyseek.detect.labelled_data import is_labelled, read_labelled, wrong_answers
@@ -299,8 +299,7 @@ def survey_figures(spectra, opinion, p, thresholds, acceptance, answers):
     z, kind, survey = np.asarray(meta['TRUE_Z'], float), text(meta['TRUE_SPECTYPE']), text(meta['FLAGS'])
     near, typed = same_redshift(opinion['Z_ALT'], z), text(opinion['SPECTYPE_ALT']) == kind
     flagged = (p >= np.asarray(thresholds)).any(1)
-    offset = (p[:, 0] >= thresholds[0]) & (p[:, 1] < thresholds[1]) & (np.nan_to_num(np.asarray(opinion['P_Z_PIPE'], float)) >= .5)
-    taken = flagged & (np.asarray(opinion['P_ALT']) >= acceptance) & differs_from(opinion, meta['Z'], meta['SPECTYPE'])
+    taken, offset = proposal_flags(opinion, meta['Z'], text(meta['SPECTYPE']), p[:, 0] >= thresholds[0], p[:, 1] >= thresholds[1], acceptance)
     right, close = (same_redshift(meta['Z'], z, limit) & (text(meta['SPECTYPE']) == kind) for limit in (.001, .0033))
     lines = []
     for s, k in [(s, k) for s in ('SDSS', 'REAL2') for k in ('GALAXY', 'QSO', 'STAR', 'SKY')]:
