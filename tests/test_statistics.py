@@ -246,12 +246,20 @@ def test_probabilities_of_a_row_do_not_contradict_each_other(scored, weights, ra
 
 def test_contradictions_are_resolved_and_the_wider_tolerance_too():
     opinion = Table({'Z_ALT': [1., .3], 'ZERR_ALT': [0., 0.], 'SPECTYPE_ALT': ['QSO', 'STAR'], 'P_ALT': [.9, .6], 'Z_ALT2': [.3, .3], 'ZERR_ALT2': [0., 0.],
-                     'SPECTYPE_ALT2': ['GALAXY', 'GALAXY'], 'P_ALT2': [.05, .35], 'P_Z_PIPE': [.05, .97]})
-    p, new = reconcile([[.2, .95], [.6, .1]], opinion, .001, ['GALAXY', 'GALAXY'])
+                     'SPECTYPE_ALT2': ['GALAXY', 'GALAXY'], 'P_ALT2': [.05, .35], 'P_Z_PIPE': [.05, .97], 'P_NONE': [.05, .05]})
+    given, pipeline = [[.2, .95], [.6, .1]], ([.3, .3], ['GALAXY', 'GALAXY'])
+    p, new = reconcile(given, opinion, .001, *pipeline, informed=False)
     np.testing.assert_allclose(p, [[.95, .95], [.6, .1]], rtol=1e-6)
     np.testing.assert_allclose(new['P_ALT'], [.9, .35])
     assert list(new['SPECTYPE_ALT']) == ['QSO', 'GALAXY'] and list(differs_from(new, [.3, .3], ['GALAXY']*2)) == [True, False]
-    np.testing.assert_allclose(reconcile([[.2, .95], [.6, .1]], opinion, .01)[0][:, 0], [.2, .03], rtol=1e-5)
+    np.testing.assert_allclose(reconcile(given, opinion, .01, informed=False)[0][:, 0], [.2, .03], rtol=1e-5)
+    given = [[.2, .3], [.6, .1]]
+    p, new = reconcile(given, opinion, .001, *pipeline)  # the opinion follows a classifier that has seen it
+    np.testing.assert_allclose(p, given)
+    np.testing.assert_allclose(new['P_Z_PIPE'], [.8, .97])
+    np.testing.assert_allclose(new['P_ALT'], [.7, .35], rtol=1e-6)
+    assert list(new['SPECTYPE_ALT']) == ['GALAXY', 'GALAXY'] and np.isclose(new['P_ALT2'][0], .9*.2/.95)
+    assert (1 - new['P_Z_PIPE'] <= p[:, 0] + 1e-9).all() and (1 - reconcile(given, opinion, .01, *pipeline)[1]['P_Z_PIPE'] >= p[:, 0] - 1e-9).all()
 
 
 def test_causes_are_named_for_what_is_flagged_alone(catalogue):

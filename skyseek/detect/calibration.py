@@ -13,8 +13,7 @@ import numpy as np
 from astropy.table import Table
 from scipy.special import expit, logit
 
-from ..data.constants import different_redshift
-from ..redshift.second_opinion import cap_types
+from ..redshift.second_opinion import cap_types, scale_opinion
 
 log = logging.getLogger('skyseek')
 
@@ -170,19 +169,5 @@ def rebase_opinion(
     if rate is not None and np.isfinite(beyond).any():
         known, new = np.isfinite(beyond), beyond.copy()
         new[known] = rebase(beyond[known].clip(0, 1), trained, rate)
-        _scale_opinion(table, known, beyond, new)
+        scale_opinion(table, table['Z'], new)
     return cap_types(table, np.asarray(table['P_S_WRONG'], float), table['SPECTYPE'], ~_flagged(table))
-
-def _scale_opinion(table, known, old, new):
-    "Scale P_ALT, P_ALT2 and P_NONE, where 1 − P_Z_PIPE changes from old to new."
-    z, ratio = np.asarray(table['Z'], float), lambda a, b: np.divide(a, b, where=known & (b > 0), out=np.ones(len(a)))
-    more, less = ratio(new, old), ratio(1 - new, 1 - old)
-    for end in ('', '2'):
-        elsewhere = different_redshift(table[f'Z_ALT{end}'], z)
-        scaled = table[f'P_ALT{end}']*np.where(elsewhere, more, less)
-        most = np.where(elsewhere, new, 1 - new)
-        table[f'P_ALT{end}'] = np.where(known, np.minimum(scaled, most), table[f'P_ALT{end}'])
-    table['P_NONE'], table['P_Z_PIPE'] = table['P_NONE']*more, 1 - new
-    total = np.maximum(table['P_ALT'] + table['P_ALT2'] + table['P_NONE'], 1)
-    for name in ('P_ALT', 'P_ALT2', 'P_NONE'):
-        table[name] = table[name]/total

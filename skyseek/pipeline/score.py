@@ -212,9 +212,10 @@ def pipeline_columns(spectra: Spectra) -> Table: # one row a spectrum
     "The columns of `PASSED_COLUMNS`, unchanged."
     return Table({c: spectra.meta[c] for c in PASSED_COLUMNS if c in spectra.meta.colnames})
 
-def _types(spectra):
-    "The pipeline's types; empty where there are none."
-    return spectra.meta['SPECTYPE'] if 'SPECTYPE' in spectra.meta.colnames else np.full(len(spectra), '')
+def _solution(spectra):
+    "The pipeline's redshifts and types; nan and empty where there are none."
+    column = lambda name, nothing: spectra.meta[name] if name in spectra.meta.colnames else np.full(len(spectra), nothing)
+    return np.asarray(column('Z', np.nan), float), column('SPECTYPE', '')
 
 def _probabilities(spectra, seen, weights):
     "(N, 2) probabilities; nan for spectra without a redshift of the pipeline or without a good pixel."
@@ -222,7 +223,8 @@ def _probabilities(spectra, seen, weights):
     if 'metadata' not in seen.features:
         return unknown
     columns = pick_columns(seen.features['metadata'], seen.features['metadata_names'], weights.classifier.columns)
-    has_z = np.isfinite(np.asarray(spectra.meta['Z'], float)) & (_types(spectra) != '') & spectra.good.any(axis=1)
+    z, types = _solution(spectra)
+    has_z = np.isfinite(z) & (types != '') & spectra.good.any(axis=1)
     return np.where(has_z[:, None], predict(weights.classifier, seen.code['latent'], columns), unknown)
 
 def wrong_columns(
@@ -242,9 +244,8 @@ def opinion_columns(
 ) -> Table: # the public columns of the second opinion, FLAG_ALT and FLAG_OFFSET
     "The second opinion; a proposal, or an offset, only where something is flagged."
     out = opinion[[name for name in opinion.colnames if name != 'P_S_PIPE' and not name.startswith('REPAIR')]]
-    z = spectra.meta['Z'] if 'Z' in spectra.meta.colnames else np.full(len(spectra), np.nan)
     flags = wrong['FLAG_Z_WRONG'], wrong['FLAG_S_WRONG']
-    out['FLAG_ALT'], out['FLAG_OFFSET'] = proposal_flags(out, z, _types(spectra), *flags, acceptance)
+    out['FLAG_ALT'], out['FLAG_OFFSET'] = proposal_flags(out, *_solution(spectra), *flags, acceptance)
     return out
 
 # %% ../../nbs/pipeline/01_score.ipynb #7ab60dee
@@ -314,7 +315,8 @@ def score_spectra(
     seen = look(spectra, weights, device)
     probability = _probabilities(spectra, seen, weights)
     if seen.opinion is not None:
-        probability, opinion = reconcile(probability, seen.opinion, weights.tolerance, _types(spectra))
+        both = probability, seen.opinion, weights.tolerance, *_solution(spectra)
+        probability, opinion = reconcile(*both, informed='EV_P_Z' in weights.classifier.columns)
         seen = seen._replace(opinion=opinion)
     stages = [pipeline_columns(spectra), wrong_columns(probability, weights.thresholds)]
     if seen.opinion is not None:

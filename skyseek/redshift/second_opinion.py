@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FEATURELESS', 'QUALITY_COLUMNS', 'LIMIT', 'ACCEPTANCE', 'JUDGE_TRAINING', 'SOLUTION', 'RUNNER_UP', 'OPINION_COLUMNS',
            'right_answers', 'judge_inputs', 'Judge', 'judge_candidates', 'train_judge', 'near_solution',
-           'solution_of_pipeline', 'second_opinion', 'differs_from', 'proposal_flags', 'cap_types', 'reconcile',
-           'correction_rates', 'choose_acceptance']
+           'solution_of_pipeline', 'second_opinion', 'differs_from', 'proposal_flags', 'cap_types', 'scale_opinion',
+           'reconcile', 'correction_rates', 'choose_acceptance']
 
 # %% ../../nbs/redshift/11_second_opinion.ipynb #c37e76f8
 import numpy as np
@@ -283,20 +283,47 @@ def cap_types(
     return table
 
 # %% ../../nbs/redshift/11_second_opinion.ipynb #81159bde
+def scale_opinion(
+    table: Table, # with the columns of `second_opinion`; changed in place
+    z: np.ndarray, # (N,) redshifts of the pipeline
+    new: np.ndarray, # (N,) 1 − P_Z_PIPE as it shall be; where it is nan the row stays
+) -> Table: # the table
+    "Scale the probabilities of the opinion to another probability that the pipeline's redshift is right."
+    z, old = np.asarray(z, float), 1 - np.asarray(table['P_Z_PIPE'], float)
+    known = np.isfinite(old) & np.isfinite(new)
+    new, ratio = np.where(known, new, old), lambda a, b: np.divide(a, b, where=known & (b > 0), out=np.ones(len(a)))
+    more, less = ratio(new, old), ratio(1 - new, 1 - old)
+    for end in ('', '2'):
+        elsewhere = different_redshift(table[f'Z_ALT{end}'], z)
+        scaled = table[f'P_ALT{end}']*np.where(elsewhere, more, less)
+        most = np.where(elsewhere, new, 1 - new)
+        table[f'P_ALT{end}'] = np.where(known, np.minimum(scaled, most), table[f'P_ALT{end}'])
+    table['P_NONE'], table['P_Z_PIPE'] = table['P_NONE']*more, 1 - new
+    total = np.maximum(table['P_ALT'] + table['P_ALT2'] + table['P_NONE'], 1)
+    for name in ('P_ALT', 'P_ALT2', 'P_NONE'):
+        table[name] = table[name]/total
+    return table
+
 def reconcile(
     p: np.ndarray, # (N, 2) P(Z_WRONG) and P(S_WRONG) of a classifier
     opinion: Table, # of `second_opinion`, same rows
     tolerance: float = RIGHT, # of the classifier's redshifts
-    spectype: np.ndarray | None = None, # (N,) types of the pipeline; None leaves the opinion as it is
+    z: np.ndarray | None = None, # (N,) redshifts of the pipeline; None leaves the opinion as it is
+    spectype: np.ndarray | None = None, # (N,) its types
+    informed: bool = True, # the classifier sees the columns of the second opinion
 ) -> tuple: # (N, 2) probabilities, Table of the opinion; without contradiction
     """One consistent set of probabilities.
 
     Wrong to 0.001 is never less probable than wrong to 1000 km/s (of P_Z_PIPE). P_ALT never exceeds what P(S_WRONG)
     leaves for its type."""
     p, beyond = np.array(p), 1 - np.asarray(opinion['P_Z_PIPE'], float)
-    known = np.isfinite(p[:, 0]) & np.isfinite(beyond)
-    p[known, 0] = (np.maximum if tolerance <= SAME else np.minimum)(p[known, 0], beyond[known])
-    return p, opinion if spectype is None else cap_types(opinion.copy(), p[:, 1].astype(float), spectype)
+    lower, higher = (np.fmin, np.fmax) if tolerance <= SAME else (np.fmax, np.fmin)
+    if not informed:
+        p[:, 0] = np.where(np.isfinite(p[:, 0]), higher(p[:, 0], beyond), np.nan)
+    if z is None:
+        return p, opinion
+    new = np.where(np.isfinite(p[:, 0]), lower(beyond, p[:, 0]), beyond)
+    return p, cap_types(scale_opinion(opinion.copy(), z, new), p[:, 1].astype(float), spectype)
 
 # %% ../../nbs/redshift/11_second_opinion.ipynb #77aa0001
 def correction_rates(
