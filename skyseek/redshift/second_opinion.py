@@ -294,7 +294,7 @@ def scale_opinion(
     new, ratio = np.where(known, new, old), lambda a, b: np.divide(a, b, where=known & (b > 0), out=np.ones(len(a)))
     more, less = ratio(new, old), ratio(1 - new, 1 - old)
     for end in ('', '2'):
-        elsewhere = different_redshift(table[f'Z_ALT{end}'], z)
+        elsewhere = ~same_redshift(table[f'Z_ALT{end}'], z)  # also where no redshift is proposed
         scaled = table[f'P_ALT{end}']*np.where(elsewhere, more, less)
         most = np.where(elsewhere, new, 1 - new)
         table[f'P_ALT{end}'] = np.where(known, np.minimum(scaled, most), table[f'P_ALT{end}'])

@@ -32,10 +32,10 @@ from skyseek.data.files import text
 from skyseek.redshift.candidates import candidates, join_candidates
 from skyseek.detect.boosted_trees import BoostedTrees
 from skyseek.detect.classifier import WrongClassifier, pick_columns, predict, train_folds
-from skyseek.detect.metrics import average_precision, boosting_score, compare, compare_detectors, format_table
+from skyseek.detect.metrics import average_precision, boosting_score, compare, measure, compare_detectors, format_table
 from skyseek.redshift.second_look import evidence_columns, repair_suspicious, second_look
 from skyseek.redshift.second_opinion import JUDGE_TRAINING, Judge, choose_acceptance, correction_rates, reconcile
-from skyseek.redshift.second_opinion import proposal_flags, second_opinion, train_judge
+from skyseek.redshift.second_opinion import differs_from, proposal_flags, second_opinion, train_judge
 from skyseek.learn.features import EVIDENCE, METADATA, build_features
 from skyseek.learn.training import ArrayStream
 from skyseek.detect.labelled_data import is_labelled, read_labelled, wrong_answers
@@ -43,7 +43,7 @@ from skyseek.redshift.learn_bases import RECIPES, learn_bases
 from skyseek.redshift.scan import ANSWER, scan_redshift
 from skyseek.simulate.galaxies import calzetti
 from skyseek.simulate.templates import read_library
-from skyseek.data.constants import JUNCTIONS, same_redshift
+from skyseek.data.constants import JUNCTIONS, SAME_QUASAR, same_redshift
 from skyseek.data.spectra import concatenate
 from skyseek.learn.training import TrainSettings, fingerprint, load_model, save_model
 from skyseek.detect.familiarity import familiarity_inputs, fit_familiarity
@@ -199,12 +199,21 @@ def train_one_judge(spectra, cand, seed, a, **options):
     return judge
 
 
-def learn_judge(spectra, real, halves, a, start):
+def least_acceptance(opinion, meta, wrong=.1):
+    """The lowest acceptance at which no more than a tenth of the accepted proposals are wrong."""
+    z, kind = np.asarray(meta['TRUE_Z'], float), text(meta['TRUE_SPECTYPE'])
+    right = (same_redshift(opinion['Z_ALT'], z) | np.isnan(opinion['Z_ALT'])) & (text(opinion['SPECTYPE_ALT']) == kind)
+    p = np.where(differs_from(opinion, meta['Z'], text(meta['SPECTYPE']), SAME_QUASAR), np.asarray(opinion['P_ALT'], float), 0)
+    return next((float(round(x, 2)) for x in np.arange(.5, .99, .01) if (p >= x).any() and (~right)[p >= x].mean() <= wrong), .99)
+
+
+def learn_judge(spectra, sizes, real, halves, a, start):
     """The judge, and the cross-fitted opinion on all spectra; their evidence goes into their meta. The first spectra are `real`."""
     n, use = len(real), is_labelled(real)
     opinion, evidence = cross_fit(halves, a)
     answers = opinion[:n][use], real.meta['Z'][use], real.meta['TRUE_Z'][use]
-    acceptance = choose_acceptance(*answers, broken=.002)
+    part = part_names(sizes, a)
+    acceptance = max(choose_acceptance(*answers, broken=.002), *(least_acceptance(opinion[m], spectra.meta[m]) for m in (np.flatnonzero(use), np.flatnonzero(part == 'faults')) if len(m)))
     step(start, 'cross-fitted; accepted proposals put right and break {:.3f} and {:.4f} of {} and {}'.format(*correction_rates(*answers, acceptance)))
     judge = train_one_judge(concatenate([h[1] for h in halves]), join_candidates([h[3] for h in halves]), a.seed + 7, a, acceptance=acceptance)
     for name in EVIDENCE: spectra.meta[name] = evidence[name]
@@ -213,9 +222,11 @@ def learn_judge(spectra, real, halves, a, start):
 
 def learn_classifier(spectra, n, held, autoencoder, a):
     """The classifier; dicts of what it says of the real targets (out of fold) and of the held ones; latents of both; folds."""
-    use, known = is_labelled(spectra), is_labelled(held)
+    sky, known = text(spectra.meta['TRUE_SPECTYPE']) == 'SKY', is_labelled(held)
+    use = is_labelled(spectra) | sky & np.isfinite(spectra.meta['Z'])  # any redshift of a sky fibre is wrong
     (code, metadata, names), (code_v, metadata_v, _) = inputs(spectra[use], autoencoder, a.device), inputs(held[known], autoencoder, a.device)
-    real, fold, wrong = np.flatnonzero(use) < n, fold_of(spectra.meta['TARGETID'][use]), wrong_answers(spectra[use])
+    real, fold = (np.flatnonzero(use) < n) & ~sky[use], fold_of(spectra.meta['TARGETID'][use])
+    wrong = np.where(sky[use][:, None], 1, wrong_answers(spectra[use]))
     torch.manual_seed(a.seed)
     model = WrongClassifier(METADATA['second'], members=a.members, trees=a.trees)
     settings = TrainSettings(epochs=a.epochs, lr=2e-3, weight_decay=1e-2, warmup=.3, patience=0, seed=a.seed, device='cpu')
@@ -226,11 +237,7 @@ def learn_classifier(spectra, n, held, autoencoder, a):
     for d, given, on in ((train, (code['latent'][real], columns[real]), fold[real]), (test, (code_v['latent'], columns_v), None)): d |= members_alone(model, *given, on)
     everywhere = np.full((len(spectra), 2), np.nan)
     everywhere[use] = p
-    rest = np.flatnonzero(~use)  # sky fibres, which have no label
-    if len(rest):
-        code_r, metadata_r, _ = inputs(spectra[rest], autoencoder, a.device)
-        everywhere[rest] = predict(model, code_r['latent'], pick_columns(metadata_r, names, model.columns))
-    return model, train, test, names, (code, code_v), fold, everywhere
+    return model, train, test, names, (code, code_v), fold, everywhere, use
 
 
 def members_alone(model, latent, columns, fold):
@@ -292,6 +299,11 @@ def classifier_figures(train, test, names):
         crossed.append(f"{name}\n\n{show(compare_detectors({n: (p, p) for n, p in folds.items()}, train['wrong'][:, k], train['wrong'][:, k], list(folds)))}\n\nAP of skyseek, paired: {deltas}")
     last = kept(test['p'][:, 0], test['wrong'][:, 0] > 0, test['zwarn'])
     return '\n\n'.join([*parts, last]), '\n\n'.join(crossed)
+
+
+def best_f1(wrong, p):
+    """The highest F1 among all thresholds."""
+    return measure(wrong > 0, p, choose_threshold(wrong, p))['F1']
 
 
 def survey_figures(spectra, opinion, p, thresholds, acceptance, answers):
@@ -362,7 +374,7 @@ def main():
     step(start, f'{len(spectra)} spectra, {n} of them with answers of redrock')
     halves = scan_halves(spectra, teachers_of(spectra, sizes, a.surveys), a)
     step(start, 'scanned')
-    judge, opinion = learn_judge(spectra, real, halves, a, start)
+    judge, opinion = learn_judge(spectra, sizes, real, halves, a, start)
     facts = dict(version=__version__, seed=a.seed, n=n, copies=a.copies, simulated=a.simulated//500*500, rare=a.rare//500*500, library=a.library//500*500, faulty=a.faulty,
                  real=sizes[-2 - a.surveys] if a.surveys else 0, surveys=a.surveys, injected=a.injected,
                  versions=f'torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}, scikit-learn {sklearn.__version__}, astropy {astropy.__version__}')
@@ -377,11 +389,11 @@ def main():
 def train_final(spectra, sizes, held, opinions, facts, a, start):
     """Classifier and familiarity, and their cards."""
     autoencoder = load_model(a.weights/'autoencoder', Autoencoder)
-    use, known, n = is_labelled(spectra), is_labelled(held), sizes[0]
-    model, train, test, names, (code, code_v), fold, p = learn_classifier(spectra, n, held, autoencoder, a)
+    known, n = is_labelled(held), sizes[0]
+    model, train, test, names, (code, code_v), fold, p, use = learn_classifier(spectra, n, held, autoencoder, a)
     step(start, 'classifier')
     figures, crossed = classifier_figures(train, test, names)
-    thresholds = [choose_threshold(train['wrong'][:, k], train['p'][:, k]) for k in range(2)]
+    thresholds = [best_f1(train['wrong'][:, k], train['p'][:, k])/2 for k in range(2)]  # the best for calibrated probabilities (Lipton et al. 2014, arXiv 1402.1892)
     real, acceptance = 'no real spectra', load_model(a.weights/'judge', Judge).config['acceptance']
     if a.surveys:
         first, size = sum(sizes[:-2 - a.surveys]), sizes[-2 - a.surveys]
@@ -390,9 +402,10 @@ def train_final(spectra, sizes, held, opinions, facts, a, start):
     about = 'trained on simulated DESI spectra with the answers of the real redrock 0.21, and on 629 real spectra of SDSS, BOSS and LAMOST; no DESI visual inspections; |Z - z_true|/(1 + z_true) > 0.001 is wrong'
     added = ''
     if a.parts:
-        columns = pick_columns(build_features(spectra[use])['metadata'], names, model.columns)
+        some = is_labelled(spectra)[use]
+        columns = pick_columns(build_features(spectra[use][some])['metadata'], names, model.columns)
         added = '\n- **What each part of the training adds** to the trees, average precision out of fold:\n\n' + parts_figures(
-            np.hstack([code['latent'], columns]).astype(np.float32), wrong_answers(spectra[use]), fold, part_names(sizes, a)[use], np.flatnonzero(use) < n)
+            np.hstack([code['latent'][some], columns]).astype(np.float32), wrong_answers(spectra[use][some]), fold[some], part_names(sizes, a)[use][some], (np.flatnonzero(use) < n)[some])
     card = CARD.format(title='Classifier with a second opinion', body=CLASSIFIER_BODY.format(columns=', '.join(model.columns), n_test=len(test['wrong']), n_train=len(train['wrong']), figures=figures, crossed=crossed, surveys=real, added=added), **facts)
     model.record_labels(spectra.meta['TARGETID'][:n][use[:n]])
     save_model(model, a.weights/'classifier', card=card, thresholds=thresholds, rates=train['wrong'].mean(0).tolist(), about=about, tolerance='0.001', autoencoder=fingerprint(autoencoder),
