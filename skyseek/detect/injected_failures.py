@@ -262,7 +262,8 @@ def _renamed(spectra, truth, rng, limit):
             waves.append(line[1])
     z, kind = ([a[k] for a in found] for k in (0, 1))
     table = Table(dict(TARGETID=truth['TARGETID'][rows], Z=np.array(z, float), SPECTYPE=np.array(kind, 'U6')))
-    return _label(spectra[rows], truth[rows], table, 'LINE_CONFUSION', waves)
+    oxygen = np.abs(np.array(waves)/(1 + table['Z']) - EMISSION['[O III]']) < .1  # the line at 4960 Å is missing then
+    return _label(spectra[rows], truth[rows], table, np.where(oxygen, 'LINE_RATIO', 'LINE_CONFUSION'), waves)
 
 # %% ../../nbs/detect/06_injected_failures.ipynb #10bad991
 def _strongest(spectra, i, z, spectype):

@@ -18,7 +18,7 @@ from ..data.constants import SWAPS
 from ..data.spectra import Spectra
 from .cases import Case, Clue, open_cases
 from .clues import clue_arm, clue_blend, clue_broad_absorption, clue_composite, clue_line_confusion
-from .clues import clue_low_snr, clue_sky_line, clue_swap, clue_template_limit
+from .clues import clue_low_snr, clue_missed_line, clue_sky_line, clue_swap, clue_template_limit
 from .line_clues import clue_line_ratio, clue_lone_line, clue_narrow_lines
 from .solution_clues import clue_ambiguous, clue_dust, clue_featureless, clue_offset
 from .solution_fits import telling_wavelengths
@@ -59,34 +59,46 @@ def _swap(case):
     found = [c for c in (clue_swap(case), clue_narrow_lines(case), clue_composite(case)) if c.cause in CAUSES]
     return {c.cause: c for c in sorted(found, key=lambda c: c.gain)[-1:]}
 
-def find_clues(
-    case: Case,
-    settings: CauseSettings | None = None, # stop where a specific cause is above its threshold; None finds all
-) -> dict: # cause → `Clue`
-    "The clues of one object, in the order in which they are read."
+def _specific(case, settings):
+    "The clues of SPECIFIC, and of an identification of lines that is no better than the pipeline's none."
     clues = {}
     for name, clue in SPECIFIC.items():
         found = clue(case)
         clues[found.cause or name] = found
-    general = _swap(case) | {'LOW_SNR': clue_low_snr(case)}
-    if settings is not None and any(r > 1 for r in _ratios(clues, general, settings).values()):
+    if clues['LINE_CONFUSION'].gain and clue_line_ratio(case, ours=True).gain > settings.line_ratio:
+        clues['LINE_CONFUSION'] = Clue()
+    return clues
+
+def find_clues(
+    case: Case,
+    settings: CauseSettings = CauseSettings(), # thresholds
+    quick: bool = False, # stop where a specific cause is above its threshold
+) -> dict: # cause → `Clue`
+    "The clues of one object, in the order in which they are read."
+    clues, general = _specific(case, settings), _swap(case) | {'LOW_SNR': clue_low_snr(case)}
+    if quick and any(ratio > 1 for ratio in _ratios(clues, clues | general, settings).values()):
         return clues | general
     last = {'OFFSET': clue_offset(case), 'AMBIGUOUS': clue_ambiguous(case)}
+    missed = clue_missed_line(case)
+    if missed.gain > clues['LINE_CONFUSION'].gain:
+        del clues['LINE_CONFUSION']
+        last = {'LINE_CONFUSION': missed} | last
     return clues | {'BLEND': clue_blend(case)} | general | last
 
-def _limit(cause, general, settings):
+# %% ../../nbs/explain/07_causes.ipynb #8f0c2b19
+def _limit(cause, clues, settings):
     "The gain above which a cause is named."
-    swap = next((c for c in general if '_AS_' in c), None)
+    swap = next((c for c in clues if '_AS_' in c), None)
     limit = getattr(settings, 'swap' if cause == swap else cause.lower())
-    if swap and cause in (*PIXELS, 'BROAD_ABSORPTION', 'BLEND'):  # a shallow trough is not why a star is a galaxy
-        limit = max(limit, .1*general[swap].gain)
+    if cause in (*PIXELS, 'BROAD_ABSORPTION', 'BLEND'):  # a shallow trough is not why a star is a galaxy
+        limit = max([limit] + [.1*clues[c].gain for c in (swap, 'DUST') if c in clues])
     if cause == 'BLEND':  # in a bright spectrum any second template finds something
-        limit = max(limit, .02*general['LOW_SNR'].gain)
+        limit = max(limit, .02*clues['LOW_SNR'].gain)
     return limit
 
-def _ratios(clues, general, settings):
+def _ratios(clues, among, settings):
     "Gains in units of their thresholds; the inverse for LOW_SNR and AMBIGUOUS, which are named below theirs."
-    ratio = {c: clue.gain/_limit(c, general, settings) for c, clue in clues.items()}
+    ratio = {c: clue.gain/_limit(c, among, settings) for c, clue in clues.items()}
     return {c: 1/max(r, 1e-9) if c in ('LOW_SNR', 'AMBIGUOUS') else r for c, r in ratio.items()}
 
 # %% ../../nbs/explain/07_causes.ipynb #94d0ae0b
@@ -120,7 +132,7 @@ def name_causes(
     for i, case in enumerate(open_cases(spectra, fit)):
         cause, score, clue = 'LOW_SNR', 1., Clue(text='no valid pixel')
         if case.ivar.any():
-            cause, score, clue = weigh_clues(find_clues(case, settings), settings)
+            cause, score, clue = weigh_clues(find_clues(case, settings, quick=True), settings)
         if cause == 'UNKNOWN' and attribution is not None:
             clue = _looked_at(case.wave, attribution[i])
         out.add_row((cause, score, (list(clue.wave) + [np.nan]*3)[:3], clue.text or 'no test found a cause'))

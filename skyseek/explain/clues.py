@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'LINES', 'BROAD_LINE_NAMES', 'clue_sky_line', 'clue_arm', 'clue_swap', 'clue_template_limit', 'line_name',
-           'clue_line_confusion', 'find_troughs', 'clue_broad_absorption', 'clue_blend', 'clue_composite',
-           'clue_low_snr']
+           'clue_line_confusion', 'clue_missed_line', 'find_troughs', 'clue_broad_absorption', 'clue_blend',
+           'clue_composite', 'clue_low_snr']
 
 # %% ../../nbs/explain/04_clues.ipynb #86a51ffd
+from dataclasses import replace
+
 import numpy as np
 from astropy.table import Table
 from scipy.ndimage import binary_dilation, uniform_filter1d
@@ -74,7 +76,8 @@ def clue_arm(
     moved = not same_answer(case.z, case.spectype, best['Z'], best['SPECTYPE'])
     if not (drop > 0 or moved):
         return Clue()
-    gain, arms = _best(case.minima) - _best(minima), ('B and R', 'R and Z')[j]
+    gain = min(_best(case.minima), case.chi2_ours) - _best(minima)  # ours may be of templates that the scans lack
+    arms = ('B and R', 'R and Z')[j]
     text = (f"step of {100*case.steps[0, j]:+.0f} % between arms {arms} at {JUNCTIONS[j]:.0f} Å: "
             f"joined, the best χ² is lower by {gain:.0f}")
     return Clue(gain=max(gain, 0), wave=(JUNCTIONS[j],), text=text)
@@ -140,7 +143,7 @@ def _renamed_lines(case, broad, snr):
             found.append((float(snr[p]), float(case.wave[p]), theirs, ours))
     return found
 
-def _unnamed_lines(case):
+def _missed_lines(case):
     "Our lines that the pipeline's model misses, as `_renamed_lines`; the root of Δχ² takes the place of S/N."
     broad, found = case.spectype == 'QSO', []
     better = case.ivar*((case.flux - case.model)**2 - (case.flux - case.model_ours)**2)
@@ -156,23 +159,32 @@ def _unnamed_lines(case):
 def clue_line_confusion(
     case: Case,
 ) -> Clue:
-    """The strongest emission line that the pipeline and we take for different lines: its S/N squared.
-
-    Where the types are the same and no line has two names, it is the line where our model gains most χ²."""
+    "The strongest emission line that the pipeline and we take for different lines: its S/N squared."
     types = case.spectype, str(case.ours['SPECTYPE'])
     if case.agree or 'STAR' in types or case.chi2 < case.chi2_ours:
         return Clue()
     found = _renamed_lines(case, False, case.snr[0])
     if 'QSO' in types:
         found += _renamed_lines(case, True, case.snr[1])
-    if not found and types[0] == types[1] and not same_redshift(case.ours['Z'], case.z, SAME_QUASAR):
-        found = _unnamed_lines(case)
+    return _confused(case, found)
+
+def _confused(case, found):
+    "The clue of lines (S/N, Å, the pipeline's name, ours)."
     if not found:
         return Clue()
     found.sort(reverse=True)
     snr, wave, theirs, ours = found[0]
     text = f"line at {wave:.0f} Å: {theirs} at z = {case.z:.4f} (pipeline), {ours} at z = {case.ours['Z']:.4f} (ours)"
     return Clue(gain=snr**2, wave=tuple(f[1] for f in found[:3]), text=text)
+
+def clue_missed_line(
+    case: Case,
+) -> Clue: # with its cause LINE_CONFUSION
+    "The line of ours that the pipeline's solution misses most: Δχ² there; for two redshifts of one type."
+    same = case.spectype == str(case.ours['SPECTYPE']) != 'STAR'
+    if not same or same_redshift(case.ours['Z'], case.z, SAME_QUASAR) or case.chi2 < case.chi2_ours:
+        return Clue()
+    return replace(_confused(case, _missed_lines(case)), cause='LINE_CONFUSION')
 
 # %% ../../nbs/explain/04_clues.ipynb #e688caf8
 def find_troughs(
