@@ -286,7 +286,7 @@ def _strongest(spectra, i, z, spectype):
 # %% ../../nbs/detect/06_injected_failures.ipynb #320f2c9c
 def _foreign_lines(spectra, truth, rng, limit):
     "One line of another source, called [O III] (LINE_RATIO) or Hα (LONE_LINE)."
-    faint = np.flatnonzero(spectra.snr < 3)
+    faint = np.flatnonzero(spectra.snr < 1)  # in brighter ones the continuum decides
     broken, wave = inject_line(spectra[faint], rng)
     causes = rng.permutation(np.resize(['LINE_RATIO', 'LONE_LINE'], len(faint)))
     z = wave/np.where(causes == 'LINE_RATIO', EMISSION['[O III]'], EMISSION['Hα']) - 1
@@ -324,7 +324,9 @@ def simulate_failures(
     parts = []
     for inject, (cause, part) in INJECTIONS.items():
         broken, wave = inject(s, rng)
-        parts.append(scan_wrong(broken, t, bases, cause, None if cause == 'BLEND' else wave, limit=limit//part))
+        seen = (s.snr > 1) | (cause != 'DIP')  # fainter dips cannot be seen
+        wave = np.full(len(s), np.nan) if cause in ('BLEND', 'LOW_SNR') else wave
+        parts.append(scan_wrong(broken[seen], t[seen], bases, cause, wave[seen], limit=limit//part))
     parts += _swapped(s, t, bases, limit)
     qso, tq = right_spectra(2*n, seed + 1, bases, shares=dict(QSO=1.), blend=0.)
     far = (tq['TRUE_SPECTYPE'] == 'QSO') & (tq['TRUE_Z'] > 1.5) & (qso.snr > 1)  # fainter troughs cannot be seen

@@ -36,7 +36,7 @@ class CauseSettings:
     featureless: float = 25.
     dust: float = 25.
     template_limit: float = 20.
-    line_ratio: float = 16.
+    line_ratio: float = 9.
     line_confusion: float = 45.
     broad_absorption: float = 50.
     lone_line: float = 36.
@@ -78,16 +78,18 @@ def find_clues(
     clues, general = _specific(case, settings), _swap(case) | {'LOW_SNR': clue_low_snr(case)}
     if quick and any(ratio > 1 for ratio in _ratios(clues, clues | general, settings).values()):
         return clues | general
-    last = {'OFFSET': clue_offset(case), 'AMBIGUOUS': clue_ambiguous(case)}
+    last = {'AMBIGUOUS': clue_ambiguous(case)}
     missed = clue_missed_line(case)
     if missed.gain > clues['LINE_CONFUSION'].gain:
         del clues['LINE_CONFUSION']
         last = {'LINE_CONFUSION': missed} | last
-    return clues | {'BLEND': clue_blend(case)} | general | last
+    return clues | {'OFFSET': clue_offset(case), 'BLEND': clue_blend(case)} | general | last
 
 # %% ../../nbs/explain/07_causes.ipynb #8f0c2b19
 def _limit(cause, clues, settings):
     "The gain above which a cause is named."
+    if cause == 'OFFSET' and clues['LOW_SNR'].gain < settings.low_snr:
+        return np.inf
     swap = next((c for c in clues if '_AS_' in c), None)
     limit = getattr(settings, 'swap' if cause == swap else cause.lower())
     if cause in (*PIXELS, 'BROAD_ABSORPTION', 'BLEND'):  # a shallow trough is not why a star is a galaxy

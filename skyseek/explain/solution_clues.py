@@ -31,7 +31,7 @@ def clue_dust(
     case: Case,
 ) -> Clue:
     "What dusty templates win over the best solution of ordinary ones."
-    if str(case.ours['SUBTYPE']) != 'DUST' or not len(case.minima):
+    if str(case.ours['SUBTYPE']) != 'DUST' or case.agree or not len(case.minima):
         return Clue()
     ordinary = [f for f in case.fits if f.basis.version != RARE_VERSION]
     best = case.minima[np.argmin(cost_of(case.minima))]
