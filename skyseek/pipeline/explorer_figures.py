@@ -52,11 +52,12 @@ def empty_sources() -> dict[str, ColumnDataSource]: # name: source without rows
     "The tables of all figures of an object."
     return {name: ColumnDataSource({c: [] for c in columns.split()}) for name, columns in _TABLES.items()}
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #4bbd1418
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #54ceb598
 def _shade(fig, wave_range=(3500., 10500.)):
     "Grey stripes at strong sky lines, orange ones where arms meet."
     at = [w for w in STRONG_SKY if wave_range[0] < w < wave_range[1]]
-    fig.vstrip(x0=[w - 2.5 for w in at], x1=[w + 2.5 for w in at], fill_color='#9e9e9e', fill_alpha=.16, line_color=None)
+    fig.vstrip(x0=[w - 2.5 for w in at], x1=[w + 2.5 for w in at], fill_color='#9e9e9e', fill_alpha=.16,
+               line_color=None)
     fig.vstrip(x0=[x - 25 for x in JUNCTIONS], x1=[x + 25 for x in JUNCTIONS], fill_color='#ffb74d', fill_alpha=.2,
                line_color=None)
 

@@ -6,8 +6,7 @@
 __all__ = ['LINES', 'KINDS', 'LEVELS', 'Solution', 'ObjectView', 'cell', 'LineMark', 'line_marks', 'z_of_line', 'evidence_words',
            'position', 'links']
 
-# %% ../../nbs/pipeline/13_explorer_object.ipynb #cf5a0d77
-from collections.abc import Mapping
+# %% ../../nbs/pipeline/13_explorer_object.ipynb #2e2f5dc2
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
@@ -204,7 +203,7 @@ def residuals(self: ObjectView,
     weight = smooth(ivar, np.ones_like(ivar), width)*width
     return mean*np.sqrt(np.maximum(weight, 0))
 
-# %% ../../nbs/pipeline/13_explorer_object.ipynb #ae65570b
+# %% ../../nbs/pipeline/13_explorer_object.ipynb #df7ee82a
 @patch
 def limits(self: ObjectView,
     width: int = 5, # pixels to average over
@@ -232,7 +231,8 @@ def bad_pixels(self: ObjectView) -> list[tuple]: # (first Å, last Å, what it i
     out = [(float(self.wave[a] - pixel/2), float(self.wave[b] + pixel/2), 'masked') for a, b in zip(first, last)]
     if self.ivar.any():
         with np.errstate(all='ignore'):
-            out += [(float(w - 6*pixel), float(w + 6*pixel), what) for w, _, what in suspect_pixels(self.spectrum)[1][0]]
+            found = suspect_pixels(self.spectrum)[1][0]
+        out += [(float(w - 6*pixel), float(w + 6*pixel), what) for w, _, what in found]
     return out
 
 # %% ../../nbs/pipeline/13_explorer_object.ipynb #edeaa47a
