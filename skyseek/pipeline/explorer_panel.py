@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['html_text', 'evidence_page', 'links_page', 'ObjectPanel']
 
-# %% ../../nbs/pipeline/16_explorer_panel.ipynb #4a905624
+# %% ../../nbs/pipeline/16_explorer_panel.ipynb #d8dd50b7
 from collections.abc import Callable
 from html import escape
 
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..data.constants import TYPES
 from ..data.hdus import printable
 from .explorer_figures import PIPELINE, SHOWN, ObjectFigures
-from .explorer_object import LINES, ObjectView, Solution, evidence_words, links, z_of_line
+from .explorer_object import LINES, ObjectView, evidence_words, links, z_of_line
 
 # %% ../../nbs/pipeline/16_explorer_panel.ipynb #cfdfc0a4
 def html_text(
