@@ -192,7 +192,7 @@ def tell_guarantee(self: ExplorerPage) -> None:
     words = found.get('text', found) if isinstance(found, dict) else found
     self.promise.text = html_text(getattr(words, 'text', words) if not isinstance(words, str) else words)
 
-# %% ../../nbs/pipeline/18_explorer_actions.ipynb #49de3dc8
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #e1a7bf1b
 TEMPLATE = """
 {% block preamble %}
 <meta name="referrer" content="no-referrer"><meta name="viewport" content="width=device-width">
@@ -223,9 +223,10 @@ def layouts(self: ExplorerPage) -> tuple: # two of bokeh's layouts: the lists, t
              row(self.table.before, self.table.after, self.table.where, self.clear, self.save, **stretch),
              row(m.kind, m.x, m.y, m.colour, **stretch), m.figure, m.key,
              row(self.rank, self.more, self.draw_random, **stretch), self.news, self.promise)
-    label = row(self.label, self.saved, self.again, self.progress, **stretch)
-    lists = column(*parts, name='lists', **stretch)
-    return lists, column(self.panel.layout(), label, self.comment, self.help, name='object', **stretch)
+    self.progress.width_policy = self.saved.width_policy = 'min'
+    label = row(self.label, self.saved, self.again, self.progress, **stretch, stylesheets=[':host{background:#f1f8e9}'])
+    lists = column(*parts, name='lists', **stretch, tags=[self.keys])  # what no part holds is not in the document
+    return lists, column(self.panel.layout(label), self.comment, self.help, name='object', **stretch)
 
 @patch
 def add_to(self: ExplorerPage,

@@ -6,14 +6,14 @@
 __all__ = ['LONGEST', 'FIRST', 'ROWS_OF_PAGE', 'SKY', 'MOST_POINTS', 'cell_texts', 'first_columns', 'TablePanel', 'density_image',
            'inside_shape', 'principal_axes', 'numeric_columns', 'MapPanel']
 
-# %% ../../nbs/pipeline/15_explorer_lists.ipynb #c384cdcd
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #caf1b7a7
 from collections.abc import Callable
 from html import escape
 
 import numpy as np
 from bokeh.events import RangesUpdate, Reset, SelectionGeometry
-from bokeh.models import Button, ColorBar, ColumnDataSource, DataTable, Div, LinearColorMapper, PlainText, Range1d
-from bokeh.models import Select, StringFormatter, TableColumn
+from bokeh.models import Button, ColorBar, ColumnDataSource, CustomJS, DataTable, Div, LinearColorMapper, PlainText
+from bokeh.models import Range1d, Select, StringFormatter, TableColumn
 from bokeh.palettes import Category10, Viridis256
 from fastcore.basics import patch
 from matplotlib.path import Path as Outline
@@ -45,7 +45,7 @@ def _cell_text(value):
     text = text.replace('\n', r'\n').strip()
     return text if len(text) <= LONGEST else text[:LONGEST - 1] + '…'
 
-# %% ../../nbs/pipeline/15_explorer_lists.ipynb #6b0207ae
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #2313db0d
 FIRST = ('TARGETID', 'Z', 'SPECTYPE', 'ZWARN', 'P_Z_WRONG', 'Z_ALT', 'SPECTYPE_ALT', 'P_ALT', 'FLAG_ALT', 'ANOMALY',
          'NATURE', 'CAUSE', 'SNR')
 ROWS_OF_PAGE = 100
@@ -56,6 +56,10 @@ def first_columns(
 ) -> list[str]:
     "Columns that the table shows at first: those of `FIRST`, or the first of the file."
     return [name for name in FIRST if name in names][:most] or list(names)[:8]
+
+_REDRAW = """
+const view = Bokeh.index.find_one(table);
+if (view != null && view.updateGrid != null) view.updateGrid();"""  # the grid misses changes that keep its length
 
 class TablePanel:
     "A page of the listed rows."
@@ -74,6 +78,7 @@ class TablePanel:
         self.before, self.after = (Button(label=label, width=36, height=28) for label in '‹›')
         self.before.on_click(lambda: self.turn(-1))
         self.after.on_click(lambda: self.turn(1))
+        self.source.js_on_change('data', CustomJS(args={'table': self.table}, code=_REDRAW))
         self.source.selected.on_change('indices', lambda _, old, new: self._clicked(new))
 
     def _clicked(self, rows):
@@ -84,7 +89,7 @@ class TablePanel:
         if at < len(self.order):
             self.open_row(int(self.order[at]))
 
-# %% ../../nbs/pipeline/15_explorer_lists.ipynb #4a15a4e6
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #1ef09bd1
 @patch
 def turn(self: TablePanel,
     step: int, # pages
@@ -121,7 +126,7 @@ def show(self: TablePanel,
 def _width(name, texts):
     "Pixels for a column of the table."
     longest = max([len(name) + 1, *(len(t) for t in texts[:30])])
-    return int(min(max(7.4*longest + 10, 44), 260))
+    return int(min(max(7.1*longest + 14, 40), 260))
 
 # %% ../../nbs/pipeline/15_explorer_lists.ipynb #fe035b2a
 def _scaled(values):
@@ -222,14 +227,15 @@ class MapPanel:
         self.figure.on_event(SelectionGeometry, lambda event: self._selected(event, select))
         self.figure.on_event(Reset, lambda event: self.draw())
 
-# %% ../../nbs/pipeline/15_explorer_lists.ipynb #54d0c13b
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #50b68c8a
 @patch
 def _make_figure(self: MapPanel, height):
     "An empty plot with points, a picture of the density, and a ring at the open object."
     self.figure = empty_figure(height, 'x', 'y', x_range=Range1d(0, 1), y_range=Range1d(0, 1), output_backend='canvas',
                                tools='pan,box_zoom,wheel_zoom,box_select,lasso_select,reset',
                                active_scroll='wheel_zoom', active_drag='box_select')
-    self.figure.toolbar.autohide = False
+    self.figure.toolbar.autohide = self.figure.toolbar_inner = False
+    self.figure.toolbar_location = 'above'
     self.points = ColumnDataSource({'x': [], 'y': [], 'colour': []})
     self.picture = ColumnDataSource({'image': [], 'x': [], 'y': [], 'dw': [], 'dh': []})
     self.here = ColumnDataSource({'x': [], 'y': []})
@@ -239,8 +245,7 @@ def _make_figure(self: MapPanel, height):
     dots.nonselection_glyph = None
     self.figure.scatter('x', 'y', source=self.here, size=14, fill_color=None, line_color='#d50000', line_width=2)
     self.mapper = LinearColorMapper(palette=Viridis256, low=0, high=1)
-    self.bar = ColorBar(color_mapper=self.mapper, width=8, padding=2, label_standoff=4, title=PlainText(text=''),
-                        title_text_font_size='11px', major_label_text_font_size='10px')
+    self.bar = ColorBar(color_mapper=self.mapper, width=8, padding=2, label_standoff=4, major_label_text_font_size='10px')
     self.figure.add_layout(self.bar, 'right')
     self.key = Div(text='', disable_math=True, margin=(0, 6, 0, 6))
 
@@ -257,7 +262,7 @@ def coordinates(self: MapPanel,
     x, y = (np.asarray(np.ma.filled(self.catalogue.column(n)[rows].astype(float), np.nan)) for n in names)
     return x, y, names
 
-# %% ../../nbs/pipeline/15_explorer_lists.ipynb #40aba27e
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #60042637
 def _span(values, margin=.04):
     "Limits of an axis, without the outermost thousandth where there are many values."
     known = values[np.isfinite(values)]
@@ -296,7 +301,6 @@ def _make_shades(self: MapPanel):
     self.bar.visible, self.key.text = values.dtype.kind in 'fiub', ''
     if self.bar.visible:
         shades, (self.mapper.low, self.mapper.high) = _scaled(values)
-        self.bar.title.text = printable(self.colour.value)
         return shades
     words, at = np.unique(np.char.strip(values.astype(str)), return_inverse=True)
     self._hues = np.array(Category10[10])[np.minimum(at, 9)]

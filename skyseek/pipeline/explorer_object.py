@@ -235,14 +235,14 @@ def bad_pixels(self: ObjectView) -> list[tuple]: # (first Å, last Å, what it i
         out += [(float(w - 6*pixel), float(w + 6*pixel), what) for w, _, what in found]
     return out
 
-# %% ../../nbs/pipeline/13_explorer_object.ipynb #edeaa47a
+# %% ../../nbs/pipeline/13_explorer_object.ipynb #09a7c3f4
 _EXTRA = {'[Ne V]': 3426.8, '[Ne III]': 3869.86, 'Hδ': 4102.89, '[O III]a': 4960.3, '[O I]': 6302.05,
           '[N II]': 6585.27, '[S III]a': 9071.1, '[S III]': 9533.2, 'C II]': 2326., 'He II': 1640.4, 'Lyβ': 1025.72}
 _METALS = {'Fe II a': 2382.76, 'Fe II b': 2600.17, 'Hδ': 4102.89, 'Hγ': 4341.68, 'Hβ': 4862.68, 'Hα': 6564.61,
            'Ca II a': 8500.36, 'Ca II b': 8664.52, 'break': 4000.}
 LINES = {'emission': EMISSION | _EXTRA, 'absorption': ABSORPTION | _METALS}  # kind: {name: vacuum Å}
 KINDS = {'GALAXY': ('emission', 'absorption'), 'QSO': ('emission',), 'STAR': ('absorption',)}  # lines of each type
-LEVELS = 3  # of line names above each other
+LEVELS = 4  # of line names above each other
 
 @dataclass(frozen=True)
 class LineMark:
@@ -253,12 +253,13 @@ class LineMark:
     kind: str  # emission, absorption or sky
     level: int  # 0 to LEVELS − 1: which row the name stands in
 
-def _levels(waves, gap):
-    "Rows of names that do not touch, for ascending wavelengths."
+def _levels(waves, names, letter):
+    "Rows of names that do not touch, for ascending wavelengths and the width of a letter."
     free, out = [-np.inf]*LEVELS, []
-    for wave in waves:
-        level = next((k for k in range(LEVELS) if wave - free[k] > gap), int(np.argmin(free)))
-        free[level] = wave
+    for wave, name in zip(waves, names):
+        half = (len(name)/2 + .5)*letter
+        level = next((k for k in range(LEVELS) if wave - half > free[k]), int(np.argmin(free)))
+        free[level] = wave + half
         out.append(level)
     return out
 
@@ -275,7 +276,7 @@ def line_marks(
             if low < rest*(1 + z) < high and not any(abs(rest - r) < .5 for _, r, _ in found):
                 found.append((name, rest, kind))
     found.sort(key=lambda line: line[1])
-    levels = _levels([rest*(1 + z) for _, rest, _ in found], .028*(high - low))
+    levels = _levels([rest*(1 + z) for _, rest, _ in found], [name for name, *_ in found], .0092*(high - low))
     marks = [LineMark(name, rest, rest*(1 + z), kind, level) for (name, rest, kind), level in zip(found, levels)]
     strong = SKY_LINES[0][SKY_LINES[1] > 50]
     return marks + [LineMark('sky', 0., float(w), 'sky', 0) for w in strong if low < w < high]

@@ -24,7 +24,7 @@ from .explorer_panel import ObjectPanel, html_text
 
 log = logging.getLogger('skyseek')
 
-# %% ../../nbs/pipeline/17_explorer_page.ipynb #c29e7875
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #55eaa811
 @dataclass(frozen=True)
 class Learning:
     "What the page can do beside looking; each part may be missing."
@@ -55,9 +55,10 @@ class ExplorerPage:
         _make_label_widgets(self)
         first = next((name for name in _SORTS_FIRST if name in catalogue.columns), FILE_ORDER)
         self.set_quietly(self.sort, first)
-        self.change(sort=first)
+        self.listing.apply(sort=first).place = 0
+        self.change()
 
-# %% ../../nbs/pipeline/17_explorer_page.ipynb #7e3f30d8
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #2cf2bb75
 _BUTTON = dict(height=30, margin=(4, 3, 0, 3), width_policy='min')
 
 def _words(size=12.5, margin=(2, 6, 0, 6)):
@@ -96,7 +97,7 @@ def _make_list_widgets(page):
 
 def _make_label_widgets(page):
     "What shows and takes the label of the open object."
-    page.label, page.saved, page.progress, page.promise = (_words(14), _words(), _words(), _words())
+    page.label, page.saved, page.progress, page.promise = _words(14), _words(), _words(), _words()
     page.comment = TextInput(title='comment', sizing_mode='stretch_width', margin=(0, 6, 0, 6))
     page.comment.on_change('value', lambda attr, old, new: None if page.quiet else page.put(comment=new))
     page.again = Button(label='save again', button_type='danger', visible=False, **_BUTTON)
@@ -168,7 +169,7 @@ def search(self: ExplorerPage,
     else:
         self.problem.text = f'<b style="color:#d50000">no TARGETID {html_text(text)[:60]} in the catalogue</b>'
 
-# %% ../../nbs/pipeline/17_explorer_page.ipynb #08d24af5
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #3d8f0ca2
 @patch
 def show(self: ExplorerPage) -> None:
     "Show the open object."
@@ -198,8 +199,9 @@ def step(self: ExplorerPage,
 ) -> None:
     "Go to another place of the list."
     if self.listing.step(n):
-        self.table.show(self.listing.rows, self.listing.place)
-        self.show()
+        with self.panel.figures.pause:
+            self.table.show(self.listing.rows, self.listing.place)
+            self.show()
 
 # %% ../../nbs/pipeline/17_explorer_page.ipynb #f0b9c4e9
 @patch

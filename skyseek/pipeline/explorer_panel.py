@@ -44,7 +44,7 @@ def links_page(
     link = '<a href="{}" target="_blank" rel="noopener noreferrer">{} ↗</a>'
     return ' · '.join(link.format(escape(address), escape(name)) for name, address in links(meta).items())
 
-# %% ../../nbs/pipeline/16_explorer_panel.ipynb #565e144f
+# %% ../../nbs/pipeline/16_explorer_panel.ipynb #e7f5911f
 _ANY_LINE = 'no line'
 _LINE_NAMES = [name for name in {**LINES['emission'], **LINES['absorption']} if name != 'break']
 _REST = {**LINES['absorption'], **LINES['emission']}
@@ -60,11 +60,13 @@ class ObjectPanel:
         self.figures = ObjectFigures()
         self.title, self.words, self.shown = (Div(text='', disable_math=True, sizing_mode='stretch_width',
                                                   margin=(2, 6, 0, 6)) for _ in range(3))
-        self.solutions = RadioButtonGroup(labels=[], sizing_mode='stretch_width', margin=(2, 6, 2, 6))
+        self.solutions = RadioButtonGroup(labels=[], sizing_mode='stretch_width', margin=(2, 6, 2, 6), stylesheets=[
+            '.bk-btn-group{flex-wrap:wrap} .bk-btn{font-size:12px!important;padding:3px 7px!important}'])
         self.z = TextInput(title='z', width=92, margin=(0, 4, 0, 6))
         self.kind = Select(title='type', options=list(TYPES), value='GALAXY', width=92, margin=(0, 4, 0, 4))
         self.line = Select(title='a click sets this line', options=[_ANY_LINE, *_LINE_NAMES], value=_ANY_LINE, width=150,
                            margin=(0, 4, 0, 4))
+        self.own_width = False  # whether the smoothing was chosen
         self.smooth = Slider(title='smoothing [pixels]', start=1, end=41, step=2, value=5, width=170,
                              margin=(0, 6, 0, 8))
         self._connect()
@@ -76,12 +78,12 @@ class ObjectPanel:
         self.z.on_change('value', told(lambda text: self.type_z(text, self.kind.value)))
         self.kind.on_change('value', told(lambda kind: self.type_z(self.z.value, kind)))
         self.line.on_change('value', told(self._name_line))
-        self.smooth.on_change('value', told(lambda n: self.figures.smooth_over(int(n))))
+        self.smooth.on_change('value', told(self._smooth_over))
         self.figures.on_z(lambda z: self.set_z(z, self.kind.value, 'dragged'))
         self.figures.on_click(self.click)
         self.figures.on_minimum(self.click_minimum)
 
-# %% ../../nbs/pipeline/16_explorer_panel.ipynb #2137fa8d
+# %% ../../nbs/pipeline/16_explorer_panel.ipynb #716c6df7
 @patch
 def show(self: ObjectPanel,
     view: ObjectView, # the object
@@ -94,17 +96,24 @@ def show(self: ObjectPanel,
     meta = view.spectrum.meta
     self.title.text = f'{title} <span style="font-size:12px">{links_page(meta)}</span>'
     self.words.text = evidence_page(meta, self.tolerance)
-    self.figures.show_object(view, int(self.smooth.value))
     self.quiet = True
+    if not self.own_width:
+        self.smooth.value = 5 if view.spectrum.snr[0] > 3 else 11
+    self.figures.show_object(view, int(self.smooth.value))
     self.line.value = _ANY_LINE
     self.solutions.labels = [f'{s.name}: {s.text}' if k < 3 else s.text for k, s in enumerate(view.solutions)]
     self.quiet = False
-    self._show_solution(view.solutions[0] if view.solutions else None, 0)
+    self._tell(view.solutions[0] if view.solutions else None, 0)
 
 @patch
 def _show_solution(self: ObjectPanel, solution, button=None):
     "Show a solution; the number of its button, None for one that has none."
     self.figures.show_solution(solution)
+    self._tell(solution, button)
+
+@patch
+def _tell(self: ObjectPanel, solution, button):
+    "Say in fields and words which solution is shown."
     self.quiet = True
     if solution is not None:
         self.z.value = f'{solution.z:.5f}' if np.isfinite(solution.z) else ''
@@ -125,7 +134,7 @@ def _shown_words(self: ObjectPanel, solution):
         words.append(part(PIPELINE, f'pipeline: {html_text(first.text)}{delta(first)}'))
     return f"<span style='font-size:12.5px'>{' &nbsp; '.join(words)}</span>"
 
-# %% ../../nbs/pipeline/16_explorer_panel.ipynb #8befc802
+# %% ../../nbs/pipeline/16_explorer_panel.ipynb #94fbc829
 @patch
 def set_z(self: ObjectPanel,
     z: float, # redshift
@@ -171,6 +180,12 @@ def solution(self: ObjectPanel) -> tuple | None: # (z, type); None where nothing
     s = self.figures.solution
     return (s.z, s.spectype) if s is not None else None
 
+@patch
+def _smooth_over(self: ObjectPanel, width):
+    "Smooth over a chosen number of pixels, from now on."
+    self.own_width = True
+    self.figures.smooth_over(int(width))
+
 # %% ../../nbs/pipeline/16_explorer_panel.ipynb #513d44b4
 @patch
 def click(self: ObjectPanel,
@@ -204,7 +219,7 @@ def click_minimum(self: ObjectPanel,
         else:
             self.set_z(found[1], found[0], 'minimum')
 
-# %% ../../nbs/pipeline/16_explorer_panel.ipynb #e73600c7
+# %% ../../nbs/pipeline/16_explorer_panel.ipynb #0f3815f2
 @patch
 def clear(self: ObjectPanel,
     title: str, # HTML
@@ -223,12 +238,14 @@ def clear(self: ObjectPanel,
     self.quiet = False
 
 @patch
-def layout(self: ObjectPanel) -> object: # bokeh's layout
+def layout(self: ObjectPanel,
+    *between: object, # parts of the page to put under the words
+) -> object: # bokeh's layout
     "All parts of this half of the page."
     f = self.figures
     fields = row(self.z, self.kind, self.line, self.smooth, sizing_mode='stretch_width')
     f.chi2.min_width = f.zoom.min_width = 240
     f.star.sizing_mode, f.star.width = 'fixed', 170
     below = row(f.zoom, f.chi2, f.star, sizing_mode='stretch_width')
-    return column(self.title, self.words, self.solutions, fields, self.shown, f.strip, f.spectrum, f.residual, below,
+    return column(self.title, self.words, *between, self.solutions, fields, self.shown, f.strip, f.spectrum, f.residual, below,
                   sizing_mode='stretch_width')
