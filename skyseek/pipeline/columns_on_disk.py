@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['plain_column', 'FitsSource', 'ParquetSource', 'TableSource', 'open_columns']
 
-# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #0a5124f1
+# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #54c12221
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from astropy.io import fits
 from astropy.table import Table
+from astropy.table.meta import get_header_from_yaml
 
 from ..data.hdus import ReadError, columns_of, foreign_format, what_file
 from .catalogue import NOT_KNOWN
-from .parts import list_parts
+from .parts import list_parts, part_facts, shared_header
 
 # %% ../../nbs/pipeline/11_columns_on_disk.ipynb #7664245d
 def _strip(words):
@@ -52,7 +54,7 @@ def plain_column(
     nothing = {'f': np.nan, 'U': '', 'b': False}.get(kind, NOT_KNOWN.get(name, 0))
     return np.where(masked, np.asarray(nothing, values.dtype), values)
 
-# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #047fff02
+# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #105fc8e0
 def _is_table(hdu):
     return isinstance(hdu, fits.BinTableHDU) and not isinstance(hdu, fits.CompImageHDU)
 
@@ -78,6 +80,7 @@ class FitsSource:
                                                                f"({str(e).splitlines()[0][:100]})") from e
         self.columns = {c.name: c for c in reversed(hdu.columns) if 'P' not in c.format and 'Q' not in c.format}
         self.columns = dict(reversed(self.columns.items()))
+        self.meta = {k: v for k, v in self.header.items() if not k[:4] in ('TTYP', 'TFOR', 'TCOM', 'TUNI', 'NAXI')}
         self.names = [n for n in self.columns if self._values(n, slice(0, 1)) is not None]
 
     def _values(self, name, rows):
@@ -103,7 +106,7 @@ class FitsSource:
         k = self.data.columns.names.index(name) + 1
         return self.columns[name].unit, self.header.get(f'TCOMM{k}')
 
-# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #15a91630
+# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #1d9829ea
 def _is_plain(kind):
     "Whether a type of Arrow becomes a plain array."
     if pa.types.is_fixed_size_list(kind):
@@ -138,6 +141,17 @@ def _footer(path):
         raise ReadError(f"{path}: no Parquet file that can be read ({str(e).splitlines()[0][:100]}); copy it again, or "
                         f"remove it") from e
 
+def _written_facts(footers):
+    "Header cards, and what is said about the columns, as astropy or `skyseek survey` writes them."
+    stored = (footers[0].metadata or {}).get(b'table_meta_yaml')
+    if stored is None:
+        return shared_header([part_facts(f.schema.to_arrow_schema()) for f in footers]), {}
+    try:
+        header = get_header_from_yaml(stored.decode().splitlines())
+        return dict(header.get('meta', {})), {c['name']: c for c in header['datatype']}
+    except (ValueError, LookupError, TypeError, yaml.YAMLError):
+        return {}, {}
+
 class ParquetSource:
     "The columns of one or several Parquet files with the same columns."
     def __init__(
@@ -155,6 +169,7 @@ class ParquetSource:
             raise ReadError(f"{paths[0]}: no column TARGETID, so it is no catalogue of objects; it has "
                             f"{', '.join(self.names)[:100] or 'no columns'}")
         self.words = [n for n, f in self.fields.items() if pa.types.is_string(f.type)]
+        self.meta, self.facts = _written_facts(footers)
         self.starts = np.cumsum([0] + [f.num_rows for f in footers])
         self.n = int(self.starts[-1])
 
@@ -163,8 +178,9 @@ class ParquetSource:
         name: str, # of a column
     ) -> tuple: # unit and description, None where there is none
         "What the file says about a column."
-        facts = self.fields[name].metadata or {}
-        return tuple(facts[k].decode('utf-8', 'replace') if k in facts else None for k in (b'unit', b'description'))
+        facts = {k.decode(): v.decode('utf-8', 'replace') for k, v in (self.fields[name].metadata or {}).items()}
+        facts = self.facts.get(name, {}) | facts
+        return facts.get('unit'), facts.get('description')
 
     def read(
         self,
@@ -226,7 +242,7 @@ def _in_order(parts, n):
         out[where] = part
     return out
 
-# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #c380b0c6
+# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #d8a26956
 class TableSource:
     "The columns of a table in memory."
     def __init__(
@@ -237,7 +253,7 @@ class TableSource:
             raise ReadError("the table has no column TARGETID, so it is no catalogue of objects")
         self.n, self.columns = len(table), {c: plain_column(table[c], c) for c in table.colnames}
         self.columns = {name: values for name, values in self.columns.items() if values is not None}
-        self.names, self.table = list(self.columns), table
+        self.names, self.table, self.meta = list(self.columns), table, dict(table.meta)
 
     def read(
         self,
@@ -257,7 +273,7 @@ class TableSource:
 
 def open_columns(
     source: Table | Path | str, # FITS or Parquet file, folder of `skyseek survey`, or table
-) -> object: # with names, n, read(name, rows), about(name)
+) -> object: # with names, n, meta (header cards), read(name, rows), about(name)
     "A source of columns; `ReadError` if it is no catalogue."
     if isinstance(source, Table):
         return TableSource(source)
