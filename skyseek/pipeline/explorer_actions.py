@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'SIMILAR', 'DRAWN', 'TEMPLATE']
 
-# %% ../../nbs/pipeline/18_explorer_actions.ipynb #ada9380b
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #b7f25150
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,6 @@ from bokeh.layouts import column, row
 from bokeh.models import CustomJS
 from fastcore.basics import patch
 
-from ..data.files import write_table
 from ..data.messages import explain
 from .explorer_keys import KEY_SCRIPT, LABEL_ACTIONS, action_of, label_change
 from .explorer_listing import FILE_ORDER
@@ -27,7 +26,7 @@ from .explorer_panel import html_text
 log = logging.getLogger('skyseek')
 SIMILAR, DRAWN = 50, 50  # objects that “more like this” lists, and that a random sample has
 
-# %% ../../nbs/pipeline/18_explorer_actions.ipynb #258a1c98
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #cb568047
 @patch
 def key_event(self: ExplorerPage,
     data: dict, # of the source `keys`
@@ -65,11 +64,6 @@ def press(self: ExplorerPage,
 @patch
 def undo(self: ExplorerPage) -> None:
     "Take the last label back, and go to its object."
-    if self.unsaved:
-        self.unsaved.pop()
-        self.again.visible = bool(self.unsaved)
-        self.redraw_label()
-        return
     try:
         label = self.store.undo()
     except Exception as e:
@@ -85,7 +79,7 @@ def undo(self: ExplorerPage) -> None:
     self.redraw_label()
     self.refresh_labels()
 
-# %% ../../nbs/pipeline/18_explorer_actions.ipynb #edc5813f
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #9127380d
 @patch
 def select(self: ExplorerPage,
     rows: np.ndarray, # (M,) of the catalogue
@@ -114,7 +108,7 @@ def save_list(self: ExplorerPage) -> None:
     while (dst := source.parent/f'{name}-{n}.fits').exists():
         n += 1
     try:
-        write_table(self.catalogue.rows(self.listing.rows, self.catalogue.columns), dst, 'CATALOGUE')
+        self.catalogue.write(self.listing.rows, dst)
         self.news.text = f'{len(self.listing):,} rows in {html_text(dst)}'
     except Exception as e:
         self.news.text = f'<b style="color:#d50000">{html_text(explain(e))}</b>'

@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['FILE_ORDER', 'Listing']
 
-# %% ../../nbs/pipeline/16_explorer_listing.ipynb #348f28cf
+# %% ../../nbs/pipeline/16_explorer_listing.ipynb #377b4493
 from dataclasses import dataclass
 
 import numpy as np
 from fastcore.basics import patch
 
 from ..data.hdus import printable
+from .explorer_table import Catalogue
 
-# %% ../../nbs/pipeline/16_explorer_listing.ipynb #d91d731f
+# %% ../../nbs/pipeline/16_explorer_listing.ipynb #6859f4a7
 FILE_ORDER = 'order of the file'
 
 @dataclass(eq=False)
 class Listing:
     "The listed rows of a catalogue and the place in them."
-    catalogue: object  # with `n`, `columns`, `column(name)`, `where(expression)`, `preset(name)`
+    catalogue: Catalogue  # from `open_catalogue`
     preset: str = ''  # name of a preset; '' takes all
     expression: str = ''  # of columns; '' takes all
     sort: str = FILE_ORDER  # column, or a name in `scores`
@@ -39,18 +40,15 @@ class Listing:
     def __len__(self):
         return len(self.rows)
 
-# %% ../../nbs/pipeline/16_explorer_listing.ipynb #073668fd
+# %% ../../nbs/pipeline/16_explorer_listing.ipynb #ea6403f0
 @patch
 def _sorted(self: Listing, rows, sort, descending):
     "Rows in the order of a column or score; those without a value last."
     if sort == FILE_ORDER:
         return rows
-    values = self.scores[sort] if sort in self.scores else self.catalogue.column(sort)
-    values = np.ma.asarray(values)[rows]
-    if values.dtype.kind not in 'fiub':
-        order = np.argsort(np.ma.filled(values.astype(str), ''), kind='stable')
-        return rows[order[::-1]] if descending else rows[order]
-    values = np.ma.filled(values.astype(float), np.nan)
+    if sort not in self.scores:
+        return self.catalogue.order(sort, descending, rows)
+    values = np.asarray(self.scores[sort], float)[rows]
     return rows[np.argsort(-values if descending else values, kind='stable')]  # nan is last
 
 @patch

@@ -6,7 +6,7 @@
 __all__ = ['LONGEST', 'FIRST', 'ROWS_OF_PAGE', 'SKY', 'MOST_POINTS', 'cell_texts', 'first_columns', 'TablePanel', 'density_image',
            'inside_shape', 'principal_axes', 'numeric_columns', 'MapPanel']
 
-# %% ../../nbs/pipeline/15_explorer_lists.ipynb #caf1b7a7
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #19d75789
 from collections.abc import Callable
 from html import escape
 
@@ -20,6 +20,7 @@ from matplotlib.path import Path as Outline
 
 from ..data.hdus import printable
 from .explorer_figures import empty_figure
+from .explorer_table import Catalogue
 
 # %% ../../nbs/pipeline/15_explorer_lists.ipynb #1fbdbd47
 LONGEST = 60  # letters of a cell
@@ -45,7 +46,7 @@ def _cell_text(value):
     text = text.replace('\n', r'\n').strip()
     return text if len(text) <= LONGEST else text[:LONGEST - 1] + '…'
 
-# %% ../../nbs/pipeline/15_explorer_lists.ipynb #2313db0d
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #5a40ca75
 FIRST = ('TARGETID', 'Z', 'SPECTYPE', 'ZWARN', 'P_Z_WRONG', 'Z_ALT', 'SPECTYPE_ALT', 'P_ALT', 'FLAG_ALT', 'ANOMALY',
          'NATURE', 'CAUSE', 'SNR')
 ROWS_OF_PAGE = 100
@@ -64,7 +65,7 @@ if (view != null && view.updateGrid != null) view.updateGrid();"""  # the grid m
 class TablePanel:
     "A page of the listed rows."
     def __init__(self,
-        catalogue: object, # with `columns`, `n` and `rows(indices, names)`
+        catalogue: Catalogue, # from `open_catalogue`
         labels: Callable, # indices → {column: texts}, shown in front
         open_row: Callable, # called with the row that was clicked
     ):
@@ -176,7 +177,7 @@ def inside_shape(
     inside[near] = Outline(np.column_stack([px, py])).contains_points(np.column_stack([x[near], y[near]]))
     return inside
 
-# %% ../../nbs/pipeline/15_explorer_lists.ipynb #ba27fdaa
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #94c54b20
 SKY = ('TARGET_RA', 'TARGET_DEC'), ('RA', 'DEC'), ('PLUG_RA', 'PLUG_DEC')
 
 def principal_axes(
@@ -192,7 +193,7 @@ def principal_axes(
     return centred @ vectors[:, np.argsort(-values)[:2]]
 
 def numeric_columns(
-    catalogue: object, # with `columns` and `rows(indices, names)`
+    catalogue: Catalogue, # from `open_catalogue`
 ) -> tuple[list[str], list[str]]: # names of columns of numbers, of numbers and of short texts
     "Columns that can be an axis, and those that can be a colour."
     row = catalogue.rows(np.arange(min(catalogue.n, 1)), catalogue.columns)
@@ -200,13 +201,13 @@ def numeric_columns(
     numbers = [name for name in flat if row[name].dtype.kind in 'fiub' and name != 'TARGETID']
     return numbers, [*numbers, *(name for name in flat if row[name].dtype.kind in 'US' and name not in ('FILE',))]
 
-# %% ../../nbs/pipeline/15_explorer_lists.ipynb #e2c0c455
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #1e6fde79
 MOST_POINTS = 20_000  # of a scatter plot; more become a picture of their density
 
 class MapPanel:
     "A scatter plot of the listed rows, of two columns, of the sky or of the latents, coloured by a third."
     def __init__(self,
-        catalogue: object, # with `columns`, `n`, `column(name)` and `rows(indices, names)`
+        catalogue: Catalogue, # from `open_catalogue`
         select: Callable, # called with the rows that a box or a lasso holds
         height: int = 260, # pixels of the screen
     ):

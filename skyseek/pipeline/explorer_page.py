@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'RANKED', 'EVERYTHING', 'Learning', 'ExplorerPage']
 
-# %% ../../nbs/pipeline/17_explorer_page.ipynb #58b8dd90
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #82e83453
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ import numpy as np
 from bokeh.models import Button, ColumnDataSource, Div, Select, TextInput
 from fastcore.basics import patch
 
-from ..data.messages import explain
+from ..data.messages import explain, plural
 from .explorer_keys import keys_page, label_words
 from .explorer_listing import FILE_ORDER, Listing
 from .explorer_lists import MapPanel, TablePanel, numeric_columns
 from .explorer_object import ObjectView
 from .explorer_panel import ObjectPanel, html_text
+from .explorer_table import PRESETS, Catalogue
 
 log = logging.getLogger('skyseek')
 
-# %% ../../nbs/pipeline/17_explorer_page.ipynb #55eaa811
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #cb713ac0
 @dataclass(frozen=True)
 class Learning:
     "What the page can do beside looking; each part may be missing."
-    presets: dict  # name: words
     similar: Callable | None = None  # (catalogue, row, number) → rows, the most similar first
     rank_again: Callable | None = None  # (catalogue, store) → (n,) scores
 
@@ -38,14 +38,14 @@ _SORTS_FIRST = 'P_Z_WRONG', 'ANOMALY', 'ANOMALY_RANK', 'P_S_WRONG'
 class ExplorerPage:
     "One page: what is listed, what is open, and all widgets."
     def __init__(self,
-        catalogue: object, # from `open_catalogue`
+        catalogue: Catalogue, # from `open_catalogue`
         store: object, # `LabelStore` of it
-        learning: Learning = Learning({}),
+        learning: Learning = Learning(),
         selected: Callable | None = None, # called with the rows of each selection
     ):
         self.catalogue, self.store, self.learning = catalogue, store, learning
         self.selected, self.document, self.rating = selected or (lambda rows: None), None, False
-        self.unsaved, self.busy, self.quiet = [], None, False
+        self.busy, self.quiet = None, False
         self.listing, self.panel = Listing(catalogue), ObjectPanel(self.redraw_label)
         self.table = TablePanel(catalogue, self._label_columns, self.open)
         self.map = MapPanel(catalogue, lambda rows: self.select(rows))
@@ -58,7 +58,7 @@ class ExplorerPage:
         self.listing.apply(sort=first).place = 0
         self.change()
 
-# %% ../../nbs/pipeline/17_explorer_page.ipynb #2cf2bb75
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #9e759765
 _BUTTON = dict(height=30, margin=(4, 3, 0, 3), width_policy='min')
 
 def _words(size=12.5, margin=(2, 6, 0, 6)):
@@ -68,7 +68,7 @@ def _words(size=12.5, margin=(2, 6, 0, 6)):
 
 def _make_list_widgets(page):
     "What chooses the listed objects."
-    presets = [EVERYTHING, *page.learning.presets]
+    presets = [EVERYTHING, *PRESETS]
     page.preset = Select(title='preset', value=EVERYTHING, options=presets, sizing_mode='stretch_width')
     page.filter = TextInput(title='filter by an expression of columns', placeholder='ZWARN == 0 & P_Z_WRONG > 0.5',
                             sizing_mode='stretch_width')
@@ -203,44 +203,43 @@ def step(self: ExplorerPage,
             self.table.show(self.listing.rows, self.listing.place)
             self.show()
 
-# %% ../../nbs/pipeline/17_explorer_page.ipynb #f0b9c4e9
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #6e553cd5
 @patch
 def put(self: ExplorerPage,
     **fields, # of a label
 ) -> None:
     "Save fields of the open object's label; keep them in the page if that fails."
-    if self.listing.row is None or not fields:
-        return
-    self.unsaved.append((self.listing.row, fields))
-    self.save_again()
+    i = self.listing.row
+    if i is not None and fields:
+        self._save(lambda: self.store.put(i, **fields))
 
 @patch
 def save_again(self: ExplorerPage) -> None:
-    "Save all labels that are kept in the page, the oldest first."
+    "Save the labels that could not be saved."
+    self._save(self.store.flush)
+
+@patch
+def _save(self: ExplorerPage, write):
+    "Write, and say whether it is on disk."
     try:
-        while self.unsaved:
-            i, fields = self.unsaved[0]
-            self.store.put(i, **fields)
-            self.unsaved.pop(0)
+        write()
         self.saved.text = f'<span style="color:#2e7d32">saved {datetime.now():%H:%M:%S}</span>'
     except Exception as e:
         log.error('a label was not saved: %s', explain(e))
-        self.saved.text = (f'<b style="color:#fff;background:#d50000;padding:3px 8px">NOT SAVED: {html_text(explain(e))} '
-                           f'— {len(self.unsaved)} kept in this page, do not close it</b>')
-    self.again.visible = bool(self.unsaved)
+        n = len(self.store.unsaved)
+        kept = f'; {plural(n, "label")} kept in memory, do not stop skyseek' if n else ''
+        self.saved.text = (f'<b style="color:#fff;background:#d50000;padding:3px 8px">NOT SAVED: '
+                           f'{html_text(explain(e))}{kept}</b>')
+    self.again.visible = bool(self.store.unsaved)
     self.redraw_label()
     self.refresh_labels()
 
 @patch
 def label_of(self: ExplorerPage,
     i: int, # row of the catalogue
-) -> dict: # fields, those that are not saved yet too
+) -> dict: # fields that are given, those that are not saved yet too
     "The label of a row."
-    label = dict(self.store.get(i) or {})
-    for row_, fields in self.unsaved:
-        if row_ == i:
-            label |= fields
-    return {name: value for name, value in label.items() if value is not None}
+    return {name: value for name, value in self.store.get(i).items() if value is not None}
 
 @patch
 def redraw_label(self: ExplorerPage) -> None:
@@ -248,8 +247,7 @@ def redraw_label(self: ExplorerPage) -> None:
     i = self.listing.row
     label = {} if i is None else self.label_of(i)
     words = label_words(label)
-    kept = [k for k, (row_, _) in enumerate(self.unsaved) if row_ == i]
-    mark = '<b style="color:#d50000">not saved</b> ' if kept else ''
+    mark = '<b style="color:#d50000">not saved</b> ' if self.store.unsaved else ''
     self.label.text = f'{mark}<b>{html_text(words)}</b>' if words else '<span style="color:#78909c">no label yet</span>'
     self.set_quietly(self.comment, str(label.get('comment', '') or ''))
     done, n = self.store.progress()
