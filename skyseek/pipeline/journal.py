@@ -47,7 +47,7 @@ def read_lines(
             broken += 1
     return out, broken
 
-# %% ../../nbs/pipeline/12_journal.ipynb #8816e7d2
+# %% ../../nbs/pipeline/12_journal.ipynb #1f2bdf87
 _NO_LOCKS = errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL
 
 @contextmanager
@@ -71,15 +71,17 @@ _ADVICE = {
     errno.EROFS: 'the disk is read-only: give another folder for the labels (--labels, folder=…)',
     errno.EACCES: 'you may not write there: give another folder for the labels (--labels, folder=…)',
     errno.EPERM: 'you may not write there: give another folder for the labels (--labels, folder=…)',
+    errno.EEXIST: 'the folder for labels is a file: give another one (--labels, folder=…)',
+    errno.ENOTDIR: 'the folder for labels is a file: give another one (--labels, folder=…)',
     errno.EFBIG: 'the file would be larger than the system allows'}
 
 def _not_saved(path, error, n):
     "The error for lines that could not be written."
     why = _ADVICE.get(error.errno, error.strerror or str(error))
     return NotSaved(error.errno, f"{printable(path)}: {plural(n, 'label is', 'labels are')} not on the disk, {why}. "
-                                 f"Nothing is lost while this page is open; the next label tries again")
+                                 f"Kept in memory meanwhile; the next label tries again")
 
-# %% ../../nbs/pipeline/12_journal.ipynb #34e14165
+# %% ../../nbs/pipeline/12_journal.ipynb #9c82c32d
 class Journal:
     "A file of lines that belongs to something; nothing is written before the first `append`."
     def __init__(
@@ -88,7 +90,7 @@ class Journal:
         header: dict, # first line; its FINGERPRINT says what the journal belongs to
     ):
         self.path, self.header, self.at = Path(path), header, 0
-        self._mark = None
+        self._mark, self.found = None, {}  # found: the header in the file
 
     def update(self) -> tuple[list[dict], bool]: # (new entries, whether they are all entries)
         "What was added since the last call; all of it if the file was replaced. `ReadError` if it belongs elsewhere."
@@ -101,7 +103,7 @@ class Journal:
                     return [], False
                 f.seek(0 if again else self.at)
                 data = f.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             again, self.at, self._mark = self._mark is not None, 0, None
             return [], again
         except OSError as e:
@@ -124,6 +126,7 @@ class Journal:
             raise ReadError(f"{self.path}: holds labels of another catalogue ({entry.get('catalogue', 'unknown')}, "
                             f"{plural(entry.get('rows', 0), 'row')}); open that one, or give another folder for the "
                             f"labels (--labels, folder=…)")
+        self.found = entry
         return True
 
 # %% ../../nbs/pipeline/12_journal.ipynb #fd2b1621
