@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Catalogue', 'open_catalogue']
 
-# %% ../../nbs/pipeline/11_explorer_table.ipynb #5053f4c7
+# %% ../../nbs/pipeline/11_explorer_table.ipynb #e22c652b
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from .catalogue_spectra import SpectrumNotFound, SpectrumPlaces, read_row
 from .columns_on_disk import open_columns
 from .conditions import ConditionError, find_column, select_rows
 
-# %% ../../nbs/pipeline/11_explorer_table.ipynb #4581628c
+# %% ../../nbs/pipeline/11_explorer_table.ipynb #772d97bf
 class Catalogue:
     "A catalogue whose columns are read when they are asked for; see `open_catalogue`."
     def __init__(
@@ -54,6 +55,17 @@ class Catalogue:
             if name not in self._kept:
                 self._kept[name] = _frozen(self.source.read(name))
             return self._kept[name]
+
+    def once(
+        self,
+        name: str, # of what is made
+        make: Callable, # function without arguments
+    ) -> object: # what it returned the first time
+        "Something that is made from the catalogue once, and kept."
+        with self._lock:
+            if ('made', name) not in self._kept:
+                self._kept['made', name] = make()
+            return self._kept['made', name]
 
     def rows(
         self,
@@ -163,7 +175,7 @@ def find(self: Catalogue,
         raise ConditionError(f"{str(targetid)[:40]!r} is no TARGETID; type its digits") from None
     return np.flatnonzero(self.column('TARGETID') == wanted)
 
-# %% ../../nbs/pipeline/11_explorer_table.ipynb #2fd583e6
+# %% ../../nbs/pipeline/11_explorer_table.ipynb #a3d13706
 @patch
 def key(self: Catalogue,
     i: int, # row
@@ -191,11 +203,14 @@ def index(self: Catalogue,
 @patch
 def _same(self: Catalogue, targetid):
     "Rows of a target, ascending."
-    if 'sorted' not in self._kept:
-        order = np.argsort(self.column('TARGETID'), kind='stable')
-        self._kept['sorted'] = order, self.column('TARGETID')[order]
-    order, ids = self._kept['sorted']
+    order, ids = self.once('sorted', self._sorted)
     return order[np.searchsorted(ids, targetid):np.searchsorted(ids, targetid, side='right')]
+
+@patch
+def _sorted(self: Catalogue):
+    "Rows by TARGETID, and the sorted TARGETIDs."
+    order = np.argsort(self.column('TARGETID'), kind='stable')
+    return order, self.column('TARGETID')[order]
 
 @patch
 def _files(self: Catalogue, rows):
@@ -205,13 +220,13 @@ def _files(self: Catalogue, rows):
 @patch(as_prop=True)
 def unique(self: Catalogue) -> bool: # whether each TARGETID occurs once
     "Whether TARGETIDs alone name the objects."
-    ids = self._kept.get('sorted', (None, np.sort(self.column('TARGETID'))))[1]
+    ids = self.once('sorted', self._sorted)[1]
     return not (ids[1:] == ids[:-1]).any()
 
 @patch(as_prop=True)
 def fingerprint(self: Catalogue) -> str: # 64 hexadecimal digits
     "What tells this catalogue from another one: a sum of its TARGETIDs, in any order."
-    return hashlib.sha256(np.sort(self.column('TARGETID')).astype('<i8').tobytes()).hexdigest()
+    return hashlib.sha256(self.once('sorted', self._sorted)[1].astype('<i8').tobytes()).hexdigest()
 
 # %% ../../nbs/pipeline/11_explorer_table.ipynb #6d9917f2
 _KEPT = 64  # spectra in memory, 60 kB each
