@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'SIMILAR', 'DRAWN', 'TEMPLATE']
 
-# %% ../../nbs/pipeline/18_explorer_actions.ipynb #b7f25150
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #bd2a2fc7
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from ..data.messages import explain
 from .explorer_keys import KEY_SCRIPT, LABEL_ACTIONS, action_of, label_change
 from .explorer_listing import FILE_ORDER
-from .explorer_page import EVERYTHING, RANKED, ExplorerPage
+from .explorer_page import EVERYTHING, RANKED, SAMPLE, ExplorerPage
 from .explorer_panel import html_text
 
 log = logging.getLogger('skyseek')
@@ -113,7 +113,7 @@ def save_list(self: ExplorerPage) -> None:
     except Exception as e:
         self.news.text = f'<b style="color:#d50000">{html_text(explain(e))}</b>'
 
-# %% ../../nbs/pipeline/18_explorer_actions.ipynb #3c3f2fd4
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #97e05a71
 @patch
 def in_background(self: ExplorerPage,
     work: Callable, # () → result, in a thread
@@ -169,24 +169,41 @@ def more_like_this(self: ExplorerPage) -> None:
 @patch
 def draw_at_random(self: ExplorerPage) -> None:
     "List a random sample, whose labels give the guarantee of `keep`."
-    n = min(DRAWN, self.catalogue.n)
+    def draw():
+        drawn = self.store.drawn()
+        is_done = all(self.store.get(int(i)).get('quality') is not None for i in drawn)
+        return self.store.draw(min(len(drawn) + DRAWN*is_done, self.catalogue.n))
     def done(rows):
         self.set_quietly(self.sort, FILE_ORDER)
         self.set_quietly(self.preset, EVERYTHING)
         self.set_quietly(self.filter, '')
-        self.change(subset=np.asarray(rows), subset_name='random sample', sort=FILE_ORDER, preset='', expression='')
+        self.change(subset=np.asarray(rows), subset_name=SAMPLE, sort=FILE_ORDER, preset='', expression='')
         self.news.text = f'{len(rows)} objects at random: label them all'
         self.tell_guarantee()
-    self.in_background(lambda: self.store.draw(n, 0), done, 'drawing')
+    self.in_background(draw, done, 'drawing')
 
 @patch
 def tell_guarantee(self: ExplorerPage) -> None:
     "Say what the labels of the random sample guarantee."
-    found = self.store.guarantee()
-    words = found.get('text', found) if isinstance(found, dict) else found
-    self.promise.text = html_text(getattr(words, 'text', words) if not isinstance(words, str) else words)
+    try:
+        self.promise.text = html_text(self.store.guarantee()['text'])
+    except Exception as e:
+        self.promise.text = html_text(explain(e))
 
-# %% ../../nbs/pipeline/18_explorer_actions.ipynb #e1a7bf1b
+@patch
+def export_labels(self: ExplorerPage) -> None:
+    "Write labels beside the catalogue: for inspectors, for `train`, `evaluate` and `keep`, for `rank`."
+    stem, done = Path(self.catalogue.path), []
+    name = stem.name.split('.')[0]
+    for kind, write in (('vi', self.store.export_vi), ('truth', self.store.export_truth),
+                        ('ratings', self.store.export_ratings)):
+        try:
+            done.append(html_text(write(stem.parent/f'{name}-{kind}.csv', overwrite=True)))
+        except Exception as e:
+            done.append(html_text(explain(e)))
+    self.news.text = '<br>'.join(done)
+
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #71879ecd
 TEMPLATE = """
 {% block preamble %}
 <meta name="referrer" content="no-referrer"><meta name="viewport" content="width=device-width">
@@ -214,7 +231,7 @@ def layouts(self: ExplorerPage) -> tuple: # two of bokeh's layouts: the lists, t
     m = self.map
     parts = (row(self.preset, self.sort, self.direction, **stretch), row(self.filter, self.find, **stretch),
              self.problem, self.listed, self.table.table,
-             row(self.table.before, self.table.after, self.table.where, self.clear, self.save, **stretch),
+             row(self.table.before, self.table.after, self.table.where, self.clear, self.save, self.export, **stretch),
              row(m.kind, m.x, m.y, m.colour, **stretch), m.figure, m.key,
              row(self.rank, self.more, self.draw_random, **stretch), self.news, self.promise)
     self.progress.width_policy = self.saved.width_policy = 'min'

@@ -187,7 +187,7 @@ class Pause:
         if self.depth == 0:
             self.busy.data = {'on': [0]}
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #c17ad068
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #8eb23174
 class ObjectFigures:
     "The figures of one object and what is shown in them."
     def __init__(self):
@@ -199,7 +199,6 @@ class ObjectFigures:
         self.residual = residual_figure(self.sources, self.x_range)
         self.zoom = zoom_figure(self.sources)
         self.chi2, self.star = chi2_figures(self.sources)
-        self.zoom.on_event(RangesUpdate, lambda event: self._fit_zoom(float(event.x0), float(event.x1)))
         window = RangeTool(x_range=self.zoom.x_range)
         window.overlay.fill_color, window.overlay.fill_alpha = '#1565c0', .08
         self.spectrum.add_tools(window)
@@ -220,7 +219,8 @@ class ObjectFigures:
     def on_click(self,
         call: Callable, # with the wavelength in Å
     ) -> None:
-        "Call a function when the spectrum or its zoomed window is clicked."
+        "Call a function when the spectrum or its zoomed window is clicked; the window fits its range of flux."
+        self.zoom.on_event(RangesUpdate, lambda event: self._fit_zoom(float(event.x0), float(event.x1)))
         for fig in (self.spectrum, self.zoom):
             fig.on_event(Tap, lambda event: call(float(event.x)))
 
