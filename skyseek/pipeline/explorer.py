@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'HOST', 'IDLE', 'ExplorerServer', 'Explorer', 'open_browser', 'explore', 'wait', 'export_page']
 
-# %% ../../nbs/pipeline/19_explorer.ipynb #7ae071d3
+# %% ../../nbs/pipeline/19_explorer.ipynb #d76a82db
 import asyncio
 import getpass
 import logging
@@ -29,7 +29,7 @@ from ..data.read import file_kind
 from ..data.safe_writing import check_new, keep_apart
 from .catalogue import score
 from .explorer_table import Catalogue, open_catalogue
-from .labels import LabelStore, rank_again, similar
+from .labels import LabelStore
 
 log = logging.getLogger('skyseek')
 
@@ -144,7 +144,7 @@ def stop(self: ExplorerServer) -> None:
         self._thread.join(5)
         self._server._http.stop()
 
-# %% ../../nbs/pipeline/19_explorer.ipynb #fee6bacf
+# %% ../../nbs/pipeline/19_explorer.ipynb #9c936d1f
 def _open_any(source, spectra):
     "A catalogue; of a file of spectra, its scores."
     if isinstance(source, Table):
@@ -173,9 +173,8 @@ class Explorer:
 
     def _fill(self, document):
         "A new page."
-        from skyseek.pipeline.explorer_actions import ExplorerPage, Learning
-        learning = Learning(similar=similar, rank_again=rank_again)
-        ExplorerPage(self.catalogue, self.store, learning, self._take).add_to(document)
+        from skyseek.pipeline.explorer_actions import ExplorerPage
+        ExplorerPage(self.catalogue, self.store, self._take).add_to(document)
 
     def _take(self, rows):
         self._rows = np.asarray(rows)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'SIMILAR', 'DRAWN', 'TEMPLATE']
 
-# %% ../../nbs/pipeline/18_explorer_actions.ipynb #bd2a2fc7
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #f99ee150
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +22,7 @@ from .explorer_keys import KEY_SCRIPT, LABEL_ACTIONS, action_of, label_change
 from .explorer_listing import FILE_ORDER
 from .explorer_page import EVERYTHING, RANKED, SAMPLE, ExplorerPage
 from .explorer_panel import html_text
+from .labels import rank_again as scores_by_ratings, similar
 
 log = logging.getLogger('skyseek')
 SIMILAR, DRAWN = 50, 50  # objects that “more like this” lists, and that a random sample has
@@ -113,7 +114,7 @@ def save_list(self: ExplorerPage) -> None:
     except Exception as e:
         self.news.text = f'<b style="color:#d50000">{html_text(explain(e))}</b>'
 
-# %% ../../nbs/pipeline/18_explorer_actions.ipynb #97e05a71
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #f4dc6d3d
 @patch
 def in_background(self: ExplorerPage,
     work: Callable, # () → result, in a thread
@@ -150,8 +151,7 @@ def rank_again(self: ExplorerPage) -> None:
         if len(self.listing):
             self.open(int(self.listing.rows[0]))
         self.news.text = 'ranked again by the ratings so far'
-    if self.learning.rank_again is not None:
-        self.in_background(lambda: self.learning.rank_again(self.catalogue, self.store), done, 'ranking again')
+    self.in_background(lambda: scores_by_ratings(self.catalogue, self.store), done, 'ranking again')
 
 @patch
 def more_like_this(self: ExplorerPage) -> None:
@@ -163,8 +163,8 @@ def more_like_this(self: ExplorerPage) -> None:
         self.set_quietly(self.filter, '')
         self.change(subset=np.asarray(rows), subset_name='similar objects', sort=FILE_ORDER, preset='', expression='')
         self.news.text = f'{len(rows)} similar objects, the most similar first'
-    if self.learning.similar is not None and i is not None:
-        self.in_background(lambda: self.learning.similar(self.catalogue, i, SIMILAR), done, 'looking for similar objects')
+    if i is not None:
+        self.in_background(lambda: similar(self.catalogue, i, SIMILAR), done, 'looking for similar objects')
 
 @patch
 def draw_at_random(self: ExplorerPage) -> None:
