@@ -57,7 +57,7 @@ def _bind(port, tries=50):
             last = e
     raise OSError(f'no free port from {port} to {port + tries - 1} ({last.strerror}); give another one with --port')
 
-# %% ../../nbs/pipeline/19_explorer.ipynb #b284ec68
+# %% ../../nbs/pipeline/19_explorer.ipynb #ecae0f40
 class ExplorerServer:
     "Pages of the explorer on this machine."
     def __init__(self,
@@ -69,16 +69,6 @@ class ExplorerServer:
         self.make_page, self.token, self.asked, self.proxy = make_page, secrets.token_urlsafe(16), port, url
         self._ready, self._failure, self._loop = threading.Event(), None, None
         self._thread = threading.Thread(target=self._serve, daemon=True, name='skyseek explorer')
-
-    def start(self) -> 'ExplorerServer': # itself
-        "Serve in the background."
-        self._thread.start()
-        self._ready.wait()
-        if self._failure is not None:
-            raise self._failure
-        if self.asked and self.port != self.asked:
-            log.warning('port %d is taken, port %d is used', self.asked, self.port)
-        return self
 
     def _serve(self):
         "Make the server in its own loop and run it."
@@ -106,7 +96,18 @@ class ExplorerServer:
             self._ready.set()
         self._loop.start()
 
-# %% ../../nbs/pipeline/19_explorer.ipynb #f105ecbe
+# %% ../../nbs/pipeline/19_explorer.ipynb #6edc971a
+@patch
+def start(self: ExplorerServer) -> ExplorerServer: # itself
+    "Serve in the background."
+    self._thread.start()
+    self._ready.wait()
+    if self._failure is not None:
+        raise self._failure
+    if self.asked and self.port != self.asked:
+        log.warning('port %d is taken, port %d is used', self.asked, self.port)
+    return self
+
 @patch
 def _page(self: ExplorerServer, document):
     "Fill a new page; what goes wrong is said on it."
@@ -136,6 +137,7 @@ def address(self: ExplorerServer) -> str: # with the token: for the owner only
     prefix = os.environ.get('JUPYTERHUB_SERVICE_PREFIX', '/').strip('/')
     return '/'.join(filter(None, (self.proxy.rstrip('/'), prefix, 'proxy', str(self.port), self.token))) + '/'
 
+# %% ../../nbs/pipeline/19_explorer.ipynb #7168cc9a
 @patch
 def stop(self: ExplorerServer) -> None:
     "Stop serving."
@@ -144,7 +146,7 @@ def stop(self: ExplorerServer) -> None:
         self._thread.join(5)
         self._server._http.stop()
 
-# %% ../../nbs/pipeline/19_explorer.ipynb #9c936d1f
+# %% ../../nbs/pipeline/19_explorer.ipynb #62d6a93e
 def _open_any(source, spectra):
     "A catalogue; of a file of spectra, its scores."
     if isinstance(source, Table):
@@ -159,6 +161,7 @@ def _open_any(source, spectra):
         return open_catalogue(score(path), spectra=spectra or path, path=path.with_name(f'{path.name}-scores.fits'))
     return open_catalogue(path, spectra)
 
+# %% ../../nbs/pipeline/19_explorer.ipynb #1f835ac3
 class Explorer:
     "An open explorer: its address, what was selected, and the labels."
     def __init__(self,
@@ -184,16 +187,6 @@ class Explorer:
         "The address of the page."
         return self.server.address
 
-    @property
-    def selection(self) -> Table: # rows of the catalogue
-        "What was last selected in the map, by box or lasso."
-        return self.catalogue.rows(self._rows, self.catalogue.columns)
-
-    @property
-    def labels(self) -> Table: # one row for each label
-        "The labels so far."
-        return self.store.table()
-
     def stop(self) -> None:
         "Stop serving; the labels are on disk."
         self.server.stop()
@@ -204,6 +197,17 @@ class Explorer:
 
     def __repr__(self):
         return f'Explorer of {self.catalogue}'
+
+# %% ../../nbs/pipeline/19_explorer.ipynb #d4e09118
+@patch(as_prop=True)
+def selection(self: Explorer) -> Table: # rows of the catalogue
+    "What was last selected in the map, by box or lasso."
+    return self.catalogue.rows(self._rows, self.catalogue.columns)
+
+@patch(as_prop=True)
+def labels(self: Explorer) -> Table: # one row for each label
+    "The labels so far."
+    return self.store.table()
 
 # %% ../../nbs/pipeline/19_explorer.ipynb #bcffc3f3
 def open_browser(

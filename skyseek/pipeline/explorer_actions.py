@@ -27,7 +27,7 @@ from .labels import rank_again as scores_by_ratings, similar
 log = logging.getLogger('skyseek')
 SIMILAR, DRAWN = 50, 50  # objects that “more like this” lists, and that a random sample has
 
-# %% ../../nbs/pipeline/18_explorer_actions.ipynb #cb568047
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #56166f40
 @patch
 def key_event(self: ExplorerPage,
     data: dict, # of the source `keys`
@@ -62,6 +62,7 @@ def press(self: ExplorerPage,
     elif name in ('step', 'solution'):
         (self.step if name == 'step' else self.panel.step)(value)
 
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #ef402608
 @patch
 def undo(self: ExplorerPage) -> None:
     "Take the last label back, and go to its object."
@@ -114,7 +115,7 @@ def save_list(self: ExplorerPage) -> None:
     except Exception as e:
         self.news.text = f'<b style="color:#d50000">{html_text(explain(e))}</b>'
 
-# %% ../../nbs/pipeline/18_explorer_actions.ipynb #f4dc6d3d
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #dec56134
 @patch
 def in_background(self: ExplorerPage,
     work: Callable, # () → result, in a thread
@@ -153,6 +154,7 @@ def rank_again(self: ExplorerPage) -> None:
         self.news.text = 'ranked again by the ratings so far'
     self.in_background(lambda: scores_by_ratings(self.catalogue, self.store), done, 'ranking again')
 
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #a3737079
 @patch
 def more_like_this(self: ExplorerPage) -> None:
     "List the objects that are most similar to the open one."
@@ -190,6 +192,7 @@ def tell_guarantee(self: ExplorerPage) -> None:
     except Exception as e:
         self.promise.text = html_text(explain(e))
 
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #dc247086
 @patch
 def export_labels(self: ExplorerPage) -> None:
     "Write labels beside the catalogue: for inspectors, for `train`, `evaluate` and `keep`, for `rank`."
@@ -203,7 +206,7 @@ def export_labels(self: ExplorerPage) -> None:
             done.append(html_text(explain(e)))
     self.news.text = '<br>'.join(done)
 
-# %% ../../nbs/pipeline/18_explorer_actions.ipynb #71879ecd
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #5df2d5e2
 TEMPLATE = """
 {% block preamble %}
 <meta name="referrer" content="no-referrer"><meta name="viewport" content="width=device-width">
@@ -239,6 +242,7 @@ def layouts(self: ExplorerPage) -> tuple: # two of bokeh's layouts: the lists, t
     lists = column(*parts, name='lists', **stretch, tags=[self.keys])  # what no part holds is not in the document
     return lists, column(self.panel.layout(label), self.comment, self.help, name='object', **stretch)
 
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #365054b0
 @patch
 def add_to(self: ExplorerPage,
     document: Document, # of bokeh

@@ -129,7 +129,7 @@ def _width(name, texts):
     longest = max([len(name) + 1, *(len(t) for t in texts[:30])])
     return int(min(max(7.1*longest + 14, 40), 260))
 
-# %% ../../nbs/pipeline/15_explorer_lists.ipynb #fe035b2a
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #c8221b6e
 def _scaled(values):
     "Numbers as 0 to 255 between their percentiles 1 and 99, with both."
     values = np.asarray(values, float)
@@ -160,6 +160,7 @@ def density_image(
     alpha = np.where(count > 0, 90 + 165*np.log1p(count)/np.log1p(max(count.max(initial=1), 2)), 0).astype(np.uint32)
     return (alpha << 24 | b << 16 | g << 8 | r).astype(np.uint32).reshape(shape)
 
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #8a19bd61
 def inside_shape(
     geometry: dict, # bokeh's: type rect with x0, x1, y0, y1, or type poly with x, y
     x: np.ndarray, # (N,)
@@ -228,7 +229,7 @@ class MapPanel:
         self.figure.on_event(SelectionGeometry, lambda event: self._selected(event, select))
         self.figure.on_event(Reset, lambda event: self.draw())
 
-# %% ../../nbs/pipeline/15_explorer_lists.ipynb #50b68c8a
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #f97c81c3
 @patch
 def _make_figure(self: MapPanel, height):
     "An empty plot with points, a picture of the density, and a ring at the open object."
@@ -246,7 +247,8 @@ def _make_figure(self: MapPanel, height):
     dots.nonselection_glyph = None
     self.figure.scatter('x', 'y', source=self.here, size=14, fill_color=None, line_color='#d50000', line_width=2)
     self.mapper = LinearColorMapper(palette=Viridis256, low=0, high=1)
-    self.bar = ColorBar(color_mapper=self.mapper, width=8, padding=2, label_standoff=4, major_label_text_font_size='10px')
+    self.bar = ColorBar(color_mapper=self.mapper, width=8, padding=2, label_standoff=4,
+                        major_label_text_font_size='10px')
     self.figure.add_layout(self.bar, 'right')
     self.key = Div(text='', disable_math=True, margin=(0, 6, 0, 6))
 
@@ -263,7 +265,7 @@ def coordinates(self: MapPanel,
     x, y = (np.asarray(np.ma.filled(self.catalogue.column(n)[rows].astype(float), np.nan)) for n in names)
     return x, y, names
 
-# %% ../../nbs/pipeline/15_explorer_lists.ipynb #60042637
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #3d745966
 def _span(values, margin=.04):
     "Limits of an axis, without the outermost thousandth where there are many values."
     known = values[np.isfinite(values)]
@@ -292,6 +294,7 @@ def draw(self: MapPanel,
         axis.axis_label = PlainText(text=printable(name))
     self.redraw()
 
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #5d73a731
 @patch
 def _make_shades(self: MapPanel):
     "The colours of the drawn rows as 0 to 255, and the key: a bar for numbers, words for texts."
@@ -310,7 +313,7 @@ def _make_shades(self: MapPanel):
                              for i, w in enumerate(words[:10]))
     return at/max(len(words) - 1, 1)*255.
 
-# %% ../../nbs/pipeline/15_explorer_lists.ipynb #4675afed
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #502e2e69
 @patch
 def redraw(self: MapPanel) -> None:
     "Draw what is in view: points, or the density where there are too many."
@@ -345,6 +348,7 @@ def _selected(self: MapPanel, event, select):
     if event.final and event.geometry.get('type') in ('rect', 'poly'):
         select(self._drawn[inside_shape(event.geometry, *self._xy)])
 
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #f2029feb
 @patch
 def follow(self: MapPanel,
     later: Callable, # calls a function after some ms, e.g. `Document.add_timeout_callback`

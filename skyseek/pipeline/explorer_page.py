@@ -51,7 +51,7 @@ class ExplorerPage:
         self.listing.apply(sort=first).place = 0
         self.change()
 
-# %% ../../nbs/pipeline/17_explorer_page.ipynb #c37ca12f
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #82cb094b
 _BUTTON = dict(height=30, margin=(4, 3, 0, 3), width_policy='min')
 
 def _words(size=12.5, margin=(2, 6, 0, 6)):
@@ -90,6 +90,7 @@ def _make_list_widgets(page):
     page.more.on_click(lambda: page.more_like_this())
     page.draw_random.on_click(lambda: page.draw_at_random())
 
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #ebfc931e
 def _make_label_widgets(page):
     "What shows and takes the label of the open object."
     page.label, page.saved, page.progress, page.promise = _words(14), _words(), _words(), _words()
@@ -101,7 +102,7 @@ def _make_label_widgets(page):
                     stylesheets=['.k{display:inline-block;margin:0 12px 1px 0;color:#455a64;font-size:12px}'
                                  '.k b{color:#000;background:#eceff1;border-radius:3px;padding:0 4px}'])
 
-# %% ../../nbs/pipeline/17_explorer_page.ipynb #5b099261
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #a2cb910f
 @patch
 def set_quietly(self: ExplorerPage,
     widget: object, # of bokeh
@@ -134,6 +135,7 @@ def change(self: ExplorerPage,
     if self.listing.row != before or self.panel.title.text == '':
         self.show()
 
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #d54bb969
 @patch
 def open(self: ExplorerPage,
     row: int, # of the catalogue
@@ -198,7 +200,7 @@ def step(self: ExplorerPage,
             self.table.show(self.listing.rows, self.listing.place)
             self.show()
 
-# %% ../../nbs/pipeline/17_explorer_page.ipynb #23aeb42c
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #dc0bc29b
 @patch
 def put(self: ExplorerPage,
     **fields, # of a label
@@ -238,6 +240,7 @@ def label_of(self: ExplorerPage,
     "The label of a row."
     return {name: value for name, value in self.store.get(i).items() if value is not None}
 
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #783f404a
 @patch
 def redraw_label(self: ExplorerPage) -> None:
     "The label of the open object, and how far the inspection is."

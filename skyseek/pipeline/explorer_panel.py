@@ -44,7 +44,7 @@ def links_page(
     link = '<a href="{}" target="_blank" rel="noopener noreferrer">{} ↗</a>'
     return ' · '.join(link.format(escape(address), escape(name)) for name, address in links(meta).items())
 
-# %% ../../nbs/pipeline/16_explorer_panel.ipynb #e7f5911f
+# %% ../../nbs/pipeline/16_explorer_panel.ipynb #de3cbcc5
 _ANY_LINE = 'no line'
 _LINE_NAMES = [name for name in {**LINES['emission'], **LINES['absorption']} if name != 'break']
 _REST = {**LINES['absorption'], **LINES['emission']}
@@ -64,7 +64,8 @@ class ObjectPanel:
             '.bk-btn-group{flex-wrap:wrap} .bk-btn{font-size:12px!important;padding:3px 7px!important}'])
         self.z = TextInput(title='z', width=92, margin=(0, 4, 0, 6))
         self.kind = Select(title='type', options=list(TYPES), value='GALAXY', width=92, margin=(0, 4, 0, 4))
-        self.line = Select(title='a click sets this line', options=[_ANY_LINE, *_LINE_NAMES], value=_ANY_LINE, width=150,
+        names = [_ANY_LINE, *_LINE_NAMES]
+        self.line = Select(title='a click sets this line', options=names, value=_ANY_LINE, width=150,
                            margin=(0, 4, 0, 4))
         self.own_width = False  # whether the smoothing was chosen
         self.smooth = Slider(title='smoothing [pixels]', start=1, end=41, step=2, value=5, width=170,
@@ -83,7 +84,7 @@ class ObjectPanel:
         self.figures.on_click(self.click)
         self.figures.on_minimum(self.click_minimum)
 
-# %% ../../nbs/pipeline/16_explorer_panel.ipynb #716c6df7
+# %% ../../nbs/pipeline/16_explorer_panel.ipynb #f3b61060
 @patch
 def show(self: ObjectPanel,
     view: ObjectView, # the object
@@ -123,6 +124,7 @@ def _tell(self: ObjectPanel, solution, button):
     self.shown.text = self._shown_words(solution)
     self.changed()
 
+# %% ../../nbs/pipeline/16_explorer_panel.ipynb #45dddb2d
 @patch
 def _shown_words(self: ObjectPanel, solution):
     "Which solution is blue and which is red, in words."
@@ -134,7 +136,7 @@ def _shown_words(self: ObjectPanel, solution):
         words.append(part(PIPELINE, f'pipeline: {html_text(first.text)}{delta(first)}'))
     return f"<span style='font-size:12.5px'>{' &nbsp; '.join(words)}</span>"
 
-# %% ../../nbs/pipeline/16_explorer_panel.ipynb #94fbc829
+# %% ../../nbs/pipeline/16_explorer_panel.ipynb #73b29d79
 @patch
 def set_z(self: ObjectPanel,
     z: float, # redshift
@@ -174,6 +176,7 @@ def step(self: ObjectPanel,
         now = self.solutions.active
         self.choose((n - (n > 0) if now is None else now + n) % len(self.view.solutions))
 
+# %% ../../nbs/pipeline/16_explorer_panel.ipynb #05c91e3c
 @patch
 def solution(self: ObjectPanel) -> tuple | None: # (z, type); None where nothing is shown
     "The redshift and type that are shown."
@@ -219,7 +222,7 @@ def click_minimum(self: ObjectPanel,
         else:
             self.set_z(found[1], found[0], 'minimum')
 
-# %% ../../nbs/pipeline/16_explorer_panel.ipynb #0f3815f2
+# %% ../../nbs/pipeline/16_explorer_panel.ipynb #c99ea3ce
 @patch
 def clear(self: ObjectPanel,
     title: str, # HTML
@@ -247,5 +250,5 @@ def layout(self: ObjectPanel,
     f.chi2.min_width = f.zoom.min_width = 240
     f.star.sizing_mode, f.star.width = 'fixed', 170
     below = row(f.zoom, f.chi2, f.star, sizing_mode='stretch_width')
-    return column(self.title, self.words, *between, self.solutions, fields, self.shown, f.strip, f.spectrum, f.residual, below,
-                  sizing_mode='stretch_width')
+    head = (self.title, self.words, *between, self.solutions, fields, self.shown)
+    return column(*head, f.strip, f.spectrum, f.residual, below, sizing_mode='stretch_width')
