@@ -54,7 +54,7 @@ def plain_column(
     nothing = {'f': np.nan, 'U': '', 'b': False}.get(kind, NOT_KNOWN.get(name, 0))
     return np.where(masked, np.asarray(nothing, values.dtype), values)
 
-# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #105fc8e0
+# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #bedbf0d7
 def _is_table(hdu):
     return isinstance(hdu, fits.BinTableHDU) and not isinstance(hdu, fits.CompImageHDU)
 
@@ -81,14 +81,14 @@ class FitsSource:
         self.columns = {c.name: c for c in reversed(hdu.columns) if 'P' not in c.format and 'Q' not in c.format}
         self.columns = dict(reversed(self.columns.items()))
         self.meta = {k: v for k, v in self.header.items() if not k[:4] in ('TTYP', 'TFOR', 'TCOM', 'TUNI', 'NAXI')}
-        self.names = [n for n in self.columns if self._values(n, slice(0, 1)) is not None]
+        self._some = None, None
+        self.names = [n for n in self.columns if self.read(n, np.arange(min(1, self.n))) is not None]
 
-    def _values(self, name, rows):
-        "Some rows of a column."
-        column, values = self.columns[name], self.data[rows][name]
-        if column.null is not None and values.dtype.kind in 'iu':
-            values = np.ma.masked_equal(np.asarray(values), column.null)
-        return plain_column(values, name)
+    def _rows(self, rows):
+        "Some rows of the table; the last ones are kept, because columns are asked for one after the other."
+        if self._some[0] is None or not np.array_equal(rows, self._some[0]):
+            self._some = rows, self.data[rows]
+        return self._some[1]
 
     def read(
         self,
@@ -96,7 +96,11 @@ class FitsSource:
         rows: np.ndarray | None = None, # (m,) int; None reads all
     ) -> np.ndarray: # (n,) or (m,), or (…, width)
         "A column, or some rows of it."
-        return self._values(name, slice(None) if rows is None else rows)
+        data = self.data[:] if rows is None else self._rows(np.asarray(rows, int))
+        column, values = self.columns[name], np.asarray(data[name])
+        if column.null is not None and values.dtype.kind in 'iu':
+            values = np.ma.masked_equal(values, column.null)
+        return plain_column(values, name)
 
     def about(
         self,
@@ -106,15 +110,20 @@ class FitsSource:
         k = self.data.columns.names.index(name) + 1
         return self.columns[name].unit, self.header.get(f'TCOMM{k}')
 
-# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #1d9829ea
+# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #2f699c6b
 def _is_plain(kind):
     "Whether a type of Arrow becomes a plain array."
     if pa.types.is_fixed_size_list(kind):
-        return _is_plain(kind.value_type) and not pa.types.is_string(kind.value_type)
+        return _is_plain(kind.value_type) and not _is_text(kind.value_type)
     if pa.types.is_dictionary(kind):
         return _is_plain(kind.value_type)
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string)
-    return any(test(kind) for test in tests)
+    tests = pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean
+    return _is_text(kind) or any(test(kind) for test in tests)
+
+def _is_text(kind):
+    "Whether values are text, or bytes, which older tables have in place of text."
+    types = pa.types
+    return any(test(kind) for test in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary))
 
 def _as_numpy(column, name):
     "A column of Arrow as a plain array."
@@ -122,11 +131,17 @@ def _as_numpy(column, name):
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     if pa.types.is_fixed_size_list(column.type):
-        return np.asarray(column.fill_null([0.]*column.type.list_size).flatten()).reshape(-1, column.type.list_size)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        there, values = np.asarray(column.is_valid()), column.flatten().to_numpy(zero_copy_only=False)
+        values = values.reshape(-1, column.type.list_size)
+        if there.all():
+            return values
+        out = np.full((len(there), values.shape[1]), np.nan)
+        out[there] = values
+        return out
+    if _is_text(column.type):
         column = column.dictionary_encode()
     if pa.types.is_dictionary(column.type):
-        words = plain_column(np.array([w or '' for w in column.dictionary.to_pylist()] + [''], str), name)
+        words = plain_column(np.array([*column.dictionary.to_pylist(), None], object), name)
         return words[np.asarray(column.indices.fill_null(len(words) - 1))]
     if not column.null_count:
         return column.to_numpy(zero_copy_only=False)
@@ -168,7 +183,7 @@ class ParquetSource:
         if 'TARGETID' not in self.names:
             raise ReadError(f"{paths[0]}: no column TARGETID, so it is no catalogue of objects; it has "
                             f"{', '.join(self.names)[:100] or 'no columns'}")
-        self.words = [n for n, f in self.fields.items() if pa.types.is_string(f.type)]
+        self.words = [n for n, f in self.fields.items() if _is_text(f.type)]
         self.meta, self.facts = _written_facts(footers)
         self.starts = np.cumsum([0] + [f.num_rows for f in footers])
         self.n = int(self.starts[-1])
