@@ -229,18 +229,23 @@ def write_spectra(
 # %% ../../nbs/data/05_files.ipynb #1c793348
 def read_spectra(
     path: Path | str, # compact file written by `write_spectra`
+    rows: slice | None = None, # of the file; None reads all, and compares the sums of the file
 ) -> Spectra: # flux in 1e-17 erg/s/cm²/Å
     "Read a compact spectra file; `ReadError` if it is damaged, or another kind of file."
-    with open_fits(path, 'a file written by skyseek extract', sums='.*') as hdus:
+    with open_fits(path, 'a file written by skyseek extract', sums='.*' if rows is None else '') as hdus:
         if lacking := [name for name in ('WAVELENGTH', 'FLUX', 'IVAR', 'TARGETS') if name not in hdus]:
             raise ReadError(f"{path}: no HDU {', '.join(lacking)}, this is {what_file(hdus)}; give a file written by "
                             f"skyseek extract")
         check_vacuum([h.header for h in hdus], path)
-        check_memory(16*np.prod(hdus['FLUX'].shape, dtype=float), path)
+        if rows is None:
+            check_memory(16*np.prod(hdus['FLUX'].shape, dtype=float), path)
         meta, wave = read_table(hdus['TARGETS'], path), hdus['WAVELENGTH'].data.astype(float)
         kept = 'COADD', 'REDROCK', 'RRVER', 'NDROP', 'NUMBERED'
         meta.meta.update((k, hdus[0].header[k]) for k in kept if k in hdus[0].header)
-        flux, ivar = hdus['FLUX'].data, hdus['IVAR'].data
+        if rows is None:
+            flux, ivar = hdus['FLUX'].data, hdus['IVAR'].data
+        else:
+            meta, flux, ivar = meta[rows], hdus['FLUX'].section[rows], hdus['IVAR'].section[rows]
         if (factor := flux_factor(hdus['FLUX'].header.get('BUNIT'), wave, f'{path}: FLUX')) is not None:
             flux, ivar = flux*factor, ivar/factor**2
     if (wild := is_wild(flux, ivar)).any():

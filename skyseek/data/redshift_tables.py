@@ -17,7 +17,7 @@ from astropy.io.ascii import convert_numpy
 from astropy.table import Table, vstack
 
 from .constants import TYPES, ZWARN_NODATA, different_redshift
-from .files import read_ids, read_table, read_written_table
+from .files import read_ids, read_table, read_written_table, text
 from .hdus import ReadError, open_fits, printable, what_file
 
 # %% ../../nbs/data/09_redshift_tables.ipynb #3ffab6f3
@@ -135,7 +135,7 @@ def _numbers(path, column):
 # %% ../../nbs/data/09_redshift_tables.ipynb #6ff3bcb2
 def _read_csv_truth(path, min_quality):
     "The good rows of a csv table with TRUE_Z and TRUE_SPECTYPE, or of inspections, whose VI_ columns are renamed so."
-    table = _read_csv(path)
+    table = _fill_unchanged(_read_csv(path))
     inspected = not set(TRUE_COLUMNS) <= set(table.colnames)
     names = VI_COLUMNS if inspected else TRUE_COLUMNS
     if lacking := [c for c in names if c not in table.colnames]:
@@ -151,6 +151,22 @@ def _read_csv_truth(path, min_quality):
     table = Table(table[known & np.isfinite(np.ma.filled(table[z], np.nan))], masked=False)
     table[spectype] = clean_types(table[spectype])
     table.rename_columns([z, spectype], ['TRUE_Z', 'TRUE_SPECTYPE'])
+    return table
+
+def _fill_unchanged(table):
+    "Redshift and type that an inspector left as they were: prospect, DESI's viewer, keeps their fields empty."
+    if not {*VI_COLUMNS, 'VI_ISSUE', 'VI_SCANNER', 'REDROCK_Z', 'REDROCK_SPECTYPE'} <= set(table.colnames):
+        return table
+    for name, theirs, flag in (('VI_Z', 'REDROCK_Z', 'R'), ('VI_SPECTYPE', 'REDROCK_SPECTYPE', 'C')):
+        flagged = np.char.find(text(table['VI_ISSUE']), flag) >= 0  # it is wrong, and the right one is not known
+        own, other = (np.ma.asarray(table[c]) for c in (name, theirs))
+        empty, other = np.ma.getmaskarray(own), np.ma.masked_where(flagged, other)
+        if empty.all():
+            table[name] = other
+        elif empty.any():
+            table[name] = np.ma.where(empty, other.astype(str) if own.dtype.kind == 'U' else other, own)
+    if table['VI_QUALITY'].dtype.kind in 'if':
+        table['VI_QUALITY'] = np.ma.masked_less(table['VI_QUALITY'], 0)  # -1: a comment without a rating
     return table
 
 def _good_ratings(path, quality, min_quality):
