@@ -40,6 +40,7 @@ def plain(spectra, survey, kind):
     """Few columns, the same for all: object, survey and type; spectra without good pixels are left out."""
     objects = positions(spectra)
     columns = dict(TARGETID=objects, SURVEY_NAME=np.full(len(spectra), survey, 'U6') if isinstance(survey, str) else survey, KIND=np.asarray(kind, 'U8'), HALF=half_of(objects))
+    columns |= {c: spectra.meta[c] for c in ('TARGET_RA', 'TARGET_DEC', 'MJD') if c in spectra.meta.colnames}
     return spectra.replace(meta=Table(columns))[np.flatnonzero(spectra.good.any(1))]
 
 
