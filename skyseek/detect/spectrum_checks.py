@@ -202,8 +202,8 @@ def earth_velocity(
 ) -> np.ndarray: # (N,) km/s; 0 where anything is unknown
     """Velocity of the Earth towards a target, in a circular orbit: right to 1 km/s.
 
-    Longitude of the Sun from the Astronomical Almanac, page C5. Spectra in the frame of the Sun have their sky lines
-    at minus this velocity."""
+    Longitude of the Sun from the Astronomical Almanac, page C5. In spectra that are corrected for it the lines of the
+    sky are shifted by this velocity."""
     days = np.asarray(mjd, float) - 51544.
     anomaly = np.radians(357.528 + .9856003*days)
     sun = np.radians(280.460 + .9856474*days + 1.915*np.sin(anomaly))
@@ -233,7 +233,7 @@ def sky_frame(
     i = c.argmax(1).clip(1, len(VELOCITIES) - 2)
     below, top, above = (c[np.arange(len(c)), i + k] for k in (-1, 0, 1))
     velocity = VELOCITIES[i] + 10*np.clip(.5*(below - above)/np.minimum(below - 2*top + above, -1e-6), -1, 1)
-    moved = np.where(top > .2, (velocity + _earth(spectra.meta))/50, -.3)
+    moved = np.where(top > .2, (velocity - _earth(spectra.meta))/50, -.3)
     return np.column_stack([moved, np.maximum(top, 0)])
 
 def _earth(meta):

@@ -116,11 +116,12 @@ def power_law(spectra, rng, survey, slopes=((-4.5, -2.5), (.3, 4.)), snr=(5, 50)
     return spectra.replace(flux=(np.array(out)*spectra.good + sigma*rng.standard_normal(sigma.shape)).astype('f4'))
 
 
-def broken_arm(spectra, rng, survey, factors=((.4, .75), (1.33, 2.2))):
-    """The flux of one arm multiplied, its noise with it."""
+def broken_arm(spectra, rng, survey, factors=((.4, .75), (1.33, 2.2)), elsewhere=0., sharp=0.):
+    """The flux of one arm multiplied, its noise with it; a fraction at joints of another survey, a fraction without a blend."""
     wave, flux, ivar = spectra.wave, np.array(spectra.flux), np.array(spectra.ivar)
     for i in range(len(spectra)):
-        ends = MEETS[survey]
+        ends = MEETS[rng.choice(list(MEETS)) if rng.random() < elsewhere else survey]
+        if rng.random() < sharp: ends = tuple((x, 10.) for x, _ in ends)
         k, factor = rng.integers(len(ends) + 1), rng.uniform(*factors[rng.integers(len(factors))])
         edge = lambda j: np.clip((wave - ends[j][0] + ends[j][1])/(2*ends[j][1]), 0, 1)
         part = (edge(k - 1) if k else 1.)*(1 - edge(k) if k < len(ends) else 1.)
