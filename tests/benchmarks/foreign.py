@@ -12,7 +12,7 @@ from skyseek.data.constants import SKY_LINES
 from skyseek.data.desi import extract
 from skyseek.data.files import text
 from skyseek.data.read import read_singles
-from skyseek.data.spectra import Spectra, concatenate, resample
+from skyseek.data.spectra import concatenate, resample
 from skyseek.data.truth import half_of
 
 KINDS = 'power law', 'broken arm', 'sky lines', 'noise-free', 'air'

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import astropy
+import fit_familiarity
 import numpy as np
 import scipy
 import sklearn
@@ -45,7 +46,6 @@ from skyseek.simulate.templates import read_library
 from skyseek.data.constants import JUNCTIONS
 from skyseek.data.spectra import concatenate
 from skyseek.learn.training import TrainSettings, fingerprint, load_model, save_model
-from skyseek.detect.familiarity import familiarity_inputs, fit_familiarity
 from skyseek.detect.guarantee import errors_left
 from skyseek.data.truth import choose_threshold, fold_of, half_of
 
@@ -207,7 +207,7 @@ def learn_judge(spectra, real, halves, a, start):
 
 def learn_classifier(spectra, n, held, opinions, autoencoder, a):
     """The classifier; dicts of what it says of the real targets (out of fold) and of the held ones; latents of both; folds."""
-    use, known = is_labelled(spectra), is_labelled(held)
+    use = is_labelled(spectra)
     (code, metadata, names), (code_v, metadata_v, _) = inputs(spectra[use], autoencoder, a.device), inputs(held[known], autoencoder, a.device)
     real, fold, wrong = np.flatnonzero(use) < n, fold_of(spectra.meta['TARGETID'][use]), wrong_answers(spectra[use])
     torch.manual_seed(a.seed)
@@ -307,7 +307,7 @@ def main():
 def train_final(spectra, n, held, opinions, facts, a, start):
     """Classifier and familiarity, and their cards."""
     autoencoder = load_model(a.weights/'autoencoder', Autoencoder)
-    use, known = is_labelled(spectra), is_labelled(held)
+    use = is_labelled(spectra)
     model, train, test, names, (code, code_v), fold = learn_classifier(spectra, n, held, opinions, autoencoder, a)
     step(start, 'classifier')
     figures, crossed = classifier_figures(train, test, names)
@@ -318,11 +318,8 @@ def train_final(spectra, n, held, opinions, facts, a, start):
     save_model(model, a.weights/'classifier', card=card, thresholds=thresholds, rates=train['wrong'].mean(0).tolist(), about=about, tolerance='0.001', autoencoder=fingerprint(autoencoder),
                judge=fingerprint(load_model(a.weights/'judge', Judge)))
     print(card, flush=True)
-    model = fit_familiarity(familiarity_inputs(code, spectra[np.flatnonzero(use)]), fold == 0, bank=4000, reference=4000, seed=a.seed)
-    strange = model.p_value(familiarity_inputs(code_v, held[known])) < .01
-    body = f"- **Unfamiliar** (p < 0.01, beside one fold of all training spectra, copies and simulated ones too) on the benchmark's validation files: {rate(strange)} of {len(strange)}."
-    save_model(model, a.weights/'familiarity', card=CARD.format(title='Familiarity', body=body, **facts), autoencoder=fingerprint(autoencoder))
-    step(start, 'familiarity\n' + body)
+    fit_familiarity.main(a.data, a.weights, a.seed)
+    step(start, 'familiarity')
 
 
 if __name__ == '__main__': main()
