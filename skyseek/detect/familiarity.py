@@ -27,7 +27,7 @@ def familiarity_inputs(
     code: dict, # latent (N, 36) and chi2 (N,), as from `encode`
     quality: Spectra | Table | dict, # spectra, or the columns that `arm_quality` makes of them
     model: "Familiarity | None" = None, # the numbers that this model wants; None: without checks
-) -> np.ndarray: # (N, 43) float32, or (N, 79) with the checks in front
+) -> np.ndarray: # (N, 43) float32, or (N, 86) with the checks in front
     "Latents, ln of the reconstruction χ², asinh of the S/N of each arm, fraction of good pixels of each arm."
     q = arm_quality(quality) if hasattr(quality, 'ivar') else quality
     misfit = np.log(np.clip(code['chi2'], 1e-3, 1e6))
@@ -275,6 +275,7 @@ def add_signs(
     trim: float = 0., # fraction of the reference, the most distant ones, to leave out
     logits: np.ndarray | None = None, # (N, 5) of networks that have not seen the spectra; None: those of `like`
     weights: np.ndarray | None = None, # (N,) int: how often each counts in the reference
+    distance: float = 1., # a distance beyond the usual ones counts less by this factor
 ) -> Familiarity: # `model`, changed: its reference holds the largest sign of each spectrum
     "Networks, and what is usual for the checks and for the signs."
     centre, spread = usual_checks(x[refs][:, :model.config['checks']])
@@ -287,7 +288,9 @@ def add_signs(
     if weights is not None:
         values, lost = (np.repeat(a, np.asarray(weights)[refs], axis=0) for a in (values, lost))
     q, high = np.percentile(values, (90, 97.5), axis=0)
-    model.levels.copy_(torch.as_tensor(np.array([q, np.maximum(high - q, .05)/np.log(4)])))
+    length = np.maximum(high - q, .05)/np.log(4)
+    length[0] *= distance
+    model.levels.copy_(torch.as_tensor(np.array([q, length])))
     largest = ((values - q)/model.levels[1].cpu().numpy()).max(1)
     kept = np.argsort(largest)[:round(len(largest)*(1 - trim))]
     model.reference, model.lost = torch.as_tensor(largest[kept]).float(), torch.as_tensor(lost[kept])
