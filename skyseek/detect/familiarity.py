@@ -50,7 +50,7 @@ def instruments_of(
 
 # %% ../../nbs/detect/05_familiarity.ipynb #dcb0bc46
 KINDS = 'power law', 'broken arm', 'sky lines', 'noise-free', 'air'  # foreign spectra: outputs of the networks
-HIDDEN = 64  # units of a layer of the networks
+HIDDEN = 96  # units of a layer of the networks
 
 class Familiarity(nn.Module):
     "p-value of a spectrum being in distribution; a module, so that `save_model` and `load_model` work."
@@ -192,7 +192,7 @@ def likely_kind(
 
 # %% ../../nbs/detect/05_familiarity.ipynb #7e1369eb
 AIR = -55.  # km/s: the median velocity of sky lines is below this, if wavelengths are in air; exact would be -83
-MANY = 10  # spectra whose median is trusted
+MANY = 6  # spectra whose median is trusted
 
 @patch
 def in_air(

@@ -196,26 +196,34 @@ def arm_steps(
 ARM_ENDS = 5790., 6050., 7570.  # Å: blue end of an arm of DESI or LAMOST, of SDSS, of DESI
 BLEND = 110.  # Å on either side that are left out
 
+def _coarser(wave, flux, ivar, width=3):
+    "Means of neighbouring bins."
+    n = len(wave)//width
+    cut = lambda a: a[..., :n*width].reshape(*a.shape[:-1], n, width)
+    weight = cut(ivar).sum(-1)
+    return cut(wave).mean(-1), _ratio((cut(ivar)*cut(flux)).sum(-1), weight), weight
+
+def _without_cubic(x, weight, values):
+    "values (N, n) without the best cubic in x of each row."
+    basis = np.stack([x**k for k in range(4)], 1)
+    matrix = (weight @ (basis[:, :, None]*basis[:, None]).reshape(len(x), 16)).reshape(-1, 4, 4) + 1e-3*np.eye(4)
+    return values - np.linalg.solve(matrix, ((weight*values) @ basis)[..., None])[..., 0] @ basis.T
+
 def arm_ratios(
     wave: np.ndarray, # (n,) Å
     flux: np.ndarray, # (N, n)
     ivar: np.ndarray, # (N, n)
 ) -> np.ndarray: # (N, 7): ln of r.m.s. misfit; for each of ARM_ENDS ln of the ratio, smaller if uncertain, and its S/N
     "Ratio of the flux right and left of the end of an arm, beside a cubic continuum."
+    wave, flux, ivar = _coarser(wave, flux, ivar)
     snr2 = np.where(flux > 0, flux**2*ivar, 0).astype(float)
-    weight = np.where(snr2 > 9, 1/(1/np.maximum(snr2, 1) + .05**2), 0)
+    weight = np.where(snr2 > 20, 1/(1/np.maximum(snr2, 1) + .03**2), 0)
     x, y = np.log(wave/6000), np.log(np.where(weight > 0, flux, 1)).astype(float)
-    basis, prior = np.stack([x**k for k in range(4)], 1), 1e-3*np.eye(4)
-    def rest(w, values):
-        "values (N, n) or (n,) without their best cubic."
-        matrix = (w @ (basis[:, :, None]*basis[:, None]).reshape(len(x), 16)).reshape(-1, 4, 4) + prior
-        return values - np.linalg.solve(matrix, ((w*values) @ basis)[..., None])[..., 0] @ basis.T
-    misfit = rest(weight, y)
-    total = weight.sum(1)
-    out = [.5*np.log(_ratio((weight*misfit**2).sum(1), total) + 1e-4)]
+    misfit = _without_cubic(x, weight, y)
+    out = [.5*np.log(_ratio((weight*misfit**2).sum(1), weight.sum(1)) + 1e-4)]
     for at in ARM_ENDS:
         w = weight*(np.abs(wave - at) > BLEND)
-        step = rest(w, np.where(wave > at, 1., 0.)[None]*np.ones_like(w))
+        step = _without_cubic(x, w, np.where(wave > at, 1., 0.)[None])
         power = (w*step**2).sum(1) + 1e-9
         ratio, error = (w*step*y).sum(1)/power, 1/np.sqrt(power)
         out += [np.clip(ratio, -2, 2)/(1 + (error/.1)**2), np.arcsinh(ratio/error)]

@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_familiarity.py --data ../shared/data                      # cross-fitted: references of one half of the objects, rates of the other half
     python tests/benchmarks/bench_familiarity.py --data ../shared/data --weights FOLDER     # a model as it is; real spectra may be in its references
 
-Each foreign kind is made from the same spectra, with three seeds (`foreign.py`): power laws of steep and of usual slopes (S/N 5 to 50 per pixel), one arm of a star times 0.4 to 0.75 or 1.33 to 2.2, lines of the sky with a matched S/N of 15 to 150,
+Each foreign kind is made from the same spectra, with three seeds (foreign.py): power laws of steep and of usual slopes (S/N 5 to 50 per pixel), one arm of a star times 0.4 to 0.75 or 1.33 to 2.2, lines of the sky with a matched S/N of 15 to 150,
 smooth curves with the ivar of a spectrum, and wavelengths in air; spectra one by one, without the rule for many spectra of one file. DESI's are made from simulated spectra: the benchmark's validation files and bright stars. 68 % binomial intervals.
 Six minutes on one core.
 """
@@ -53,7 +53,7 @@ def bases(real, data):
 
 
 def count(model, autoencoder, real, data, wave, table, n=50):
-    """Add p-values of ordinary and foreign spectra to `table`."""
+    """Add p-values of ordinary and foreign spectra to table."""
     made = bases(real, data)
     for survey, s in real.items(): table.setdefault((survey, 'ordinary'), []).append(p_values(model, autoencoder, on_grid(s, survey, wave)))
     table.setdefault(('DESI (simulated)', 'ordinary'), []).append(p_values(model, autoencoder, made['DESI (simulated)'][0]))
@@ -68,10 +68,10 @@ def count(model, autoencoder, real, data, wave, table, n=50):
 
 def show(table):
     names = list(dict.fromkeys(k for k, _ in table))
-    print(f"{'% UNFAMILIAR':24s}" + ''.join(f'{n:>26s}' for n in names))
+    print(f"{'% UNFAMILIAR':24s}" + ''.join(f'{n:>30s}' for n in names))
     for case in dict.fromkeys(k for _, k in table):
         cells = ((np.concatenate(table[n, case]) < UNFAMILIAR) if (n, case) in table else None for n in names)
-        print(f'{case:24s}' + ''.join(f"{'' if c is None else f'{rate(c)} of {len(c)}':>26s}" for c in cells), flush=True)
+        print(f'{case:24s}' + ''.join(f"{'' if c is None else f'{rate(c)} of {len(c)}':>30s}" for c in cells), flush=True)
 
 
 def main():
