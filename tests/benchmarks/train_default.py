@@ -389,7 +389,7 @@ def main():
 def train_final(spectra, sizes, held, opinions, facts, a, start):
     """Classifier and familiarity, and their cards."""
     autoencoder = load_model(a.weights/'autoencoder', Autoencoder)
-    known, n = is_labelled(held), sizes[0]
+    n = sizes[0]
     model, train, test, names, (code, code_v), fold, p, use = learn_classifier(spectra, n, held, autoencoder, a)
     step(start, 'classifier')
     figures, crossed = classifier_figures(train, test, names)
