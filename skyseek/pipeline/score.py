@@ -290,9 +290,8 @@ def odd_columns(
     device: str = 'cpu', # torch device
 ) -> Table: # the columns of `anomaly_columns` and of `split_nature`
     "Anomaly scores, and for the most anomalous whether it is an artefact or an object."
-    rescore = lambda cleaned: np.asarray(scores_of(look(cleaned, weights, device))['ANOMALY'], float)
     scores_of = lambda s: anomaly_columns(weights.anomaly, s.spectra, s.code, s.fit, s.opinion)
-    scores = scores_of(seen)
+    rescore, scores = lambda s: np.asarray(scores_of(look(s, weights, device))['ANOMALY'], float), scores_of(seen)
     return hstack([scores, split_nature(seen.spectra, scores['ANOMALY'], rescore)], metadata_conflicts='silent')
 
 def quality_columns(
