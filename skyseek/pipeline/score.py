@@ -214,7 +214,8 @@ def pipeline_columns(spectra: Spectra) -> Table: # one row a spectrum
 
 def _solution(spectra):
     "The pipeline's redshifts and types; nan and empty where there are none."
-    column = lambda name, nothing: spectra.meta[name] if name in spectra.meta.colnames else np.full(len(spectra), nothing)
+    meta, n = spectra.meta, len(spectra)
+    column = lambda name, nothing: meta[name] if name in meta.colnames else np.full(n, nothing)
     return np.asarray(column('Z', np.nan), float), column('SPECTYPE', '')
 
 def _probabilities(spectra, seen, weights):
