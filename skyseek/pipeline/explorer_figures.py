@@ -6,12 +6,13 @@
 __all__ = ['PIPELINE', 'SHOWN', 'TYPE_COLOURS', 'LINE_COLOURS', 'FLUX_LABEL', 'empty_figure', 'empty_sources', 'spectrum_figure',
            'strip_figure', 'residual_figure', 'zoom_figure', 'chi2_figures', 'Pause', 'ObjectFigures']
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #e28df91f
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #7a1e15f9
 from collections.abc import Callable
 
 import numpy as np
 from bokeh.events import Pan, PanEnd, PanStart, RangesUpdate, Tap
-from bokeh.models import ColumnDataSource, CustomJS, FixedTicker, HoverTool, NumeralTickFormatter, Range1d, RangeTool, Span
+from bokeh.models import ColumnDataSource, CustomJS, FixedTicker, HoverTool, NumeralTickFormatter, Range1d
+from bokeh.models import RangeTool, Span
 from bokeh.plotting import figure
 from fastcore.basics import patch
 
