@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'SIMILAR', 'DRAWN', 'TEMPLATE']
 
-# %% ../../nbs/pipeline/18_explorer_actions.ipynb #f99ee150
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #7db030e2
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +25,8 @@ from .explorer_panel import html_text
 from .labels import rank_again as scores_by_ratings, similar
 
 log = logging.getLogger('skyseek')
+
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #96ccbd45
 SIMILAR, DRAWN = 50, 50  # objects that “more like this” lists, and that a random sample has
 
 # %% ../../nbs/pipeline/18_explorer_actions.ipynb #56166f40
@@ -154,7 +156,7 @@ def rank_again(self: ExplorerPage) -> None:
         self.news.text = 'ranked again by the ratings so far'
     self.in_background(lambda: scores_by_ratings(self.catalogue, self.store), done, 'ranking again')
 
-# %% ../../nbs/pipeline/18_explorer_actions.ipynb #a3737079
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #73e7386f
 @patch
 def more_like_this(self: ExplorerPage) -> None:
     "List the objects that are most similar to the open one."
@@ -164,6 +166,7 @@ def more_like_this(self: ExplorerPage) -> None:
         self.set_quietly(self.preset, EVERYTHING)
         self.set_quietly(self.filter, '')
         self.change(subset=np.asarray(rows), subset_name='similar objects', sort=FILE_ORDER, preset='', expression='')
+        self.open(int(self.listing.rows[0]))
         self.news.text = f'{len(rows)} similar objects, the most similar first'
     if i is not None:
         self.in_background(lambda: similar(self.catalogue, i, SIMILAR), done, 'looking for similar objects')
@@ -180,6 +183,7 @@ def draw_at_random(self: ExplorerPage) -> None:
         self.set_quietly(self.preset, EVERYTHING)
         self.set_quietly(self.filter, '')
         self.change(subset=np.asarray(rows), subset_name=SAMPLE, sort=FILE_ORDER, preset='', expression='')
+        self.open(int(self.listing.rows[0]))
         self.news.text = f'{len(rows)} objects at random: label them all'
         self.tell_guarantee()
     self.in_background(draw, done, 'drawing')
@@ -206,30 +210,32 @@ def export_labels(self: ExplorerPage) -> None:
             done.append(html_text(explain(e)))
     self.news.text = '<br>'.join(done)
 
-# %% ../../nbs/pipeline/18_explorer_actions.ipynb #5df2d5e2
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #b9f70951
 TEMPLATE = """
 {% block preamble %}
 <meta name="referrer" content="no-referrer"><meta name="viewport" content="width=device-width">
 <style>
 body { margin: 0; background: #fff; font-family: system-ui, sans-serif; }
-main { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 8fr); gap: 10px; padding: 6px 8px; }
+main { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 8fr); gap: 10px; padding: 6px 8px;
+  grid-template-areas: "lists object" "keys object"; grid-template-rows: min-content 1fr; }
+.lists { grid-area: lists; } .object { grid-area: object; } .keys { grid-area: keys; }
 main > div { min-width: 0; }
 #lost { display: none; background: #d50000; color: #fff; padding: 8px 12px; font-weight: bold; }
 @media (max-width: 1100px) {
-  main { grid-template-columns: minmax(0, 1fr); }
-  main > .object { order: -1; }
+  main { grid-template-columns: minmax(0, 1fr); grid-template-areas: "object" "keys" "lists"; }
 }
 </style>
 {% endblock %}
 {% block contents %}
 <div id="lost">The connection to skyseek is lost. Labels that were “saved” are on disk. Start it again and reload.</div>
-<main><div class="lists">{{ embed(roots.lists) }}</div><div class="object">{{ embed(roots.object) }}</div></main>
+<main><div class="lists">{{ embed(roots.lists) }}</div><div class="object">{{ embed(roots.object) }}</div>
+<div class="keys">{{ embed(roots.keys) }}</div></main>
 {% endblock %}
 """
 
 @patch
-def layouts(self: ExplorerPage) -> tuple: # two of bokeh's layouts: the lists, the object with its label
-    "The two halves of the page."
+def layouts(self: ExplorerPage) -> tuple: # three of bokeh's layouts: the lists, the object with its label, the keys
+    "The parts of the page."
     stretch = dict(sizing_mode='stretch_width')
     m = self.map
     parts = (row(self.preset, self.sort, self.direction, **stretch), row(self.filter, self.find, **stretch),
@@ -240,7 +246,8 @@ def layouts(self: ExplorerPage) -> tuple: # two of bokeh's layouts: the lists, t
     self.progress.width_policy = self.saved.width_policy = 'min'
     label = row(self.label, self.saved, self.again, self.progress, **stretch, stylesheets=[':host{background:#f1f8e9}'])
     lists = column(*parts, name='lists', **stretch, tags=[self.keys])  # what no part holds is not in the document
-    return lists, column(self.panel.layout(label), self.comment, self.help, name='object', **stretch)
+    keys = column(self.help, name='keys', **stretch)
+    return lists, column(self.panel.layout(label), self.comment, name='object', **stretch), keys
 
 # %% ../../nbs/pipeline/18_explorer_actions.ipynb #365054b0
 @patch

@@ -6,12 +6,13 @@
 __all__ = ['PIPELINE', 'SHOWN', 'TYPE_COLOURS', 'LINE_COLOURS', 'FLUX_LABEL', 'empty_figure', 'empty_sources', 'spectrum_figure',
            'strip_figure', 'residual_figure', 'zoom_figure', 'chi2_figures', 'Pause', 'ObjectFigures']
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #80a03764
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #7a1e15f9
 from collections.abc import Callable
 
 import numpy as np
 from bokeh.events import Pan, PanEnd, PanStart, RangesUpdate, Tap
-from bokeh.models import ColumnDataSource, CustomJS, FixedTicker, HoverTool, Range1d, RangeTool, Span
+from bokeh.models import ColumnDataSource, CustomJS, FixedTicker, HoverTool, NumeralTickFormatter, Range1d
+from bokeh.models import RangeTool, Span
 from bokeh.plotting import figure
 from fastcore.basics import patch
 
@@ -136,7 +137,7 @@ def zoom_figure(
     _draw_flux(fig, sources, 'raw')
     return fig
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #c21347e8
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #a227618f
 _Z_TICKS = 0, .2, .5, 1, 1.5, 2, 3, 4, 5, 6
 
 def chi2_figures(
@@ -146,6 +147,7 @@ def chi2_figures(
     wide = empty_figure(220, 'redshift', 'χ² − lowest χ²', y_range=Range1d(0, 100))
     star = empty_figure(220, 'velocity [km/s]', '', y_range=wide.y_range)
     star.xaxis.ticker.desired_num_ticks = 3
+    wide.yaxis.formatter = star.yaxis.formatter = NumeralTickFormatter(format='0.[0]a')
     wide.xaxis.ticker = FixedTicker(ticks=[np.log10(1 + z) for z in _Z_TICKS])
     wide.xaxis.major_label_overrides = {float(np.log10(1 + z)): f'{z:g}' for z in _Z_TICKS}
     for kind, colour in TYPE_COLOURS.items():

@@ -202,7 +202,7 @@ def numeric_columns(
     numbers = [name for name in flat if row[name].dtype.kind in 'fiub' and name != 'TARGETID']
     return numbers, [*numbers, *(name for name in flat if row[name].dtype.kind in 'US' and name not in ('FILE',))]
 
-# %% ../../nbs/pipeline/15_explorer_lists.ipynb #1e6fde79
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #328a979e
 MOST_POINTS = 20_000  # of a scatter plot; more become a picture of their density
 
 class MapPanel:
@@ -219,10 +219,11 @@ class MapPanel:
         kinds = ['columns'] + ['sky']*(self.sky is not None) + ['latents']*('LATENT' in names)
         pick = lambda wanted, among, other: next((w for w in wanted if w in among), among[other] if among else '')
         self.kind = Select(title='map of', value='columns', options=kinds, width=88)
-        self.x = Select(title='x', value=pick(('Z', 'z'), numbers, 0), options=numbers, width=112)
+        wide = dict(sizing_mode='stretch_width', min_width=90)
+        self.x = Select(title='x', value=pick(('Z', 'z'), numbers, 0), options=numbers, **wide)
         y, colour = pick(('P_Z_WRONG', 'ANOMALY', 'ZWARN'), numbers, -1), pick(('ANOMALY', 'P_ALT'), colours, 0)
-        self.y = Select(title='y', value=y, options=numbers, width=112)
-        self.colour = Select(title='colour', value=colour, options=colours, width=112)
+        self.y = Select(title='y', value=y, options=numbers, **wide)
+        self.colour = Select(title='colour', value=colour, options=colours, **wide)
         self._make_figure(height)
         for widget in (self.kind, self.x, self.y, self.colour):
             widget.on_change('value', lambda attr, old, new: self.draw())

@@ -342,7 +342,7 @@ def _opinion_words(meta):
     words += f', P = {p:.3f} (to 1000 km/s)' if p is not None else ''
     return words + (', proposed correction' if cell(meta, 'FLAG_ALT') else '')
 
-# %% ../../nbs/pipeline/13_explorer_object.ipynb #879acaec
+# %% ../../nbs/pipeline/13_explorer_object.ipynb #e7351b78
 def _cause_words(meta):
     "The likely cause of an error."
     cause = cell(meta, 'CAUSE', '')
@@ -354,9 +354,9 @@ def _anomaly_words(meta):
         return ''
     words, rank = f'−log10 p = {score:.2f}', cell(meta, 'ANOMALY_RANK', 0)
     words += f', rank {rank}' if rank else ''
-    for name in ('ANOMALY_WHY', 'NATURE', 'NATURE_TEXT'):
-        words += f', {value}' if (value := cell(meta, name, '')) else ''
-    return words
+    words += f', mostly {why}' if (why := cell(meta, 'ANOMALY_WHY', '')) else ''
+    nature = ': '.join(filter(None, (str(cell(meta, name, '')) for name in ('NATURE', 'NATURE_TEXT'))))
+    return f'{words}; {nature}' if nature else words
 
 def evidence_words(
     meta: object, # Table of one row, Row or dict with columns of the catalogue

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['log', 'RANKED', 'EVERYTHING', 'SAMPLE', 'ExplorerPage']
 
-# %% ../../nbs/pipeline/17_explorer_page.ipynb #1074de4b
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #f4e20a2e
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import numpy as np
@@ -25,7 +26,7 @@ from .labels import LabelStore
 
 log = logging.getLogger('skyseek')
 
-# %% ../../nbs/pipeline/17_explorer_page.ipynb #1445835c
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #4d29fbc9
 RANKED, EVERYTHING, SAMPLE = 'ranked again', 'all objects', 'random sample'
 _SORTS_FIRST = 'P_Z_WRONG', 'ANOMALY', 'ANOMALY_RANK', 'P_S_WRONG'
 
@@ -38,7 +39,7 @@ class ExplorerPage:
     ):
         self.catalogue, self.store = catalogue, store
         self.selected, self.document, self.rating = selected or (lambda rows: None), None, False
-        self.busy, self.quiet = None, False
+        self.busy, self.quiet, self.ahead, self.pool = None, False, {}, ThreadPoolExecutor(1)
         self.listing, self.panel = Listing(catalogue), ObjectPanel(self.redraw_label)
         self.table = TablePanel(catalogue, self._label_columns, self.open)
         self.map = MapPanel(catalogue, lambda rows: self.select(rows))
@@ -166,7 +167,7 @@ def search(self: ExplorerPage,
     else:
         self.problem.text = f'<b style="color:#d50000">no TARGETID {html_text(text)[:60]} in the catalogue</b>'
 
-# %% ../../nbs/pipeline/17_explorer_page.ipynb #3d8f0ca2
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #e7097de0
 @patch
 def show(self: ExplorerPage) -> None:
     "Show the open object."
@@ -177,19 +178,34 @@ def show(self: ExplorerPage) -> None:
         self.panel.clear('no object is listed', {}, 'the list is empty')
         self.redraw_label()
         return
-    name = self.catalogue.columns[0] if 'TARGETID' not in self.catalogue.columns else 'TARGETID'
-    meta = self.catalogue.rows(np.array([i]), self.catalogue.columns)
     place = f'{self.listing.place + 1:,} of {len(self.listing):,}'
-    title = f'<b style="font-size:15px">{html_text(meta[name][0])}</b> &nbsp; {place} &nbsp; '
+    name = html_text(self.catalogue.column('TARGETID')[i])
+    title = f'<b style="font-size:15px">{name}</b> &nbsp; {place} &nbsp; '
     try:
-        view = ObjectView(self.catalogue.read(i))
+        self.panel.show(self._view(i), title)
     except Exception as e:
         log.debug('row %d cannot be shown', i, exc_info=True)
-        self.panel.clear(title, meta, explain(e))
+        self.panel.clear(title, self.catalogue.rows([i], self.catalogue.columns), explain(e))
         self.redraw_label()
-        return
-    self.panel.show(view, title)
+    self._look_ahead()
 
+@patch
+def _view(self: ExplorerPage, i):
+    "The object of a row, which may have been made already."
+    made = self.ahead.pop(i, None)
+    return ObjectView(self.catalogue.read(i)) if made is None else made.result()
+
+@patch
+def _look_ahead(self: ExplorerPage):
+    "Make the next object while the astronomer looks at this one; without a browser nobody waits."
+    place = self.listing.place + 1
+    if self.document is None or place >= len(self.listing):
+        return
+    i = int(self.listing.rows[place])
+    if i not in self.ahead:
+        self.ahead = {i: self.pool.submit(lambda: ObjectView(self.catalogue.read(i)))}
+
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #ce9475f5
 @patch
 def step(self: ExplorerPage,
     n: int, # places, negative goes back
