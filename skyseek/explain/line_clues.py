@@ -88,7 +88,7 @@ def clue_line_ratio(
 # %% ../../nbs/explain/05_line_clues.ipynb #40f912c6
 ABSENT = 4.  # S/N below which a line is not seen
 CARRIES = {name: group[-1][0] for name, group in NARROW_GROUPS.items()}  # narrow lines, vacuum Å
-CARRIES |= {name: EMISSION[name] for name in ('[O II]', 'Mg II', 'C III]')}
+CARRIES |= {name: EMISSION[name] for name in ('[O II]', 'Mg II', 'C III]')} | {'[O III] 4960': 4960.30}
 
 def line_peaks(
     case: Case,
