@@ -75,7 +75,7 @@ def read_lamost(
 ) -> Spectra: # on the grid of 1e-4 dex; fluxes are relative
     """Read LAMOST LRS spectra.
 
-    meta has TARGETID (OBSID) INSTRUMENT (LAMOST) TARGET_RA TARGET_DEC OBJTYPE (TGT, SKY) SOURCETYPE PLANID MJD SPID FIBERID, the redshift
-    solution Z ZERR ZWARN SPECTYPE SUBTYPE, and SNRG SNRR SNRI FILE. Files that cannot be read are left out with one
+    meta has TARGETID (OBSID) INSTRUMENT (LAMOST) TARGET_RA TARGET_DEC OBJTYPE (TGT, SKY) SOURCETYPE PLANID MJD SPID
+    FIBERID, the redshift solution Z ZERR ZWARN SPECTYPE SUBTYPE, and SNRG SNRR SNRI FILE. Files that cannot be read are left out with one
     warning; `ReadError` if none can."""
     return read_rows(paths, lamost_row, strict)

@@ -291,7 +291,8 @@ def _foreign_lines(spectra, truth, rng, limit):
     causes = rng.permutation(np.resize(['LINE_RATIO', 'LONE_LINE'], len(faint)))
     z = wave/np.where(causes == 'LINE_RATIO', EMISSION['[O III]'], EMISSION['Hα']) - 1
     wrong = (z > .02) & (abs(z - truth['TRUE_Z'][faint]) > .02)
-    rows = np.sort(np.concatenate([np.flatnonzero(wrong & (causes == c))[:limit] for c in np.unique(causes)]).astype(int))
+    some = [np.flatnonzero(wrong & (causes == c))[:limit] for c in np.unique(causes)]
+    rows = np.sort(np.concatenate(some).astype(int))
     found = Table(dict(TARGETID=truth['TARGETID'][faint[rows]], Z=z[rows], SPECTYPE=np.full(len(rows), 'GALAXY')))
     return _label(broken[rows], truth[faint[rows]], found, causes[rows], wave[rows])
 
