@@ -76,6 +76,6 @@ def read_lamost(
     """Read LAMOST LRS spectra.
 
     meta has TARGETID (OBSID) INSTRUMENT (LAMOST) TARGET_RA TARGET_DEC OBJTYPE (TGT, SKY) SOURCETYPE PLANID MJD SPID
-    FIBERID, the redshift solution Z ZERR ZWARN SPECTYPE SUBTYPE, and SNRG SNRR SNRI FILE. Files that cannot be read are left out with one
-    warning; `ReadError` if none can."""
+    FIBERID, the redshift solution Z ZERR ZWARN SPECTYPE SUBTYPE, and SNRG SNRR SNRI FILE.
+    Files that cannot be read are left out with one warning; `ReadError` if none can."""
     return read_rows(paths, lamost_row, strict)

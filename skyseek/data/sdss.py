@@ -130,5 +130,6 @@ def read_sdss(
     """Read spectra of SDSS-I to V: spec-PLATE-MJD-FIBER, spec-FIELD-MJD-CATALOGID, or spSpec of DR7.
 
     meta has TARGETID PLATE MJD FIBERID INSTRUMENT (SDSS) OBJTYPE (TGT, SKY) SOURCETYPE SN_MEDIAN_ALL FILE, the
-    position, and the redshift solution. Files that cannot be read are left out with one warning; `ReadError` if none can."""
+    position, and the redshift solution. Files that cannot be read are left out with one warning; `ReadError` if none
+    can."""
     return read_rows(paths, sdss_row, strict)

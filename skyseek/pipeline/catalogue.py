@@ -68,8 +68,8 @@ _OPINION = {
     'ZWARN_ALT': (None, 'warning bits of the scan, as ZWARN'),
     'FLAG_ALT': (None, 'proposed correction: Z or SPECTYPE is flagged, the second opinion differs (type, 1000 km/s, or '
                  '3000 km/s between quasars), and P_ALT reaches the acceptance'),
-    'FLAG_OFFSET': (None, 'only the redshift is flagged, and it is probably off by less than 1000 km/s (P_Z_PIPE at least '
-                    '0.5), or 3000 km/s between quasars: an offset, no catastrophic error')}
+    'FLAG_OFFSET': (None, 'only the redshift is flagged, and probably off by less than 1000 km/s (P_Z_PIPE at '
+                    'least 0.5), or 3000 km/s between quasars: an offset, no catastrophic error')}
 
 # %% ../../nbs/pipeline/02_catalogue.ipynb #23429dec
 _CAUSE = {
