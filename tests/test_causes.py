@@ -76,7 +76,7 @@ def one_line(spectra, ratio=None, z=.31, seed=43):
     noise, n = .3, 6
     flux = noise*rng.standard_normal((n, len(wave))) + .1
     line = lambda rest: np.exp(-.5*((wave - rest*(1 + z))/1.5)**2)
-    flux += 2.5*line(5008.24) + (2.5/ratio*line(4960.30) if ratio else 0)
+    flux += 5*line(5008.24) + (5/ratio*line(4960.30) if ratio else 0)
     meta = Table(dict(TARGETID=np.arange(n), Z=np.full(n, z), SPECTYPE=np.full(n, 'GALAXY', 'U6')))
     return spectra[np.arange(n)].replace(flux=flux.astype('f4'), ivar=np.full(flux.shape, noise**-2, 'f4'), meta=meta)
 
