@@ -15,6 +15,7 @@ EXTRAS = {
     'images': 'h5py galsim',
     'maps': 'umap',
     'specutils': 'specutils',
+    'explore': 'bokeh',
 }  # extra: modules that it brings
 
 def extra_of(

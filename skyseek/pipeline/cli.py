@@ -18,13 +18,13 @@ from .cli_tools import add_command, call, check_paths, settle_output
 from .cli_train import benchmark_command, fetch_vi_command, train_command, train_autoencoder_command
 from .cli_train import train_classifier_command
 from .cli_wrong import demo_command, evaluate_command, extract_command, features_command
-from .cli_wrong import inspect_command, keep_command, redshift_command, score_command, simulate_command
+from .cli_wrong import explore_command, inspect_command, keep_command, redshift_command, score_command, simulate_command
 
 # %% ../../nbs/pipeline/25_cli.ipynb #7b33e002
 COMMANDS = (
     fetch_vi_command, extract_command, features_command, redshift_command,
     train_autoencoder_command, train_classifier_command, train_command, benchmark_command,
-    score_command, inspect_command, evaluate_command, keep_command, rank_command,
+    score_command, inspect_command, explore_command, evaluate_command, keep_command, rank_command,
     reference_command, train_stars_command, score_stars_command,
     train_galaxies_command, score_galaxies_command, survey_command, export_command,
     truth_from_repeats_command, sparcl_command, simulate_command, demo_command)

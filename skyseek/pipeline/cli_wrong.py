@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RATE', 'extract_command', 'features_command', 'redshift_command', 'score_command', 'inspect_command',
-           'evaluate_command', 'keep_command', 'simulate_command', 'demo_command']
+           'explore_command', 'evaluate_command', 'keep_command', 'simulate_command', 'demo_command']
 
 # %% ../../nbs/pipeline/23_cli_wrong.ipynb #55cba4c4
 import logging
@@ -181,6 +181,36 @@ def inspect_command(
     score = lambda spectra: score_spectra(match_grid(spectra, loaded), loaded)
     page, text = inspect_file(file, targetid, page, redrock=redrock, bases=bases, score=score)
     print(f'{text}\n{page}')
+    return 0
+
+# %% ../../nbs/pipeline/23_cli_wrong.ipynb #261b0141
+_HTML = Annotated[Path | None, dict(flags='--html')]
+
+def explore_command(
+    catalogue: Path, # catalogue from skyseek score, folder of skyseek survey, or a file of spectra
+    *,
+    spectra: list[str] | None = None, # folders, files or archive of the spectra (default: beside the catalogue)
+    port: Natural = 5006, # first port to try; the next free one is taken
+    no_browser: bool = False, # print the address, open no browser
+    inspector: str | None = None, # name for the labels (default: that of the user)
+    url: str = '', # address of the notebook server, if the page is shown through its proxy
+    report: _HTML = None, # write one page to send instead, with the objects of --most
+    most: Natural = 50, # objects of that page, the most suspicious first
+    overwrite: bool = False,
+) -> int: # exit code
+    """Look at the objects of a catalogue, label them and rank them again, in the browser.
+
+    The page is on this machine only (127.0.0.1), and its address is secret. Labels are kept beside the catalogue; stop
+    with Ctrl-C."""
+    from skyseek.pipeline.explorer import explore, export_page, open_browser, wait
+    if report is not None:
+        page, n, lost = export_page(catalogue, spectra, report, most, inspector or '', overwrite)
+        without = f', {plural(lost, "object")} without spectrum left out' if lost else ''
+        print(f'{page}: {plural(n, "object")}{without}')
+        return 0
+    explorer = explore(catalogue, spectra, inspector=inspector, port=port, url=url)
+    print(f'{explorer.address}\n{explorer.store}; stop with Ctrl-C', flush=True)
+    wait(explorer, None if no_browser else open_browser(explorer.address))
     return 0
 
 # %% ../../nbs/pipeline/23_cli_wrong.ipynb #5f1fb94a

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PIPELINE', 'SHOWN', 'TYPE_COLOURS', 'LINE_COLOURS', 'FLUX_LABEL', 'empty_figure', 'empty_sources', 'spectrum_figure',
-           'strip_figure', 'residual_figure', 'zoom_figure', 'chi2_figures', 'ObjectFigures']
+           'strip_figure', 'residual_figure', 'zoom_figure', 'chi2_figures', 'Pause', 'ObjectFigures']
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #8c7b02a5
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #7a1e15f9
 from collections.abc import Callable
 
 import numpy as np
-from bokeh.events import Pan, PanEnd, PanStart, Tap
-from bokeh.models import ColumnDataSource, CustomJS, FixedTicker, HoverTool, Range1d, RangeTool, Span
+from bokeh.events import Pan, PanEnd, PanStart, RangesUpdate, Tap
+from bokeh.models import ColumnDataSource, CustomJS, FixedTicker, HoverTool, NumeralTickFormatter, Range1d
+from bokeh.models import RangeTool, Span
 from bokeh.plotting import figure
 from fastcore.basics import patch
 
@@ -19,7 +20,7 @@ from ..data.constants import C_KMS, JUNCTIONS, STRONG_SKY
 from ..data.extras import need
 from .explorer_object import LEVELS, ObjectView, Solution, line_marks
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #54602dcc
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #c8fc9f50
 PIPELINE, SHOWN = '#c62828', '#1565c0'  # colours: the pipeline's solution, the solution that is shown
 TYPE_COLOURS = {'GALAXY': '#2e7d32', 'QSO': '#7b1fa2', 'STAR': '#ef6c00'}
 LINE_COLOURS = {'emission': '#1565c0', 'absorption': '#6d4c41', 'sky': '#9e9e9e'}
@@ -35,7 +36,7 @@ def empty_figure(
     tools = options.pop('tools', 'pan,box_zoom,wheel_zoom,reset')
     fig = figure(height=height, sizing_mode='stretch_width', tools=tools, min_border_left=62, min_border_right=12,
                  x_axis_label=x_label or None, y_axis_label=y_label or None, **options)
-    fig.toolbar.logo, fig.toolbar.autohide = None, True
+    fig.toolbar.logo, fig.toolbar.autohide, fig.toolbar_inner = None, True, True
     fig.grid.grid_line_alpha = .35
     for axis in fig.axis:
         axis.axis_label_text_font_style, axis.axis_label_text_font_size = 'normal', '12px'
@@ -52,11 +53,12 @@ def empty_sources() -> dict[str, ColumnDataSource]: # name: source without rows
     "The tables of all figures of an object."
     return {name: ColumnDataSource({c: [] for c in columns.split()}) for name, columns in _TABLES.items()}
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #4bbd1418
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #1d3f01cb
 def _shade(fig, wave_range=(3500., 10500.)):
     "Grey stripes at strong sky lines, orange ones where arms meet."
     at = [w for w in STRONG_SKY if wave_range[0] < w < wave_range[1]]
-    fig.vstrip(x0=[w - 2.5 for w in at], x1=[w + 2.5 for w in at], fill_color='#9e9e9e', fill_alpha=.16, line_color=None)
+    fig.vstrip(x0=[w - 2.5 for w in at], x1=[w + 2.5 for w in at], fill_color='#9e9e9e', fill_alpha=.16,
+               line_color=None)
     fig.vstrip(x0=[x - 25 for x in JUNCTIONS], x1=[x + 25 for x in JUNCTIONS], fill_color='#ffb74d', fill_alpha=.2,
                line_color=None)
 
@@ -65,8 +67,8 @@ def _draw_flux(fig, sources, name):
     fig.vstrip(x0='left', x1='right', source=sources['bad'], fill_color='#e53935', fill_alpha=.22, line_color=None)
     fig.vspan(x='x', source=sources['lines'], line_color='colour', line_width=1, line_dash='dotted', line_alpha=.75)
     fig.vspan(x='x', source=sources['click'], line_color='#000000', line_width=1.2)
-    fig.varea(x='wave', y1='low', y2='high', source=sources[name], fill_color='#90a4ae', fill_alpha=.45)
-    fig.line('wave', 'flux', source=sources[name], line_color='#37474f', line_width=.9)
+    fig.varea(x='wave', y1='low', y2='high', source=sources[name], fill_color='#b0bec5', fill_alpha=.4)
+    fig.line('wave', 'flux', source=sources[name], line_color='#607d8b', line_width=.8)
     fig.line('wave', 'model', source=sources['pipeline'], line_color=PIPELINE, line_width=2.6, line_alpha=.5)
     fig.line('wave', 'model', source=sources['shown'], line_color=SHOWN, line_width=1.3)
 
@@ -82,7 +84,7 @@ def spectrum_figure(
     fig.xaxis.major_label_text_font_size = '0px'
     return fig
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #ac72b0eb
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #8b0e33db
 _DRAG_START = "state.drag_x = cb_obj.x; state.drag_z = state.data.z[0]; state.drag_to = state.drag_z;"
 _DRAG = """
 if (!(state.drag_x > 0) || !Number.isFinite(state.drag_z)) return;
@@ -100,7 +102,7 @@ def strip_figure(
     x_range: Range1d, # Å, shared with the spectrum
 ) -> figure:
     "Line names, which can be dragged to another redshift."
-    fig = empty_figure(58, x_range=x_range, y_range=Range1d(-.2, LEVELS), tools='')
+    fig = empty_figure(66, x_range=x_range, y_range=Range1d(-.2, LEVELS), tools='')
     fig.toolbar_location, fig.outline_line_color, fig.min_border_bottom = None, None, 0
     fig.axis.visible = fig.grid.visible = False
     fig.text('x', 'level', 'name', source=sources['lines'], text_color='colour', text_align='center',
@@ -110,7 +112,7 @@ def strip_figure(
         fig.js_on_event(event, CustomJS(args=named, code=code))
     return fig
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #062924b2
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #4faf02a6
 def residual_figure(
     sources: dict, # from `empty_sources`
     x_range: Range1d, # Å, shared with the spectrum
@@ -130,12 +132,12 @@ def zoom_figure(
     sources: dict, # from `empty_sources`
 ) -> figure:
     "A few lines without smoothing."
-    fig = empty_figure(220, 'vacuum wavelength [Å]', 'flux', x_range=Range1d(6000, 6200), window_axis='x')
+    fig = empty_figure(220, 'vacuum wavelength [Å]', 'flux', x_range=Range1d(6000, 6200), y_range=Range1d(-1, 1))
     _shade(fig)
     _draw_flux(fig, sources, 'raw')
     return fig
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #c21347e8
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #a227618f
 _Z_TICKS = 0, .2, .5, 1, 1.5, 2, 3, 4, 5, 6
 
 def chi2_figures(
@@ -145,6 +147,7 @@ def chi2_figures(
     wide = empty_figure(220, 'redshift', 'χ² − lowest χ²', y_range=Range1d(0, 100))
     star = empty_figure(220, 'velocity [km/s]', '', y_range=wide.y_range)
     star.xaxis.ticker.desired_num_ticks = 3
+    wide.yaxis.formatter = star.yaxis.formatter = NumeralTickFormatter(format='0.[0]a')
     wide.xaxis.ticker = FixedTicker(ticks=[np.log10(1 + z) for z in _Z_TICKS])
     wide.xaxis.major_label_overrides = {float(np.log10(1 + z)): f'{z:g}' for z in _Z_TICKS}
     for kind, colour in TYPE_COLOURS.items():
@@ -158,7 +161,35 @@ def chi2_figures(
         fig.vspan(x='x', source=sources[f'here {name}'], line_color='colour', line_dash='dash', line_width=1.5)
     return wide, star
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #a979d4b7
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #2cf19c45
+_PAUSE = """
+const on = busy.data.on[0];
+for (const figure of figures) {
+  const view = Bokeh.index.find_one(figure);
+  if (view == null || view.pause == null) continue;
+  if (on && !view.is_paused) view.pause();
+  if (!on && view.is_paused) view.unpause();
+}"""
+
+class Pause:
+    "Figures that are drawn once after many changes: `with pause: …`."
+    def __init__(self,
+        figures: list, # of bokeh
+    ):
+        self.busy, self.depth = ColumnDataSource({'on': [0]}), 0
+        self.busy.js_on_change('data', CustomJS(args=dict(busy=self.busy, figures=figures), code=_PAUSE))
+
+    def __enter__(self):
+        self.depth += 1
+        if self.depth == 1:
+            self.busy.data = {'on': [1]}
+
+    def __exit__(self, *error):
+        self.depth -= 1
+        if self.depth == 0:
+            self.busy.data = {'on': [0]}
+
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #8eb23174
 class ObjectFigures:
     "The figures of one object and what is shown in them."
     def __init__(self):
@@ -173,6 +204,8 @@ class ObjectFigures:
         window = RangeTool(x_range=self.zoom.x_range)
         window.overlay.fill_color, window.overlay.fill_alpha = '#1565c0', .08
         self.spectrum.add_tools(window)
+        self.pause = Pause([self.strip, self.spectrum, self.residual, self.zoom, self.chi2, self.star])
+        self.strip.tags = [self.pause.busy]  # what no figure holds is not in the document
 
     def on_z(self,
         call: Callable, # with the new redshift
@@ -188,7 +221,8 @@ class ObjectFigures:
     def on_click(self,
         call: Callable, # with the wavelength in Å
     ) -> None:
-        "Call a function when the spectrum or its zoomed window is clicked."
+        "Call a function when the spectrum or its zoomed window is clicked; the window fits its range of flux."
+        self.zoom.on_event(RangesUpdate, lambda event: self._fit_zoom(float(event.x0), float(event.x1)))
         for fig in (self.spectrum, self.zoom):
             fig.on_event(Tap, lambda event: call(float(event.x)))
 
@@ -199,13 +233,19 @@ class ObjectFigures:
         self.chi2.on_event(Tap, lambda event: call(10**float(event.x) - 1, False))
         self.star.on_event(Tap, lambda event: call(float(event.x)/C_KMS, True))
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #2ed8b682
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #fda4ad37
 @patch
 def show_object(self: ObjectFigures,
     view: ObjectView, # the object
     width: int = 5, # pixels to smooth over
 ) -> None:
     "Show another object with its first solution."
+    with self.pause:
+        self._fill(view, width)
+
+@patch
+def _fill(self: ObjectFigures, view, width):
+    "Change all tables and ranges to those of another object."
     self.view, self.width = view, width
     self.x_range.start, self.x_range.end = float(view.wave[0]), float(view.wave[-1])
     self.x_range.reset_start, self.x_range.reset_end = self.x_range.start, self.x_range.end
@@ -228,18 +268,24 @@ def smooth_over(self: ObjectFigures,
     self.width = width
     if self.view is None:
         return
-    self._draw_pixels()
-    first = next((s for s in self.view.solutions if s.name == 'pipeline'), None)
-    self.sources['pipeline'].data = self._model(first)
-    self.sources['shown'].data = self._model(self.solution)
+    with self.pause:
+        self._draw_pixels()
+        first = next((s for s in self.view.solutions if s.name == 'pipeline'), None)
+        self.sources['pipeline'].data = self._model(first)
+        self.sources['shown'].data = self._model(self.solution)
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #2f1fc7d2
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #6b283b6c
+def _some(width):
+    "The pixels to draw: means of many pixels need not be drawn at each of them."
+    return slice(None, None, max((width + 1)//3, 1))
+
 @patch
 def _draw_pixels(self: ObjectFigures):
     "The spectrum with its error band, smoothed and not."
     for name, width in (('spectrum', self.width), ('raw', 1)):
-        flux, error = (a.astype(np.float32) for a in self.view.smoothed(width))
-        wave = self.view.wave
+        some = _some(width)
+        flux, error = (a[some].astype(np.float32) for a in self.view.smoothed(width))
+        wave = self.view.wave[some]
         self.sources[name].data = dict(wave=wave, flux=flux, low=flux - error, high=flux + error)
 
 @patch
@@ -247,7 +293,9 @@ def _model(self: ObjectFigures, solution):
     "The data of a model, smoothed as the spectrum is."
     if solution is None or not np.isfinite(solution.chi2):
         return dict(wave=[], model=[])
-    return dict(wave=self.view.wave, model=self.view.smoothed_model(solution.model, self.width).astype(np.float32))
+    some = _some(min(self.width, 5))
+    model = self.view.smoothed_model(solution.model, self.width)[some].astype(np.float32)
+    return dict(wave=self.view.wave[some], model=model)
 
 @patch
 def _draw_chi2(self: ObjectFigures):
@@ -266,7 +314,7 @@ def _draw_chi2(self: ObjectFigures):
     top = max(min(max([*middle, 25.]), 1e9), 25.)*1.1
     self.chi2.y_range.start, self.chi2.y_range.end = -.05*top, top
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #111e376b
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #4f43c82e
 @patch
 def show_solution(self: ObjectFigures,
     solution: Solution | None, # None where the object has none
@@ -278,11 +326,12 @@ def show_solution(self: ObjectFigures,
     columns = dict(x=[m.wave for m in marks], rest=[m.rest for m in marks], level=[m.level for m in marks],
                    name=[m.name for m in marks], kind=[m.kind for m in marks],
                    colour=[LINE_COLOURS[m.kind] for m in marks])
-    self.sources['lines'].data = columns
-    self.sources['state'].data = {'z': [z]}
-    self.sources['shown'].data = self._model(solution)
-    self._draw_residuals()
-    self._mark_places()
+    with self.pause:
+        self.sources['lines'].data = columns
+        self.sources['state'].data = {'z': [z]}
+        self.sources['shown'].data = self._model(solution)
+        self._draw_residuals()
+        self._mark_places()
 
 @patch
 def _draw_residuals(self: ObjectFigures):
@@ -302,18 +351,31 @@ def _mark_places(self: ObjectFigures):
         x = [float(s.z*C_KMS if star else np.log10(1 + s.z)) for s, _ in some]
         self.sources[name].data = dict(x=x, colour=[c for _, c in some], dash=['solid']*len(some))
 
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #34bb3dc0
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #72b62253
 @patch
 def best_window(self: ObjectFigures) -> float: # Å, its centre
     "The line of the shown solution that stands out most."
     view, places = self.view, list(self.sources['lines'].data['x'])
     if not places:
         return float(view.wave[len(view.wave)//2])
+    model = self.solution.model
     def strength(x):
-        near, around = np.abs(view.wave - x) < 8, np.abs(view.wave - x) < 60
-        base = np.median(view.flux[around]) if around.any() else 0.
-        return float((view.ivar[near]*(view.flux[near] - base)**2).sum())/max(near.sum(), 1)
+        near, around = np.abs(view.wave - x) < 12, np.abs(view.wave - x) < 80
+        base = np.median(model[around]) if around.any() else 0.
+        ivar = np.where(np.abs(STRONG_SKY - x).min() < 6, .1, 1)*view.ivar[near]
+        return float((ivar*(model[near] - base)**2).sum())
     return max(places, key=strength)
+
+@patch
+def _fit_zoom(self: ObjectFigures, low, high):
+    "A range of flux for what the zoomed window shows."
+    if self.view is None:
+        return
+    k = (self.view.wave > low) & (self.view.wave < high) & (self.view.ivar > 0)
+    if k.sum() > 3:
+        bottom, top = np.percentile(self.view.flux[k], [1.5, 99.3])
+        margin = max(top - bottom, 1e-3)
+        self.zoom.y_range.start, self.zoom.y_range.end = float(bottom - .2*margin), float(top + .35*margin)
 
 @patch
 def zoom_on(self: ObjectFigures,
@@ -325,6 +387,7 @@ def zoom_on(self: ObjectFigures,
     half = half or (200. if quasar else 75.)
     self.zoom.x_range.start, self.zoom.x_range.end = wave - half, wave + half
     self.zoom.x_range.reset_start, self.zoom.x_range.reset_end = wave - half, wave + half
+    self._fit_zoom(wave - half, wave + half)
 
 @patch
 def mark_click(self: ObjectFigures,

@@ -220,6 +220,16 @@ def _labels(self: LabelStore, entries, more=()):
     keys = dict.fromkeys([*entries.by_key, *(_key_of(e) for e in more if 'set' in e)])
     return [(key, label) for key in keys if (label := entries.label(key, more))]
 
+# %% ../../nbs/pipeline/12_labels.ipynb #a5b882e3
+@patch
+def flush(self: LabelStore) -> None:
+    "Write what could not be written before; raises `NotSaved` if it still cannot be."
+    with self._lock:
+        if self.unsaved:
+            append_lines(self._mine.journal, self.unsaved)
+            self.unsaved = []
+            self._mine.update()
+
 # %% ../../nbs/pipeline/12_labels.ipynb #8d710c3c
 @patch
 def _everyone(self: LabelStore):
