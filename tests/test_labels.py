@@ -22,9 +22,9 @@ from skyseek.detect.guarantee import keep_sample
 from skyseek.pipeline import journal
 from skyseek.pipeline.cli import main
 from skyseek.pipeline.explorer_table import open_catalogue
-from skyseek.pipeline.journal import Journal, NotSaved, append_lines
+from skyseek.pipeline.journal import Journal, NotSaved, append_lines, journal_name
 from skyseek.pipeline.label_tables import VI_FIELDS, LabelError, merge_labels, read_vi
-from skyseek.pipeline.labels import LabelStore, journal_name, rank_again, similar
+from skyseek.pipeline.labels import LabelStore, rank_again, similar
 
 NASTY = ('a;b', '"quoted", with comma', "it's", 'two\nlines\r\nand\ttabs', '<script>alert(1)</script>', '\x00\x07\x1b[31m', 'Zoë 🔭 \u2028', '=1+1', r'\n \\ \x07',
          '# no comment', '{"id":1}', '\ud800', ' ', 'x'*2000)
@@ -260,9 +260,12 @@ def test_merging_by_desis_rule(cat, store):
     assert len(merge_labels(store.table()[:0])) == 0
 
 
-def test_exports_are_read_by_train_keep_evaluate_and_rank(cat, store, tmp_path, capsys):
-    table = catalogue()
-    for i in range(120): store.put(i, quality=4, z=float(table['true_z'][i]), interest=i % 6)
+def test_exports_are_read_by_keep_evaluate_and_rank(tmp_path, capsys):
+    table = catalogue(600)
+    cat = open_catalogue(write_table(table, tmp_path/'catalogue.fits'))
+    store = LabelStore(cat, 'ann')
+    kind = ['STAR' if i % 10 == 0 else str(k) for i, k in enumerate(table['SPECTYPE'])]
+    for i in range(600): store.put(i, quality=4, z=float(table['true_z'][i]), spectype=kind[i], interest=i % 6)
     truth, marks = store.export_truth(tmp_path/'truth.fits'), store.export_ratings(tmp_path/'marks.csv')
     assert main(['evaluate', str(cat.path), '--truth', str(truth)]) == 0
     assert main(['keep', str(cat.path), '--truth', str(store.export_vi(tmp_path/'vi.csv')), '--at-most', '.1', '-o', str(tmp_path/'kept.fits')]) == 0
@@ -270,7 +273,7 @@ def test_exports_are_read_by_train_keep_evaluate_and_rank(cat, store, tmp_path, 
     assert main(['rank', str(cat.path), '--marks', str(marks), '-o', str(tmp_path/'ranked.fits')]) == 0
     ranked = Table.read(tmp_path/'ranked.fits')
     assert np.allclose(ranked['INTEREST'], rank_again(cat, store)[[cat.find(t)[0] for t in ranked['TARGETID']]], rtol=.05)
-    assert read_marks(marks)['MARK'].tolist() == [i % 6 for i in range(120)]
+    assert read_marks(marks)['MARK'].tolist() == [i % 6 for i in range(600)]
     assert np.allclose(read_truth(truth)['TRUE_Z'], table['true_z'][[cat.find(t)[0] for t in read_truth(truth)['TARGETID']]])
 
 
@@ -293,6 +296,35 @@ def test_draw_and_guarantee(cat, store, tmp_path):
     kept, same = keep_sample(table, read_truth(store.export_truth(tmp_path/'t.fits', drawn=True)), at_most=.05)
     assert found['holds'] and found['complete'] and found['missing'] == 0
     assert (found['labels'], found['threshold'], found['bound'], found['retained']) == (150, same.threshold, same.bound, len(kept))
+
+
+def test_a_redshift_that_is_wrong_without_another_one_counts_as_wrong(cat, store, tmp_path, caplog):
+    table, rows = catalogue(), store.draw(150, seed=4)
+    for i in rows.tolist(): store.put(i, quality=4, z=float(table['true_z'][i]))
+    before = store.guarantee(at_most=.05)
+    for i in rows[np.argsort(cat.column('P_Z_WRONG')[rows])][:3].tolist(): store.put(i, quality=1, z=None, flags='R')
+    after = store.guarantee(at_most=.05)
+    assert after['labels'] == before['labels'] and after['unsure'] == 0 and after['bound'] > before['bound']
+    store.export_truth(tmp_path/'t.csv')
+    assert '3 objects whose redshift is flagged as wrong have no other redshift' in caplog.text
+    bob = LabelStore(cat, 'bob')
+    bob.put(int(rows[5]), quality=4, flags='R', z=None)
+    store.put(int(rows[5]), quality=4, z=None)
+    assert store.merged()['CONFLICT'][store.merged()['TARGETID'] == cat.column('TARGETID')[rows[5]]].tolist() == ['redshift']
+
+
+def test_files_of_prospect_are_read(cat, tmp_path):
+    ids, head = cat.column('TARGETID'), ','.join(VI_FIELDS)
+    old = head.replace('Redrock_deltachi2,', '')
+    lines = [f'{ids[0]},-1,-1,-1,-1,-1,-1,GALAXY,0.5000,ann,4,,,,a","b', f'{ids[1]},-1,-1,-1,-1,-1,-1,GALAXY,0.5000,ann,-1,RS,0.6,QSO,', f'{ids[2]},-1,-1,-1,-1,-1,-1,GALAXY,0.5000,bob,4,,,,', '5,-1,-1,-1,-1,-1,-1,GALAXY,0.5,ann,4,,,,']
+    for names, rows in ((old, lines), (head, [line.replace('0.5000,', '0.5000,99.5,') for line in lines[:3]])):
+        (tmp_path/'vi.csv').write_text('\r\n'.join([names, *rows]) + '\r\n')
+        store = LabelStore(cat, 'ann', tmp_path/f'labels{len(rows)}')
+        assert store.import_vi(tmp_path/'vi.csv') == 2 and store.progress()[0] == 2
+        assert store.get(0)['comment'] == 'a,b' and (store.get(1)['z'], store.get(1)['flags'], store.get(1)['spectype'], store.get(1)['quality']) == (.6, 'RS', 'QSO', None)
+    for text in ('', 'a,b\n1,2\n', head + '\n', head + '\n1e16' + ','*15 + '\n', head + f'\n{ids[0]}' + ','*11 + 'nine,,,,\n'):
+        (tmp_path/'bad.csv').write_text(text)
+        with pytest.raises(ReadError): store.import_vi(tmp_path/'bad.csv')
 
 
 def test_similar_objects(cat):

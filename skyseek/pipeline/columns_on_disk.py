@@ -41,7 +41,8 @@ def plain_column(
     elif kind == 'O':
         if not all(v is None or isinstance(v, (str, bytes)) for v in values.ravel()):
             return None
-        words = ['' if v is None else v.decode('utf-8', 'replace') if isinstance(v, bytes) else v for v in values.ravel()]
+        words = ['' if v is None else v for v in values.ravel()]
+        words = [v.decode('utf-8', 'replace') if isinstance(v, bytes) else v for v in words]
         values = np.array(words, str).reshape(values.shape)
     elif kind not in 'biufU':
         return None
