@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FLAGS', 'LONGEST', 'FIELDS', 'VI_FIELDS', 'GOOD_QUALITY', 'LabelError', 'clean_text', 'check_fields', 'label_table',
-           'merge_labels', 'write_csv', 'vi_rows', 'read_vi', 'truth_table', 'ratings_table', 'write_labels']
+           'merge_labels', 'write_csv', 'vi_rows', 'read_vi', 'is_certain', 'truth_table', 'ratings_table',
+           'write_labels']
 
 # %% ../../nbs/pipeline/12_label_tables.ipynb #c0883baa
 import csv
@@ -92,9 +93,9 @@ def check_fields(
     return {name: None if value is None else _CHECKS[name](value) for name, value in fields.items()}
 
 # %% ../../nbs/pipeline/12_label_tables.ipynb #5eca400a
-_COLUMNS = {'TARGETID': 'i8', 'FILE': 'U', 'ROW': 'i4', 'INSPECTOR': 'U', 'VI_QUALITY': 'f4', 'VI_Z': 'f8', 'VI_SPECTYPE': 'U',
-            'VI_FLAGS': 'U', 'VI_COMMENT': 'U', 'INTEREST': 'f4', 'Z_CHANGED': '?', 'TYPE_CHANGED': '?', 'Z': 'f8',
-            'SPECTYPE': 'U', 'TIME': 'U'}
+_COLUMNS = {'TARGETID': 'i8', 'FILE': 'U', 'ROW': 'i4', 'INSPECTOR': 'U', 'VI_QUALITY': 'f4', 'VI_Z': 'f8',
+            'VI_SPECTYPE': 'U', 'VI_FLAGS': 'U', 'VI_COMMENT': 'U', 'INTEREST': 'f4', 'Z_CHANGED': '?',
+            'TYPE_CHANGED': '?', 'Z': 'f8', 'SPECTYPE': 'U', 'TIME': 'U'}
 
 def _label_row(key, label):
     "The values of `_COLUMNS` for a label."
@@ -107,28 +108,36 @@ def _label_row(key, label):
     number = lambda name: math.nan if label.get(name) is None else label[name]
     return (key[0], key[1] if len(key) > 1 else '', key[2] if len(key) > 1 else 0, label.get('inspector', ''),
             number('quality'), math.nan if quality is None else z, '' if quality is None else kind, flags,
-            label.get('comment') or '', number('interest'), own_z is not None, own_type is not None, their_z, their_type,
-            label.get('time', ''))
+            label.get('comment') or '', number('interest'), own_z is not None, own_type is not None, their_z,
+            their_type, label.get('time', ''))
 
 def label_table(
     labels: Iterable, # of (key, label): the name of an object as from `Catalogue.key`, and a dict of `FIELDS`
 ) -> Table: # one row an object and inspector
     """Labels as a table.
 
-    TARGETID (FILE, ROW where it occurs several times), INSPECTOR, VI_QUALITY, VI_Z, VI_SPECTYPE, VI_FLAGS, VI_COMMENT,
-    INTEREST; Z_CHANGED and TYPE_CHANGED: it was typed; Z, SPECTYPE: the pipeline's; TIME (UTC). nan and '' are unknown."""
+    TARGETID (FILE, ROW where it occurs several times), INSPECTOR, VI_QUALITY, VI_Z, VI_SPECTYPE, VI_FLAGS,
+    VI_COMMENT, INTEREST; Z_CHANGED and TYPE_CHANGED: it was typed; Z, SPECTYPE: the pipeline's; TIME (UTC).
+    nan and '' are unknown."""
     rows = [_label_row(key, label) for key, label in labels]
     columns = list(zip(*rows)) if rows else [()]*len(_COLUMNS)
     return Table({name: np.array(values, kind if kind != 'U' or values else 'U1')
                   for (name, kind), values in zip(_COLUMNS.items(), columns)})
 
-# %% ../../nbs/pipeline/12_label_tables.ipynb #38f05b88
+# %% ../../nbs/pipeline/12_label_tables.ipynb #a167e628
+def _denied(rows, name, changed, flag):
+    "Whether one inspector says that the pipeline's value is wrong, and another one keeps it."
+    known = np.isfinite(rows[name]) if rows[name].dtype.kind == 'f' else np.asarray(rows[name] != '')
+    wrong = np.array([flag in f for f in rows['VI_FLAGS'].tolist()], bool)
+    return bool((wrong & ~known).any() and (known & ~np.asarray(rows[changed])).any())
+
 def _conflict(rows):
     "In what inspectors of one object disagree, '' if in nothing."
     z, kind, quality = (np.asarray(rows[c]) for c in ('VI_Z', 'VI_SPECTYPE', 'VI_QUALITY'))
     z, kind = z[np.isfinite(z)], kind[kind != '']
-    words = ['type']*(len(set(kind.tolist())) > 1)
-    words += ['redshift']*bool(len(z) > 1 and different_redshift(z.max(), z.min()))
+    against = [_denied(rows, *names) for names in (('VI_Z', 'Z_CHANGED', 'R'), ('VI_SPECTYPE', 'TYPE_CHANGED', 'C'))]
+    words = ['type']*bool(against[1] or len(set(kind.tolist())) > 1)
+    words += ['redshift']*bool(against[0] or len(z) > 1 and different_redshift(z.max(), z.min()))
     words += ['quality']*bool(len(quality) > 1 and quality.max() - quality.min() > 1)
     return ', '.join(words)
 
@@ -169,9 +178,10 @@ def merge_labels(
         groups.setdefault(key, []).append(k)
     return Table([_merged_row(table[rows], merger) for rows in groups.values()])
 
-# %% ../../nbs/pipeline/12_label_tables.ipynb #cea42343
+# %% ../../nbs/pipeline/12_label_tables.ipynb #bd3aafbe
 VI_FIELDS = ('TARGETID', 'EXPID', 'NIGHT', 'TILEID', 'Spec_version', 'Redrock_version', 'Template_version',
-             'Redrock_spectype', 'Redrock_z', 'VI_scanner', 'VI_quality', 'VI_issue', 'VI_z', 'VI_spectype', 'VI_comment')
+             'Redrock_spectype', 'Redrock_z', 'Redrock_deltachi2', 'VI_scanner', 'VI_quality', 'VI_issue', 'VI_z',
+             'VI_spectype', 'VI_comment')
 
 def _one_line(words):
     "Text without line breaks and control characters; `_many_lines` is the way back."
@@ -200,32 +210,46 @@ def write_csv(
 
 def vi_rows(
     table: Table, # from `label_table`
-    about: dict | None = None, # column of `VI_FIELDS` → {TARGETID: value}, e.g. TILEID
+    about: dict | None = None, # column of `VI_FIELDS` → {TARGETID: value}, e.g. TILEID, Redrock_deltachi2
 ) -> list[tuple]: # values of `VI_FIELDS`
     "Labels in the columns of prospect; rows with a rating alone are left out."
     out, known = [], about or {}
     for r in table:
-        if not (np.isfinite(r['VI_QUALITY']) or r['VI_FLAGS'] or r['VI_COMMENT'] or r['Z_CHANGED'] or r['TYPE_CHANGED']):
+        said = r['VI_FLAGS'] or r['VI_COMMENT'] or r['Z_CHANGED'] or r['TYPE_CHANGED']
+        if not (np.isfinite(r['VI_QUALITY']) or said):
             continue
         targetid = int(r['TARGETID'])
         first = (known.get(name, {}).get(targetid, -1) for name in VI_FIELDS[1:7])
         quality = int(r['VI_QUALITY']) if np.isfinite(r['VI_QUALITY']) else -1
-        out.append((targetid, *first, r['SPECTYPE'], _fixed(r['Z']), _one_line(r['INSPECTOR']), quality, r['VI_FLAGS'],
+        delta = known.get('Redrock_deltachi2', {}).get(targetid, -1)
+        delta = f'{delta:.1f}' if np.isfinite(delta) and delta != -1 else -1
+        name, comment = _one_line(r['INSPECTOR']), _one_line(r['VI_COMMENT'])
+        out.append((targetid, *first, r['SPECTYPE'], _fixed(r['Z']), delta, name, quality, r['VI_FLAGS'],
                     _fixed(r['VI_Z']) if r['Z_CHANGED'] else '', r['VI_SPECTYPE'] if r['TYPE_CHANGED'] else '',
-                    _one_line(r['VI_COMMENT'])))
+                    comment))
     return out
 
-# %% ../../nbs/pipeline/12_label_tables.ipynb #fcfd1b4e
+# %% ../../nbs/pipeline/12_label_tables.ipynb #7d06babc
+def _fields(line, n):
+    "The fields of a line; prospect writes a comma inside of a field as \",\"."
+    row = next(csv.reader([line]), [])
+    if len(row) == n:
+        return row
+    return [word.replace('\0', ',').replace('""', '"') for word in line.replace('","', '\0').split(',')]
+
 def read_vi(
     path: Path | str, # csv as prospect or `vi_rows` writes it
 ) -> list[tuple]: # (TARGETID, inspector, fields of a label that were typed)
     "The labels in a file of prospect; `ReadError` if it is none."
     try:
-        rows = list(csv.DictReader(io.StringIO(Path(path).read_text(encoding='utf-8-sig'), newline='')))
+        lines = [line.rstrip('\r') for line in Path(path).read_text(encoding='utf-8-sig').split('\n') if line.strip()]
+        names = next(csv.reader(lines[:1]), [])
+        rows = [dict(zip(names, _fields(line, len(names)))) for line in lines[1:]]
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise ReadError(f"{path}: no csv table that can be read ({str(e).splitlines()[0]})") from e
     if not rows or {'TARGETID', 'VI_scanner', 'VI_quality'} - set(rows[0]):
-        raise ReadError(f"{path}: has no rows, or lacks TARGETID, VI_scanner, VI_quality; give a file that prospect saved")
+        raise ReadError(f"{path}: has no rows, or lacks TARGETID, VI_scanner, VI_quality; give a file that prospect "
+                        f"saved")
     out, ids = [], read_ids(np.array([r['TARGETID'] for r in rows], object), path)
     for k, (targetid, r) in enumerate(zip(ids.tolist(), rows)):
         word = lambda name: (r.get(name) or '').strip()
@@ -239,18 +263,24 @@ def read_vi(
         out.append((targetid, _many_lines(word('VI_scanner')), {n: v for n, v in fields.items() if v is not None}))
     return out
 
-# %% ../../nbs/pipeline/12_label_tables.ipynb #aa93d88b
+# %% ../../nbs/pipeline/12_label_tables.ipynb #3783f13b
 GOOD_QUALITY = 2.5  # least mean quality of a certain redshift, Lan et al. 2023
 
-def truth_table(
+def is_certain(
     merged: Table, # from `merge_labels`
     min_quality: float = GOOD_QUALITY, # least mean quality
     least: int = 1, # inspectors of an object; 2 is DESI's rule
-) -> Table: # TARGETID, TRUE_Z, TRUE_SPECTYPE, VI_QUALITY, N_VI
+) -> np.ndarray: # (n,) bool
     "The objects whose redshift and type are certain."
     good = (merged['VI_QUALITY'] >= min_quality) & (merged['N_VI'] >= least) & (merged['CONFLICT'] == '')
-    good &= np.isfinite(merged['VI_Z']) & (merged['VI_SPECTYPE'] != '')
-    out = merged[good]['TARGETID', 'VI_Z', 'VI_SPECTYPE', 'VI_QUALITY', 'N_VI']
+    return np.asarray(good & np.isfinite(merged['VI_Z']) & (merged['VI_SPECTYPE'] != ''), bool)
+
+def truth_table(
+    merged: Table, # from `merge_labels`
+    **options, # of `is_certain`
+) -> Table: # TARGETID, TRUE_Z, TRUE_SPECTYPE, VI_QUALITY, N_VI
+    "Redshifts and types that are certain."
+    out = merged[is_certain(merged, **options)]['TARGETID', 'VI_Z', 'VI_SPECTYPE', 'VI_QUALITY', 'N_VI']
     out.rename_columns(['VI_Z', 'VI_SPECTYPE'], ['TRUE_Z', 'TRUE_SPECTYPE'])
     return out
 

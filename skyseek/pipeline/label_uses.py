@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_RANKED', 'can_be_kept', 'draw_order', 'guarantee_so_far', 'feature_matrix', 'rank_by']
 
-# %% ../../nbs/pipeline/12_label_uses.ipynb #2c0e28f9
+# %% ../../nbs/pipeline/12_label_uses.ipynb #bf9901d7
 import math
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..data.messages import plural
 from ..data.truth import label_unseen, label_wrong
 from ..detect.guarantee import guarantee_keep, labels_needed
 from .explorer_table import Catalogue
-from .label_tables import truth_table
+from .label_tables import is_certain
 
 # %% ../../nbs/pipeline/12_label_uses.ipynb #926296cf
 _HEADS = {'Z': 'redshift', 'S': 'type'}
@@ -50,18 +50,25 @@ def draw_order(
     rows = rows[np.argsort(cat.column('TARGETID')[rows], kind='stable')]
     return np.random.default_rng(seed).permutation(rows)
 
-# %% ../../nbs/pipeline/12_label_uses.ipynb #ca3699a4
-def _labelled(cat, drawn, merged, tolerance):
-    "(rows of the draw with a certain redshift and type, whether redshift and type are wrong; how many are not certain)."
-    truth, mine = truth_table(merged), set(drawn.tolist())
+# %% ../../nbs/pipeline/12_label_uses.ipynb #1d8f8f9a
+def _labelled(cat, drawn, merged, tolerance, head):
+    "(rows of the draw that are decided, whether they are wrong, how many were inspected and are not decided)."
     key = lambda r: (int(r['TARGETID']), str(r['FILE']), int(r['ROW'])) if r['FILE'] else (int(r['TARGETID']),)
-    seen = {cat.index(key(r)) for r in merged if r['N_VI']} & mine
-    at = {int(t): k for k, t in enumerate(truth['TARGETID'])}
-    rows = np.array([i for i in drawn.tolist() if i in seen and int(cat.column('TARGETID')[i]) in at], int)
-    places = [at[int(cat.column('TARGETID')[i])] for i in rows]
-    if not len(rows):
-        return rows, None, len(seen)
-    return rows, label_wrong(cat.rows(rows, ['Z', 'SPECTYPE']), truth[places], tolerance), len(seen) - len(rows)
+    at, mine = {cat.index(key(r)): k for k, r in enumerate(merged)}, drawn.tolist()
+    seen = [(i, at[i]) for i in mine if i in at and (merged['N_VI'][at[i]] or merged['VI_FLAGS'][at[i]])]
+    flag, name, unknown = ('R', 'VI_Z', np.isnan) if head == 'Z' else ('C', 'VI_SPECTYPE', lambda word: word == '')
+    known, wrong = is_certain(merged), {}
+    for i, k in seen:
+        if flag in merged['VI_FLAGS'][k] and unknown(merged[name][k]) and not merged['CONFLICT'][k]:
+            wrong[i] = True  # an inspector says so, although nobody knows what is right
+    certain = [(i, k) for i, k in seen if known[k] and i not in wrong]
+    if certain:
+        rows, places = map(list, zip(*certain))
+        truth = Table({'TRUE_Z': merged['VI_Z'][places], 'TRUE_SPECTYPE': merged['VI_SPECTYPE'][places]})
+        label = label_wrong(cat.rows(rows, ['Z', 'SPECTYPE']), truth, tolerance)
+        wrong |= dict(zip(rows, label[f'{head}_WRONG'].tolist()))
+    rows = [i for i in mine if i in wrong]
+    return np.array(rows, int), np.array([wrong[i] for i in rows], bool), len(seen) - len(rows)
 
 def _missing(found, n_labels):
     "How many more labels a guarantee needs, if the next ones are like the first."
@@ -79,20 +86,21 @@ def guarantee_so_far(
 ) -> dict: # see the docstring
     """What is guaranteed by the labels of a draw.
 
-    holds; complete: all of the draw was inspected; drawn, labels, unsure (numbers of objects); missing: labels that are still needed, about; kept and wrong: of
-    the labels below the threshold; threshold; bound: upper bound on the contamination; retained: rows of the catalogue
-    that are kept; text: a sentence for the page."""
+    holds; complete: all of the draw was inspected; drawn, labels, unsure (numbers of objects); missing: labels that
+    are still needed, about; kept and wrong: of the labels below the threshold; threshold; bound: upper bound on the
+    contamination; retained: rows of the catalogue that are kept; text: a sentence for the page."""
     drawn = np.asarray(drawn, int)
-    rows, label, unsure = _labelled(cat, drawn, merged, tolerance)
+    rows, wrong, unsure = _labelled(cat, drawn, merged, tolerance, head)
     complete = len(rows) + unsure == len(drawn) > 0
-    out = dict(holds=False, complete=complete, drawn=len(drawn), labels=len(rows), unsure=unsure, kept=0, wrong=0, threshold=math.nan, bound=1.,
-               retained=0, missing=labels_needed(at_most, confidence), at_most=at_most, confidence=confidence)
+    out = dict(holds=False, complete=complete, drawn=len(drawn), labels=len(rows), unsure=unsure, kept=0, wrong=0,
+               threshold=math.nan, bound=1., retained=0, missing=labels_needed(at_most, confidence), at_most=at_most,
+               confidence=confidence)
     p, usable = cat.column(f'P_{head}_WRONG'), can_be_kept(cat, head)
     if len(rows):
-        found = guarantee_keep(np.array(label[f'{head}_WRONG']), p[rows], at_most, confidence, p[usable])
-        out |= dict(holds=found.holds, kept=found.n_kept, wrong=found.n_wrong, threshold=found.threshold, bound=found.bound)
-        out |= dict(missing=0, retained=int((usable & (p <= found.threshold)).sum())) if found.holds else dict(
-            missing=_missing(found, len(rows)))
+        found = guarantee_keep(wrong, p[rows], at_most, confidence, p[usable])
+        out |= dict(holds=found.holds, kept=found.n_kept, wrong=found.n_wrong, bound=found.bound)
+        out |= dict(threshold=found.threshold, retained=int((usable & (p <= found.threshold)).sum()))
+        out['missing'] = 0 if found.holds else _missing(found, len(rows))
     return out | dict(text=_guarantee_words(out, head))
 
 def _guarantee_words(found, head):
@@ -105,7 +113,8 @@ def _guarantee_words(found, head):
                   f"({found['wrong']} wrong of {found['kept']})")
         words += '' if found['complete'] else '; label the rest of the draw before you use it'
     else:
-        words += f": no guarantee of at most {most} wrong {what} yet, about {plural(found['missing'], 'more label')} needed"
+        more = plural(found['missing'], 'more label')
+        words += f": no guarantee of at most {most} wrong {what} yet, about {more} needed"
         words += f" ({found['wrong']} wrong of {found['kept']})" if found['labels'] else ''
     return words + (f"; {plural(found['unsure'], 'inspected object')} without a certain redshift and type "
                     f"{'is' if found['unsure'] == 1 else 'are'} left out" if found['unsure'] else '')
