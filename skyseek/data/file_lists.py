@@ -81,7 +81,7 @@ def warn_once(
     if twice := len(ids) - len(np.unique(ids)):
         notes.append(f"{twice} spectra have the TARGETID of another, as when a file is given twice")
     if notes:
-        warnings.warn((f"{spectra.meta['FILE'][0]}: " if n == 1 else '') + '; '.join(notes), stacklevel=3)
+        warnings.warn((f"{spectra.meta['FILE'][0]}: " if n == 1 and 'FILE' in spectra.meta.colnames else '') + '; '.join(notes), stacklevel=3)
 
 # %% ../../nbs/data/14_file_lists.ipynb #b6aaefa2
 ONE_SPECTRUM = 'PRIMARY|COADD|SPECOBJ|SPALL|ZALL|BOSS/.*|'  # HDUs of one spectrum, by name or without one

@@ -215,7 +215,7 @@ class ParquetSource:
             parts.append((mine, part))
         return _in_order(parts, len(rows))
 
-# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #923f0562
+# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #e6be4fa8
 def _read_file(source, k, names):
     "Some columns of one file."
     wanted = [*names, *(f'{n}.mask' for n in names if n in source.masks)]
@@ -245,7 +245,7 @@ def _column(source, table, name):
     values = _as_numpy(table.column(name), name)
     if name not in source.masks:
         return values
-    return plain_column(np.ma.masked_array(values, np.asarray(table.column(f'{name}.mask').fill_null(True))), name)
+    return plain_column(np.ma.masked_array(values, _as_numpy(table.column(f'{name}.mask'), name).astype(bool)), name)
 
 def _in_order(parts, n):
     "One array of parts, each with the places of its values."
