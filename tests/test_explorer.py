@@ -348,3 +348,17 @@ def test_one_page_to_send(survey, tmp_path, chromium):
     shutil.copy(survey / 'catalogue.fits', tmp_path)
     store = LabelStore(open_catalogue(tmp_path / 'catalogue.fits'), 'you')
     assert store.import_vi(tmp_path / 'vi.csv') == 2 and not w.errors
+
+
+# What is loaded
+
+def test_no_command_loads_bokeh_before_it_is_needed():
+    code = 'import sys; from skyseek.pipeline.cli import make_parser; make_parser(); import skyseek.pipeline.explorer; print("bokeh" in sys.modules)'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == 'False', done.stderr
+
+
+def test_without_bokeh_one_line_says_what_to_install(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'bokeh', None)
+    done = skyseek('explore', here, '--no-browser')
+    assert done.returncode == 1 and "pip install 'skyseek[explore]'" in errors(done)[0] and len(errors(done)) == 1
