@@ -28,7 +28,7 @@ def _fill(nodes, i, at, depth, columns, thresholds, values):
         _fill(nodes, row, 2*at + 1 + side, depth, columns, thresholds, values)
 
 def complete_trees(
-    model: 'HistGradientBoostingClassifier', # fitted to two classes
+    model: object, # a fitted `HistGradientBoostingClassifier` of two classes
     depth: int, # of the complete trees, at least that of the model's
 ) -> tuple: # columns (T, 2^depth − 1) int, thresholds (T, 2^depth − 1) float32, values (T, 2^depth) float32, start
     "The trees of scikit-learn's booster as arrays; the log odds are the start plus a value of each tree."

@@ -106,6 +106,7 @@ def _exists(path):
     except OSError:
         return False  # a name that is too long
 
+# %% ../../nbs/pipeline/11_catalogue_spectra.ipynb #d8924a7a
 def find_spectra(
     places: SpectrumPlaces,
     name: str, # FILE of a row: a name, or a path below one of the folders
@@ -154,6 +155,7 @@ def _tries(places, row, targetid, which):
         for path in places.files:
             yield lambda path=path: read_target(path, targetid, which)
 
+# %% ../../nbs/pipeline/11_catalogue_spectra.ipynb #8d2a7f3f
 def read_row(
     places: SpectrumPlaces,
     row: Row, # of a catalogue: TARGETID, FILE, and perhaps SURVEY, PROGRAM, HEALPIX

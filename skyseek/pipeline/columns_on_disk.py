@@ -16,6 +16,7 @@ import yaml
 from astropy.io import fits
 from astropy.table import Table
 from astropy.table.meta import get_header_from_yaml
+from fastcore.basics import patch
 
 from ..data.hdus import ReadError, columns_of, foreign_format, what_file
 from .catalogue import NOT_KNOWN
@@ -91,25 +92,28 @@ class FitsSource:
             self._some = rows, self.data[rows]
         return self._some[1]
 
-    def read(
-        self,
-        name: str, # of a column
-        rows: np.ndarray | None = None, # (m,) int; None reads all
-    ) -> np.ndarray: # (n,) or (m,), or (…, width)
-        "A column, or some rows of it."
-        data = self.data[:] if rows is None else self._rows(np.asarray(rows, int))
-        column, values = self.columns[name], np.asarray(data[name])
-        if column.null is not None and values.dtype.kind in 'iu':
-            values = np.ma.masked_equal(values, column.null)
-        return plain_column(values, name)
+# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #107f0efa
+@patch
+def read(
+    self: FitsSource,
+    name: str, # of a column
+    rows: np.ndarray | None = None, # (m,) int; None reads all
+) -> np.ndarray: # (n,) or (m,), or (…, width)
+    "A column, or some rows of it."
+    data = self.data[:] if rows is None else self._rows(np.asarray(rows, int))
+    column, values = self.columns[name], np.asarray(data[name])
+    if column.null is not None and values.dtype.kind in 'iu':
+        values = np.ma.masked_equal(values, column.null)
+    return plain_column(values, name)
 
-    def about(
-        self,
-        name: str, # of a column
-    ) -> tuple: # unit and description, None where there is none
-        "What the file says about a column."
-        k = self.data.columns.names.index(name) + 1
-        return self.columns[name].unit, self.header.get(f'TCOMM{k}')
+@patch
+def about(
+    self: FitsSource,
+    name: str, # of a column
+) -> tuple: # unit and description, None where there is none
+    "What the file says about a column."
+    k = self.data.columns.names.index(name) + 1
+    return self.columns[name].unit, self.header.get(f'TCOMM{k}')
 
 # %% ../../nbs/pipeline/11_columns_on_disk.ipynb #2f699c6b
 def _is_plain(kind):
@@ -149,6 +153,7 @@ def _as_numpy(column, name):
     filled = column.fill_null(False if pa.types.is_boolean(column.type) else 0).to_numpy(zero_copy_only=False)
     return plain_column(np.ma.masked_array(filled, np.asarray(column.is_null())), name)
 
+# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #13706edc
 def _footer(path):
     "What the end of a Parquet file says; `ReadError` if it is none."
     try:
@@ -168,6 +173,7 @@ def _written_facts(footers):
     except (ValueError, LookupError, TypeError, yaml.YAMLError):
         return {}, {}
 
+# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #64ebebc8
 class ParquetSource:
     "The columns of one or several Parquet files with the same columns."
     def __init__(
@@ -198,23 +204,25 @@ class ParquetSource:
         facts = self.facts.get(name, {}) | facts
         return facts.get('unit'), facts.get('description')
 
-    def read(
-        self,
-        name: str, # of a column
-        rows: np.ndarray | None = None, # (m,) int; None reads all
-    ) -> np.ndarray: # (n,) or (m,), or (…, width)
-        "A column, or some rows of it."
-        if rows is None:
-            with ThreadPoolExecutor(2) as pool:
-                tables = list(pool.map(lambda k: _read_file(self, k, [name]), range(len(self.paths))))
-            return _column(self, pa.concat_tables(tables, promote_options='permissive'), name)
-        rows, parts = np.asarray(rows, int), []
-        place = np.searchsorted(self.starts, rows, side='right') - 1
-        for k in np.unique(place):
-            mine = np.flatnonzero(place == k)
-            part = _column(self, _keep_file(self, k, name).take(pa.array(rows[mine] - self.starts[k])), name)
-            parts.append((mine, part))
-        return _in_order(parts, len(rows))
+# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #e93ab49a
+@patch
+def read(
+    self: ParquetSource,
+    name: str, # of a column
+    rows: np.ndarray | None = None, # (m,) int; None reads all
+) -> np.ndarray: # (n,) or (m,), or (…, width)
+    "A column, or some rows of it."
+    if rows is None:
+        with ThreadPoolExecutor(2) as pool:
+            tables = list(pool.map(lambda k: _read_file(self, k, [name]), range(len(self.paths))))
+        return _column(self, pa.concat_tables(tables, promote_options='permissive'), name)
+    rows, parts = np.asarray(rows, int), []
+    place = np.searchsorted(self.starts, rows, side='right') - 1
+    for k in np.unique(place):
+        mine = np.flatnonzero(place == k)
+        part = _column(self, _keep_file(self, k, name).take(pa.array(rows[mine] - self.starts[k])), name)
+        parts.append((mine, part))
+    return _in_order(parts, len(rows))
 
 # %% ../../nbs/pipeline/11_columns_on_disk.ipynb #e6be4fa8
 def _read_file(source, k, names):
@@ -287,6 +295,7 @@ class TableSource:
         unit = self.table[name].unit
         return (str(unit) if unit else None), self.table[name].description or None
 
+# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #001d051b
 def open_columns(
     source: Table | Path | str, # FITS or Parquet file, folder of `skyseek survey`, or table
 ) -> object: # with names, n, meta (header cards), read(name, rows), about(name)

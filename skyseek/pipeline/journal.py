@@ -15,6 +15,7 @@ import os
 import re
 from contextlib import contextmanager
 from pathlib import Path
+from fastcore.basics import patch
 
 from ..data.hdus import ReadError, printable
 from ..data.messages import plural
@@ -120,16 +121,18 @@ class Journal:
                         plural(broken + torn, 'line is', 'lines are'))
         return [e for e in entries if not self._is_header(e)], again
 
-    def _is_header(self, entry):
-        "Whether an entry is a header; raise if it is that of something else."
-        if 'fingerprint' not in entry:
-            return False
-        if entry['fingerprint'] != self.header['fingerprint']:
-            raise ReadError(f"{self.path}: holds labels of another catalogue ({entry.get('catalogue', 'unknown')}, "
-                            f"{plural(entry.get('rows', 0), 'row')}); open that one, or give another folder for the "
-                            f"labels (--labels, folder=…)")
-        self.found = entry
-        return True
+# %% ../../nbs/pipeline/12_journal.ipynb #308bec40
+@patch
+def _is_header(self: Journal, entry):
+    "Whether an entry is a header; raise if it is that of something else."
+    if 'fingerprint' not in entry:
+        return False
+    if entry['fingerprint'] != self.header['fingerprint']:
+        raise ReadError(f"{self.path}: holds labels of another catalogue ({entry.get('catalogue', 'unknown')}, "
+                        f"{plural(entry.get('rows', 0), 'row')}); open that one, or give another folder for the "
+                        f"labels (--labels, folder=…)")
+    self.found = entry
+    return True
 
 # %% ../../nbs/pipeline/12_journal.ipynb #fd2b1621
 def append_lines(
@@ -168,6 +171,7 @@ def _write_whole(f, data, size):
         os.ftruncate(f, size)
         raise
 
+# %% ../../nbs/pipeline/12_journal.ipynb #b0a6efa1
 def _sync_folder(folder):
     "Make the name of a new file last."
     f = os.open(folder, os.O_RDONLY)

@@ -36,6 +36,7 @@ class LabelError(ValueError):
         super().__init__(printable(message).replace('\n', r'\n'))
 
 FLAGS = {'R': 'redshift wrong', 'C': 'type wrong', 'S': 'bad spectrum'}
+
 LONGEST = 2000  # characters of a comment
 
 def _whole(name, value, most):
@@ -65,6 +66,7 @@ def _flags(value):
         raise LabelError(f"flags has {unknown[0][:20]!r}; give letters of {', '.join(FLAGS)}, or None")
     return ''.join(f for f in FLAGS if f in letters)
 
+# %% ../../nbs/pipeline/12_label_tables.ipynb #58ec40d6
 def clean_text(
     value: object, # what was typed
     name: str = 'comment', # of the field, for the error
@@ -159,6 +161,7 @@ def _merged_row(rows, merger):
         VI_FLAGS=flags, VI_COMMENT=' | '.join(comments), INTEREST=np.mean(interest) if len(interest) else np.nan,
         CONFLICT=conflict, INSPECTORS=', '.join(dict.fromkeys(rows['INSPECTOR'].tolist())))
 
+# %% ../../nbs/pipeline/12_label_tables.ipynb #cc1c4cb9
 def merge_labels(
     table: Table, # from `label_table`
     merger: str | None = None, # inspector whose label counts alone where there is one
@@ -208,6 +211,7 @@ def write_csv(
         tmp.write_text(text.getvalue(), encoding='utf-8', newline='')
     return Path(dst)
 
+# %% ../../nbs/pipeline/12_label_tables.ipynb #e556be2a
 def vi_rows(
     table: Table, # from `label_table`
     about: dict | None = None, # column of `VI_FIELDS` → {TARGETID: value}, e.g. TILEID, Redrock_deltachi2

@@ -75,6 +75,7 @@ def _missing(found, n_labels):
     needed = labels_needed(found.at_most, found.confidence, found.n_wrong) - found.n_kept
     return max(1, math.ceil(needed/max(found.n_kept/max(n_labels, 1), .1)))
 
+# %% ../../nbs/pipeline/12_label_uses.ipynb #4526e50f
 def guarantee_so_far(
     cat: Catalogue, # with P_Z_WRONG or P_S_WRONG
     drawn: np.ndarray, # (m,) int, rows of the draw
@@ -103,6 +104,7 @@ def guarantee_so_far(
         out['missing'] = 0 if found.holds else _missing(found, len(rows))
     return out | dict(text=_guarantee_words(out, head))
 
+# %% ../../nbs/pipeline/12_label_uses.ipynb #8a009c2b
 def _guarantee_words(found, head):
     "A guarantee in one or two sentences."
     what, most = f'{_HEADS[head]}s', f"{100*found['at_most']:g} %"

@@ -412,7 +412,7 @@ def train_final(spectra, sizes, held, opinions, facts, a, start):
                judge=fingerprint(load_model(a.weights/'judge', Judge)))
     print(card, flush=True)
     model = fit_familiarity(familiarity_inputs(code, spectra[np.flatnonzero(use)]), fold == 0, bank=4000, reference=4000, seed=a.seed)
-    strange = model.p_value(familiarity_inputs(code_v, held[known])) < .01
+    strange = model.p_value(familiarity_inputs(code_v, held[is_labelled(held)])) < .01
     body = f"- **Unfamiliar** (p < 0.01, beside one fold of all training spectra, copies and simulated ones too) on the benchmark's validation files: {rate(strange)} of {len(strange)}."
     save_model(model, a.weights/'familiarity', card=CARD.format(title='Familiarity', body=body, **facts), autoencoder=fingerprint(autoencoder))
     step(start, 'familiarity\n' + body)
