@@ -269,7 +269,7 @@ def test_causes_are_named_for_what_is_flagged_alone(catalogue):
 
 def test_ours_is_the_solution_of_the_catalogue(survey, catalogue):
     """Evidence and causes speak of Z_ALT, also where it is not the deepest minimum of the scan."""
-    from skyseek.explain.clues import open_cases
+    from skyseek.explain.cases import open_cases
     from skyseek.explain.inspect import Evidence, OURS
     spectra = read_labelled(survey)
     row = {int(t): i for i, t in enumerate(catalogue['TARGETID'])}
