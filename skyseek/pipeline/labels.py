@@ -59,7 +59,7 @@ class LabelStore:
             raise ReadError(f"{self._mine.journal.path}: holds the labels of {name}; give that name, or another folder")
 
     def __repr__(self):
-        return "LabelStore[{}: {} of {} objects] {}".format(printable(self.inspector), *self.progress(), self.folder.name)
+        return "LabelStore[{}: {} of {} objects]".format(printable(self.inspector), *self.progress())
 
 # %% ../../nbs/pipeline/12_labels.ipynb #d7f32867
 class Entries:
