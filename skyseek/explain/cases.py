@@ -85,17 +85,18 @@ class Clue:
 # %% ../../nbs/explain/03_cases.ipynb #5f53b0a0
 CLEAR_STEP = 2.  # significance of a step from which joining the arms is tried
 
-def _rows(fit, i):
-    return fit.minima[np.asarray(fit.minima['ROW']) == i]
+def _minima(fit):
+    "The minima of each spectrum."
+    row = np.asarray(fit.minima['ROW'])
+    return [fit.minima[row == i] for i in range(len(fit))]
 
-def _changed_minima(spectra, changed, fit):
-    "Minima of each changed spectrum; those of `fit` where nothing was changed."
+def _changed_minima(spectra, changed, fit, own):
+    "Minima of each changed spectrum; `own`, those of `fit`, where nothing was changed."
     new = ((changed.flux != spectra.flux) | (changed.ivar != spectra.ivar)).any(1)
     if not new.any():
-        return [_rows(fit, i) for i in range(len(spectra))]
-    again = scan_redshift(changed[new], without_rare(fit.bases), settings=fit.settings)
-    place = np.cumsum(new) - 1
-    return [_rows(again, place[i]) if new[i] else _rows(fit, i) for i in range(len(spectra))]
+        return own
+    again = iter(_minima(scan_redshift(changed[new], without_rare(fit.bases), settings=fit.settings)))
+    return [next(again) if is_new else minima for is_new, minima in zip(new, own)]
 
 def open_cases(
     spectra: Spectra, # (N, L); meta has the pipeline's Z and SPECTYPE
@@ -111,12 +112,13 @@ def open_cases(
     clear = steps[1].max(1, keepdims=True) >= CLEAR_STEP
     changed = [spectra.replace(ivar=np.where(bad, 0, spectra.ivar)),
                join_arms(spectra, np.where(clear, steps[0], 0)), spectra.replace(flux=spectra.flux - fit.models())]
-    changed, cases = [(s, _changed_minima(spectra, s, fit)) for s in changed], []
+    own, cases = _minima(fit), []
+    changed = [(s, _changed_minima(spectra, s, fit, own)) for s in changed]
     for i, (z, spectype) in enumerate(zip(spectra.meta['Z'], spectra.meta['SPECTYPE'])):
         cleaned, joined, rest = ((s.flux[i], np.asarray(s.ivar[i], float), minima[i]) for s, minima in changed)
         cases.append(Case(
             wave=spectra.wave, flux=spectra.flux[i], ivar=np.asarray(spectra.ivar[i], float), z=float(z),
-            spectype=str(spectype).strip(), ours=fit.table[i], which=int(fit.which[i]), minima=_rows(fit, i), fits=fits,
+            spectype=str(spectype).strip(), ours=fit.table[i], which=int(fit.which[i]), minima=own[i], fits=fits,
             snr=snr[i], excess=excess[i], suspects=found[i], steps=steps[:, i], cleaned=cleaned, joined=joined,
             rest=rest[2]))
     return cases

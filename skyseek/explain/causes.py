@@ -72,18 +72,21 @@ def _specific(case, settings):
 def find_clues(
     case: Case,
     settings: CauseSettings = CauseSettings(), # thresholds
-    quick: bool = False, # stop where a specific cause is above its threshold
+    quick: bool = False, # stop where a cause is above its threshold
 ) -> dict: # cause → `Clue`
     "The clues of one object, in the order in which they are read."
+    found = lambda clues, among: any(ratio > 1 for ratio in _ratios(clues, among, settings).values())
     clues, general = _specific(case, settings), _swap(case) | {'LOW_SNR': clue_low_snr(case)}
-    if quick and any(ratio > 1 for ratio in _ratios(clues, clues | general, settings).values()):
+    if quick and found(clues, clues | general):
         return clues | general
-    last = {'AMBIGUOUS': clue_ambiguous(case)}
+    clues |= {'OFFSET': clue_offset(case), 'BLEND': clue_blend(case)} | general
+    if quick and found(clues, clues):
+        return clues
     missed = clue_missed_line(case)
     if missed.gain > clues['LINE_CONFUSION'].gain:
         del clues['LINE_CONFUSION']
-        last = {'LINE_CONFUSION': missed} | last
-    return clues | {'OFFSET': clue_offset(case), 'BLEND': clue_blend(case)} | general | last
+        clues['LINE_CONFUSION'] = missed
+    return clues | {'AMBIGUOUS': clue_ambiguous(case)}
 
 # %% ../../nbs/explain/07_causes.ipynb #8f0c2b19
 def _limit(cause, clues, settings):
