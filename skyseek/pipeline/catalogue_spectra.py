@@ -15,19 +15,14 @@ from astropy.table import Row
 
 from ..data.archive import PRODUCTIONS, open_archive
 from ..data.desi import healpix_path
-from ..data.hdus import ReadError, printable
+from ..data.hdus import OneLineError, ReadError, printable
 from ..data.messages import plural
 from ..data.one_target import fetch_target, read_target
 from ..data.spectra import Spectra
 
 # %% ../../nbs/pipeline/11_catalogue_spectra.ipynb #185810d8
-class SpectrumNotFound(ValueError):
+class SpectrumNotFound(OneLineError):
     "The spectrum of a row cannot be shown; the message says why, and what to do."
-    def __init__(
-        self,
-        message: str = '', # what is wrong; what to do
-    ):
-        super().__init__(printable(message).replace('\n', r'\n'))
 
 MOST_FILES = 200_000  # names that are looked through in a folder that the user gave; a tenth beside a catalogue
 _GIVE = "give the folder or the files of the spectra (--spectra, spectra=…)"

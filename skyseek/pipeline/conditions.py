@@ -14,16 +14,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..data.hdus import printable
+from ..data.hdus import OneLineError
 
 # %% ../../nbs/pipeline/11_conditions.ipynb #da5e5fc2
-class ConditionError(ValueError):
+class ConditionError(OneLineError):
     "An expression that cannot be used; the message says why, in one line."
-    def __init__(
-        self,
-        message: str = '', # what is wrong; what to do
-    ):
-        super().__init__(printable(message).replace('\n', r'\n'))
 
 _TOKEN = re.compile(r'''\s*(?:
     (?P<text>"[^"]*"|'[^']*') | (?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.])) |
