@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FLAGS', 'LONGEST', 'FIELDS', 'VI_FIELDS', 'GOOD_QUALITY', 'LabelError', 'clean_text', 'check_fields', 'label_table',
-           'merge_labels', 'write_csv', 'vi_rows', 'read_vi', 'is_certain', 'truth_table', 'ratings_table',
-           'write_labels']
+           'key_of_row', 'merge_labels', 'write_csv', 'vi_rows', 'read_vi', 'is_certain', 'truth_table',
+           'ratings_table', 'write_labels']
 
 # %% ../../nbs/pipeline/12_label_tables.ipynb #c0883baa
 import csv
@@ -17,23 +17,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from astropy.table import Table
+from astropy.table import Row, Table
 
 from ..anomaly.rerank import BEST_MARK
 from ..data.constants import TYPES, different_redshift
 from ..data.files import read_ids, write_table
-from ..data.hdus import ReadError, printable
+from ..data.hdus import OneLineError, ReadError
 from ..data.redshift_tables import is_redshift
 from ..data.safe_writing import check_new, keep_apart, write_atomic
 
 # %% ../../nbs/pipeline/12_label_tables.ipynb #ee5d8a31
-class LabelError(ValueError):
+class LabelError(OneLineError):
     "A value that a label cannot have; the message names the field, and what it may be."
-    def __init__(
-        self,
-        message: str = '', # field: what is wrong
-    ):
-        super().__init__(printable(message).replace('\n', r'\n'))
 
 FLAGS = {'R': 'redshift wrong', 'C': 'type wrong', 'S': 'bad spectrum'}
 
@@ -125,6 +120,13 @@ def label_table(
     columns = list(zip(*rows)) if rows else [()]*len(_COLUMNS)
     return Table({name: np.array(values, kind if kind != 'U' or values else 'U1')
                   for (name, kind), values in zip(_COLUMNS.items(), columns)})
+
+def key_of_row(
+    row: Row, # of `label_table` or `merge_labels`
+) -> tuple: # as from `Catalogue.key`
+    "The name of the object of a row."
+    targetid = int(row['TARGETID'])
+    return (targetid, str(row['FILE']), int(row['ROW'])) if row['FILE'] else (targetid,)
 
 # %% ../../nbs/pipeline/12_label_tables.ipynb #a167e628
 def _denied(rows, name, changed, flag):

@@ -18,7 +18,7 @@ from ..data.messages import plural
 from ..data.truth import label_unseen, label_wrong
 from ..detect.guarantee import guarantee_keep, labels_needed
 from .explorer_table import Catalogue
-from .label_tables import is_certain
+from .label_tables import is_certain, key_of_row
 
 # %% ../../nbs/pipeline/12_label_uses.ipynb #926296cf
 _HEADS = {'Z': 'redshift', 'S': 'type'}
@@ -53,8 +53,7 @@ def draw_order(
 # %% ../../nbs/pipeline/12_label_uses.ipynb #1d8f8f9a
 def _labelled(cat, drawn, merged, tolerance, head):
     "(rows of the draw that are decided, whether they are wrong, how many were inspected and are not decided)."
-    key = lambda r: (int(r['TARGETID']), str(r['FILE']), int(r['ROW'])) if r['FILE'] else (int(r['TARGETID']),)
-    at, mine = {cat.index(key(r)): k for k, r in enumerate(merged)}, drawn.tolist()
+    at, mine = {cat.index(key_of_row(r)): k for k, r in enumerate(merged)}, drawn.tolist()
     seen = [(i, at[i]) for i in mine if i in at and (merged['N_VI'][at[i]] or merged['VI_FLAGS'][at[i]])]
     flag, name, unknown = ('R', 'VI_Z', np.isnan) if head == 'Z' else ('C', 'VI_SPECTYPE', lambda word: word == '')
     known, wrong = is_certain(merged), {}

@@ -20,8 +20,8 @@ from ..data.hdus import ReadError, printable
 from ..data.safe_writing import check_new, keep_apart
 from .explorer_table import Catalogue
 from .journal import Journal, append_lines, journal_name
-from .label_tables import FIELDS, LabelError, VI_FIELDS, check_fields, clean_text, label_table
-from .label_tables import merge_labels, ratings_table, read_vi, truth_table, vi_rows, write_csv
+from .label_tables import FIELDS, LabelError, VI_FIELDS, check_fields, clean_text, key_of_row
+from .label_tables import label_table, merge_labels, ratings_table, read_vi, truth_table, vi_rows, write_csv
 from .label_tables import write_labels
 from .label_uses import draw_order, feature_matrix, guarantee_so_far, rank_by
 
@@ -141,9 +141,7 @@ def _entry(self: LabelStore, **values):
 def _write(self: LabelStore, entry):
     "Write an entry, after those that could not be written before; it stays in memory if that fails."
     self.unsaved.append(entry)
-    append_lines(self._mine.journal, self.unsaved)
-    self.unsaved = []
-    self._mine.update()
+    self.flush()
 
 # %% ../../nbs/pipeline/12_labels.ipynb #b99d2af1
 @patch
@@ -270,8 +268,7 @@ def export_vi(self: LabelStore,
     keep_apart(dst, self._inputs())
     check_new(dst, overwrite)
     about, table = {}, self.table(everyone)
-    rows = [i for t, f, k in table['TARGETID', 'FILE', 'ROW'].iterrows()
-            if (i := self.cat.index((int(t), str(f), int(k)) if f else (int(t),))) is not None]
+    rows = [i for r in table if (i := self.cat.index(key_of_row(r))) is not None]
     known = dict(EXPID='EXPID', NIGHT='NIGHT', TILEID='TILEID', Redrock_deltachi2='DELTACHI2')
     names = {field: name for field, name in known.items() if name in self.cat.columns}
     found = self.cat.rows(rows, ['TARGETID', *names.values()])
@@ -383,8 +380,8 @@ def ratings_of(
     "The rows with a rating of interest."
     merged = store.merged()
     rated = merged[np.isfinite(merged['INTEREST'])]
-    keys = [(int(r['TARGETID']), str(r['FILE']), int(r['ROW'])) if r['FILE'] else (int(r['TARGETID']),) for r in rated]
-    return [(i, m) for key, m in zip(keys, rated['INTEREST'].tolist()) if (i := store.cat.index(key)) is not None]
+    marks = rated['INTEREST'].tolist()
+    return [(i, m) for r, m in zip(rated, marks) if (i := store.cat.index(key_of_row(r))) is not None]
 
 def similar(
     cat: Catalogue, # with ODD_… or LATENT
