@@ -34,10 +34,14 @@ def inject_hot_pixel(
     widest: int = 3, # pixels
 ) -> tuple: # `Spectra`, and (N,) Å of each feature
     "Add one feature of one to three pixels to each spectrum: a hot pixel."
+    return _inject_block(spectra, rng, snr, (1, widest), .5)
+
+def _inject_block(spectra, rng, snr, widths, least):
+    "Add neighbouring pixels of random flux, between a fraction `least` and 1, to each spectrum."
     flux, wave = spectra.flux.copy(), np.zeros(len(spectra))
     for i, (f, w) in enumerate(zip(spectra.flux, spectra.ivar)):
-        pixel, width, shape = rng.integers(300, len(f) - 200), rng.integers(1, widest + 1), np.zeros(len(f))
-        shape[pixel:pixel + width] = rng.uniform(.5, 1, width)
+        pixel, width, shape = rng.integers(300, len(f) - 200), rng.integers(widths[0], widths[1] + 1), np.zeros(len(f))
+        shape[pixel:pixel + width] = rng.uniform(least, 1, width)
         flux[i], wave[i] = _add_feature(f, w, shape, rng.uniform(*snr)), spectra.wave[pixel + width//2]
     return spectra.replace(flux=flux), wave
 
@@ -48,12 +52,7 @@ def inject_cosmic(
     snr: tuple = (15, 60), # signal-to-noise of the feature, lowest and highest
 ) -> tuple: # `Spectra`, and (N,) Å of each feature
     "Add a cosmic ray of three to six pixels to each spectrum; every pixel has a flux of its own."
-    flux, wave = spectra.flux.copy(), np.zeros(len(spectra))
-    for i, (f, w) in enumerate(zip(spectra.flux, spectra.ivar)):
-        pixel, width, shape = rng.integers(300, len(f) - 200), rng.integers(3, 7), np.zeros(len(f))
-        shape[pixel:pixel + width] = rng.uniform(.4, 1, width)
-        flux[i], wave[i] = _add_feature(f, w, shape, rng.uniform(*snr)), spectra.wave[pixel + width//2]
-    return spectra.replace(flux=flux), wave
+    return _inject_block(spectra, rng, snr, (3, 6), .4)
 
 def inject_dip(
     spectra: Spectra, # `Spectra`
