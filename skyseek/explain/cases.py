@@ -49,6 +49,11 @@ class Case:
         self.agree = bool(same_answer(self.z, self.spectype, z, spectype))
 
     @cached_property
+    def better(self) -> np.ndarray: # (L,) Δχ²
+        "By how much our model fits each pixel better than the pipeline's."
+        return self.ivar*((self.flux - self.model)**2 - (self.flux - self.model_ours)**2)
+
+    @cached_property
     def advantage(self) -> float: # Δχ²
         "χ² of the best other solution minus that of the pipeline's."
         return self.advantage_on(self.flux, self.ivar, self.minima)

@@ -33,9 +33,7 @@ FEATURES = {'sky line': 'SKY_LINE', 'hot pixel': 'HOT_PIXEL', 'cosmic ray': 'COS
 
 def _carried(case, wave):
     "Δχ² by which the pixels around a wavelength prefer the pipeline's model to ours."
-    near = np.abs(case.wave - wave) < 6
-    worse = case.ivar*((case.flux - case.model_ours)**2 - (case.flux - case.model)**2)
-    return worse[near].sum()
+    return -case.better[np.abs(case.wave - wave) < 6].sum()
 
 def clue_sky_line(
     case: Case,
@@ -90,8 +88,7 @@ def clue_swap(
     ours = str(case.ours['SPECTYPE'])
     if ours == case.spectype:
         return Clue()
-    density = case.ivar*((case.flux - case.model)**2 - (case.flux - case.model_ours)**2)
-    where, gain = telling_wavelengths(case.wave, density), case.chi2 - case.chi2_ours
+    where, gain = telling_wavelengths(case.wave, case.better), case.chi2 - case.chi2_ours
     text = (f"{ours} z = {case.ours['Z']:.4f} fits better than {case.spectype} z = {case.z:.4f} "
             f"by Δχ² = {gain:.0f}{_places(where)}")
     return Clue(gain=max(gain, 0), wave=where, text=text, cause=f'{ours}_AS_{case.spectype}')
@@ -146,10 +143,9 @@ def _renamed_lines(case, broad, snr):
 def _missed_lines(case):
     "Our lines that the pipeline's model misses, as `_renamed_lines`; the root of Δχ² takes the place of S/N."
     broad, found = case.spectype == 'QSO', []
-    better = case.ivar*((case.flux - case.model)**2 - (case.flux - case.model_ours)**2)
     for name in BROAD_LINE_NAMES if broad else LINES:
         wave = LINES[name]*(1 + float(case.ours['Z']))
-        gain = better[np.abs(case.wave/wave - 1)*C_KMS < (3000 if broad else 450)].sum()
+        gain = case.better[np.abs(case.wave/wave - 1)*C_KMS < (3000 if broad else 450)].sum()
         if gain > 9:
             theirs = line_name(wave, case.z, broad) or 'no line'
             found.append((float(np.sqrt(gain)), wave, theirs, name))
