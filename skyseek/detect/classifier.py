@@ -139,10 +139,12 @@ def forward(
     metadata: torch.Tensor, # (B, M)
 ) -> torch.Tensor: # (B, 2)
     "Calibrated probabilities that redshift and type are wrong."
-    mean = torch.logit(self.logits(latent, metadata).sigmoid().mean(dim=0), eps=1e-6)
-    if self.trees is not None:
-        mean = (mean + torch.logit(self.tree_logits(latent, metadata).sigmoid().mean(dim=0), eps=1e-6))/2
-    return torch.sigmoid(self.slope*mean + self.offset)
+    parts = [self.logits(latent, metadata)] + ([] if self.trees is None else [self.tree_logits(latent, metadata)])
+    return torch.sigmoid(self.slope*_log_odds([part.sigmoid().mean(dim=0) for part in parts]) + self.offset)
+
+def _log_odds(probabilities):
+    "Mean log odds of the probabilities of networks and of trees."
+    return torch.stack([torch.logit(p, eps=1e-6) for p in probabilities]).mean(dim=0)
 
 @patch
 def tree_logits(
@@ -310,8 +312,8 @@ def out_of_fold(
     unseen = (model.fold_of_member()[:, None] == fold)[..., None]
     p = (p*unseen).sum(0)/unseen.sum(0)
     if model.trees is not None:
-        of_trees = model.tree_logits(latent, metadata)[fold, torch.arange(len(fold))]
-        p = torch.sigmoid((torch.logit(p, eps=1e-6) + of_trees.clamp(-13.8, 13.8))/2)
+        trees = model.tree_logits(latent, metadata)[fold, torch.arange(len(fold))].sigmoid()
+        p = torch.sigmoid(_log_odds([p, trees]))
     return p.numpy()
 
 # %% ../../nbs/detect/03_classifier.ipynb #ef4f166f
@@ -335,8 +337,7 @@ def train_folds(
     history = fit(model, ArrayStream(arrays, 128, settings.seed), None, settings, **fit_options)
     model.eval()
     if model.trees is not None:
-        inputs = np.hstack([latent[:, :len(model.latent_mean)], metadata])
-        model.trees.grow(inputs, wrong, fold, weight, settings.seed)
+        model.trees.grow(np.hstack([latent[:, :len(model.latent_mean)], metadata]), wrong, fold, weight, settings.seed)
     p = out_of_fold(model, latent, metadata, fold)
     _platt(model, p[real], wrong[real])
     return torch.sigmoid(model.slope*torch.logit(torch.as_tensor(p), eps=1e-6) + model.offset).numpy(), history

@@ -31,7 +31,7 @@ from skyseek.learn.autoencoder import Autoencoder, encode
 from skyseek.data.files import text
 from skyseek.redshift.candidates import candidates, join_candidates
 from skyseek.detect.boosted_trees import BoostedTrees
-from skyseek.detect.classifier import WrongClassifier, pick_columns, predict, train_folds
+from skyseek.detect.classifier import FOLDS, WrongClassifier, pick_columns, predict, train_folds
 from skyseek.detect.metrics import average_precision, boosting_score, compare, measure, compare_detectors, format_table
 from skyseek.redshift.second_look import evidence_columns, repair_suspicious, second_look
 from skyseek.redshift.second_opinion import JUDGE_TRAINING, Judge, choose_acceptance, correction_rates, reconcile
@@ -246,7 +246,7 @@ def members_alone(model, latent, columns, fold):
     with torch.no_grad(): parts = {'networks alone': model.logits(latent, columns), 'trees alone': model.tree_logits(latent, columns)}
     out = {}
     for name, logits in parts.items():
-        seen = torch.ones(logits.shape[:2]) if fold is None else torch.arange(len(logits))[:, None] % 5 == torch.as_tensor(fold)
+        seen = torch.ones(logits.shape[:2]) if fold is None else torch.arange(len(logits))[:, None] % FOLDS == torch.as_tensor(fold)
         out[name] = ((logits.sigmoid()*seen[..., None]).sum(0)/seen.sum(0)[:, None]).numpy()
     return out
 
