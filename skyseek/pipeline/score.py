@@ -291,7 +291,8 @@ def odd_columns(
 ) -> Table: # the columns of `anomaly_columns` and of `split_nature`
     "Anomaly scores, and for the most anomalous whether it is an artefact or an object."
     scores_of = lambda s: anomaly_columns(weights.anomaly, s.spectra, s.code, s.fit, s.opinion)
-    rescore, scores = lambda s: np.asarray(scores_of(look(s, weights, device))['ANOMALY'], float), scores_of(seen)
+    rescore = lambda cleaned: np.asarray(scores_of(look(cleaned, weights, device))['ANOMALY'], float)
+    scores = scores_of(seen)
     return hstack([scores, split_nature(seen.spectra, scores['ANOMALY'], rescore)], metadata_conflicts='silent')
 
 def quality_columns(
