@@ -20,8 +20,8 @@ from fastcore.basics import patch
 from ..data.messages import explain
 from .explorer_keys import KEY_SCRIPT, LABEL_ACTIONS, action_of, label_change
 from .explorer_listing import FILE_ORDER
-from .explorer_page import EVERYTHING, RANKED, SAMPLE, ExplorerPage
-from .explorer_panel import html_text
+from .explorer_page import RANKED, SAMPLE, ExplorerPage
+from .explorer_panel import error_page, html_text
 from .labels import rank_again as scores_by_ratings, similar
 
 log = logging.getLogger('skyseek')
@@ -71,7 +71,7 @@ def undo(self: ExplorerPage) -> None:
     try:
         label = self.store.undo()
     except Exception as e:
-        self.saved.text = f'<b style="color:#d50000">{html_text(explain(e))}</b>'
+        self.saved.text = error_page(e)
         return
     if label is None:
         self.saved.text = 'there is no label to take back'
@@ -100,8 +100,7 @@ def select(self: ExplorerPage,
 @patch
 def list_all(self: ExplorerPage) -> None:
     "List everything again."
-    self.set_quietly(self.preset, EVERYTHING)
-    self.set_quietly(self.filter, '')
+    self.clear_filters()
     self.change(subset=None, subset_name='', preset='', expression='')
 
 @patch
@@ -115,7 +114,7 @@ def save_list(self: ExplorerPage) -> None:
         self.catalogue.write(self.listing.rows, dst)
         self.news.text = f'{len(self.listing):,} rows in {html_text(dst)}'
     except Exception as e:
-        self.news.text = f'<b style="color:#d50000">{html_text(explain(e))}</b>'
+        self.news.text = error_page(e)
 
 # %% ../../nbs/pipeline/18_explorer_actions.ipynb #dec56134
 @patch
@@ -134,7 +133,7 @@ def in_background(self: ExplorerPage,
             done(future.result())
         except Exception as e:
             log.debug('%s failed', words, exc_info=True)
-            self.news.text = f'<b style="color:#d50000">{html_text(explain(e))}</b>'
+            self.news.text = error_page(e)
     pool = ThreadPoolExecutor(1)
     self.busy = pool.submit(work)
     pool.shutdown(wait=False)
@@ -158,15 +157,19 @@ def rank_again(self: ExplorerPage) -> None:
 
 # %% ../../nbs/pipeline/18_explorer_actions.ipynb #73e7386f
 @patch
+def _list_rows(self: ExplorerPage, rows, name):
+    "List rows in their order, and open the first."
+    self.set_quietly(self.sort, FILE_ORDER)
+    self.clear_filters()
+    self.change(subset=np.asarray(rows), subset_name=name, sort=FILE_ORDER, preset='', expression='')
+    self.open(int(self.listing.rows[0]))
+
+@patch
 def more_like_this(self: ExplorerPage) -> None:
     "List the objects that are most similar to the open one."
     i = self.listing.row
     def done(rows):
-        self.set_quietly(self.sort, FILE_ORDER)
-        self.set_quietly(self.preset, EVERYTHING)
-        self.set_quietly(self.filter, '')
-        self.change(subset=np.asarray(rows), subset_name='similar objects', sort=FILE_ORDER, preset='', expression='')
-        self.open(int(self.listing.rows[0]))
+        self._list_rows(rows, 'similar objects')
         self.news.text = f'{len(rows)} similar objects, the most similar first'
     if i is not None:
         self.in_background(lambda: similar(self.catalogue, i, SIMILAR), done, 'looking for similar objects')
@@ -179,11 +182,7 @@ def draw_at_random(self: ExplorerPage) -> None:
         is_done = all(self.store.get(int(i)).get('quality') is not None for i in drawn)
         return self.store.draw(min(len(drawn) + DRAWN*is_done, self.catalogue.n))
     def done(rows):
-        self.set_quietly(self.sort, FILE_ORDER)
-        self.set_quietly(self.preset, EVERYTHING)
-        self.set_quietly(self.filter, '')
-        self.change(subset=np.asarray(rows), subset_name=SAMPLE, sort=FILE_ORDER, preset='', expression='')
-        self.open(int(self.listing.rows[0]))
+        self._list_rows(rows, SAMPLE)
         self.news.text = f'{len(rows)} objects at random: label them all'
         self.tell_guarantee()
     self.in_background(draw, done, 'drawing')

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from ..data.constants import C_KMS, JUNCTIONS, STRONG_SKY
 from ..data.extras import need
-from .explorer_object import LEVELS, ObjectView, Solution, line_marks
+from .explorer_object import LEVELS, ObjectView, Solution, chi2_place, line_marks
 
 # %% ../../nbs/pipeline/14_explorer_figures.ipynb #c8fc9f50
 PIPELINE, SHOWN = '#c62828', '#1565c0'  # colours: the pipeline's solution, the solution that is shown
@@ -300,15 +300,15 @@ def _model(self: ObjectFigures, solution):
 @patch
 def _draw_chi2(self: ObjectFigures):
     "χ²(z) and its minima; the range shows the depth of the minima."
-    curves, place = self.view.curves(), lambda kind, z: z*C_KMS if kind == 'STAR' else np.log10(1 + z)
+    curves = self.view.curves()
     for kind in TYPE_COLOURS:
         z, y = curves.get(kind, (np.zeros(0), np.zeros(0)))
-        self.sources[f'chi2 {kind}'].data = dict(x=place(kind, z), y=y)
+        self.sources[f'chi2 {kind}'].data = dict(x=chi2_place(kind, z), y=y)
     minima = self.view.minima()
     for name, star in (('minima', False), ('star_minima', True)):
         some = [m for m in minima if (m[0] == 'STAR') == star]
         self.sources[name].data = dict(
-            x=[float(place(kind, z)) for kind, z, _ in some], y=[y for *_, y in some], kind=[m[0] for m in some],
+            x=[float(chi2_place(kind, z)) for kind, z, _ in some], y=[y for *_, y in some], kind=[m[0] for m in some],
             z=[m[1] for m in some], colour=[TYPE_COLOURS.get(m[0], '#000000') for m in some])
     middle = [np.nanmedian(y) for kind, (_, y) in curves.items() if kind != 'STAR' and np.isfinite(y).any()]
     top = max(min(max([*middle, 25.]), 1e9), 25.)*1.1
@@ -348,7 +348,7 @@ def _mark_places(self: ObjectFigures):
     marks = [(s, c) for s, c in ((first, PIPELINE), (self.solution, SHOWN)) if s is not None and np.isfinite(s.z)]
     for name, star in (('here minima', False), ('here star_minima', True)):
         some = [(s, c) for s, c in marks if (s.spectype == 'STAR') == star]
-        x = [float(s.z*C_KMS if star else np.log10(1 + s.z)) for s, _ in some]
+        x = [float(chi2_place(s.spectype, s.z)) for s, _ in some]
         self.sources[name].data = dict(x=x, colour=[c for _, c in some], dash=['solid']*len(some))
 
 # %% ../../nbs/pipeline/14_explorer_figures.ipynb #72b62253

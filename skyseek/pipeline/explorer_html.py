@@ -17,14 +17,13 @@ from bokeh.layouts import column, row
 from bokeh.models import Button, CustomJS, Div, RadioButtonGroup, Slider, TextInput
 from bokeh.resources import INLINE
 
-from ..data.constants import C_KMS
 from ..data.hdus import printable
 from ..data.messages import explain
 from ..data.safe_writing import write_atomic
 from .explorer_figures import LINE_COLOURS, PIPELINE, SHOWN, TYPE_COLOURS, ObjectFigures
 from .explorer_keys import QUALITY, keys_page
-from .explorer_object import ObjectView, line_marks
-from .explorer_panel import evidence_page, html_text, links_page
+from .explorer_object import ObjectView, chi2_place, line_marks
+from .explorer_panel import SMALL_BUTTONS, evidence_page, html_text, links_page
 from .explorer_table import Catalogue
 from .label_tables import VI_FIELDS
 
@@ -54,9 +53,8 @@ def object_json(
     "What the page knows of an object."
     curves = {}
     for kind, (z, y) in view.curves().items():
-        x = z*C_KMS if kind == 'STAR' else np.log10(1 + z)
-        curves[kind] = dict(x=_bytes(x), y=_bytes(y))
-    minima = [dict(kind=k, z=z, y=y, x=float(z*C_KMS if k == 'STAR' else np.log10(1 + z)), colour=TYPE_COLOURS[k])
+        curves[kind] = dict(x=_bytes(chi2_place(kind, z)), y=_bytes(y))
+    minima = [dict(kind=k, z=z, y=y, x=float(chi2_place(k, z)), colour=TYPE_COLOURS[k])
               for k, z, y in view.minima() if k in TYPE_COLOURS]
     solutions = [_solution_json(view, s) for s in view.solutions[:most]]
     value = lambda name: printable(str(meta[name][0])) if name in meta.colnames else ''
@@ -306,8 +304,7 @@ def _page_parts(page, inspector):
     f, text = ObjectFigures(), lambda: Div(text='', disable_math=True, sizing_mode='stretch_width')
     f.strip.tags, f.strip.js_event_callbacks = [], {}
     w = dict(title=text(), words=text(), label=text(), shown=text(),
-             buttons=RadioButtonGroup(labels=[], sizing_mode='stretch_width', stylesheets=[
-                 '.bk-btn-group{flex-wrap:wrap} .bk-btn{font-size:12px!important;padding:3px 7px!important}']),
+             buttons=RadioButtonGroup(labels=[], sizing_mode='stretch_width', stylesheets=[SMALL_BUTTONS]),
              slider=Slider(title='smoothing [pixels]', start=1, end=41, step=2, value=5, width=200),
              comment=TextInput(title='comment', sizing_mode='stretch_width'),
              who=TextInput(title='inspector', value=inspector, width=140),

@@ -20,7 +20,7 @@ from .explorer_keys import keys_page, label_words
 from .explorer_listing import FILE_ORDER, Listing
 from .explorer_lists import MapPanel, TablePanel, numeric_columns
 from .explorer_object import ObjectView
-from .explorer_panel import ObjectPanel, html_text
+from .explorer_panel import ObjectPanel, error_page, html_text
 from .explorer_table import PRESETS, Catalogue
 from .labels import LabelStore
 
@@ -125,7 +125,7 @@ def change(self: ExplorerPage,
             raise ValueError('nothing was ranked yet; rate some objects (key i and a digit), then “rank again”')
         self.listing.apply(**changes)
     except Exception as e:
-        self.problem.text = f'<b style="color:#d50000">{html_text(explain(e))}</b>'
+        self.problem.text = error_page(e)
         self.set_quietly(self.sort, self.listing.sort)
         return
     self.problem.text = '' if len(self.listing) else '<b>no object is listed</b>'
@@ -138,14 +138,19 @@ def change(self: ExplorerPage,
 
 # %% ../../nbs/pipeline/17_explorer_page.ipynb #d54bb969
 @patch
+def clear_filters(self: ExplorerPage) -> None:
+    "Set the choice of a list and the filter back, without listing anything."
+    self.set_quietly(self.preset, EVERYTHING)
+    self.set_quietly(self.filter, '')
+
+@patch
 def open(self: ExplorerPage,
     row: int, # of the catalogue
 ) -> None:
     "Open a row; one that is not listed is put into a list of its own."
     if not self.listing.go_to(row):
         self.listing.apply(subset=np.array([row]), subset_name='one object', preset='', expression='')
-        self.set_quietly(self.preset, EVERYTHING)
-        self.set_quietly(self.filter, '')
+        self.clear_filters()
     self.table.show(self.listing.rows, self.listing.place)
     self.listed.text = html_text(self.listing.text())
     self.show()
@@ -165,7 +170,7 @@ def search(self: ExplorerPage,
         self.problem.text = ''
         self.open(int(found[0]))
     else:
-        self.problem.text = f'<b style="color:#d50000">no TARGETID {html_text(text)[:60]} in the catalogue</b>'
+        self.problem.text = error_page(f'no TARGETID {text[:60]} in the catalogue')
 
 # %% ../../nbs/pipeline/17_explorer_page.ipynb #e7097de0
 @patch
