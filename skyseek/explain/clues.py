@@ -19,9 +19,10 @@ from ..data.plots import smooth
 from ..data.spectra import Spectra
 from .cases import CLEAR_STEP, Case, Clue
 from .line_search import find_peaks
-from .solution_fits import cost_of, same_answer, telling_wavelengths
+from .solution_fits import same_answer, telling_wavelengths
 from ..redshift.chi2 import legendre
 from ..redshift.local_fit import least_squares, of_type
+from ..redshift.minima import cost_of
 from ..redshift.rare_bases import without_rare
 from ..redshift.repairs import noise_variance
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from ..data.constants import C_KMS, RIGHT, SAME_QUASAR, same_redshift
 from .cases import Case, Clue
-from .solution_fits import cost_of, same_answer
+from .solution_fits import same_answer
 from ..redshift.local_fit import fit_pixels
+from ..redshift.minima import cost_of
 from ..redshift.rare_bases import RARE_VERSION, SMOOTH
 
 # %% ../../nbs/explain/06_solution_clues.ipynb #3717e8b5

@@ -18,6 +18,7 @@ from ..data.spectra import Spectra
 from .chi2 import log_sums
 from .line_combs import LINE_FEATURES, line_features, scan_lines
 from .local_fit import LocalFit, totals
+from .minima import cost_of
 from .rare_bases import SMOOTH, rare_bases
 from .scan import RedshiftFit
 
@@ -52,7 +53,7 @@ def _pad(fit, width):
     "The minima of a scan as padded arrays."
     m, out = fit.minima, {}
     columns = dict(known=(True, False), z=(m['Z'], 0.), zerr=(m['ZERR'], 0.), kind=(_kinds(m['SPECTYPE'], -1), -1),
-                   chi2=(m['CHI2'], np.inf), cost=(m['CHI2'] + m['PENALTY'], np.inf), logdet=(m['LOGDET'], 0.),
+                   chi2=(m['CHI2'], np.inf), cost=(cost_of(m), np.inf), logdet=(m['LOGDET'], 0.),
                    p=(m['P'], 0.))
     for name, (values, nothing) in columns.items():
         out[name] = np.full((len(fit), width), nothing)

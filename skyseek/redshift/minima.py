@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WINDOW', 'velocity_limit', 'find_minima', 'Minima', 'start_minima', 'join_minima', 'order_minima', 'deepest',
-           'fit_minima', 'delta_chi2', 'posterior']
+           'fit_minima', 'delta_chi2', 'posterior', 'cost_of']
 
 # %% ../../nbs/redshift/04_minima.ipynb #a170c7bf
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from astropy.table import Table
 
 from ..data.constants import C_KMS, SAME_KMS, SAME_KMS_STAR
 from .local_fit import LocalFit, parabola, totals
@@ -207,3 +208,10 @@ def posterior(
     best = cost.min(1, keepdims=True)
     p = np.exp(-.5*(cost - np.where(np.isfinite(best), best, 0)))
     return p/np.maximum(p.sum(1, keepdims=True), 1e-300)
+
+# %% ../../nbs/redshift/04_minima.ipynb #4cb599f2
+def cost_of(
+    minima: Table, # rows of `RedshiftFit.minima`
+) -> np.ndarray: # (M,)
+    "χ² plus prior penalty, by which minima are compared."
+    return np.asarray(minima['CHI2'] + minima['PENALTY'], float)

@@ -16,6 +16,7 @@ from scipy.ndimage import median_filter
 
 from ..data.constants import JUNCTIONS
 from ..data.spectra import Spectra, concatenate
+from .minima import cost_of
 from .scan import RedshiftFit, scan_redshift
 
 # %% ../../nbs/redshift/10_repairs.ipynb #767cf558
@@ -201,7 +202,7 @@ BLUE = 1560.  # Å at rest: at shorter wavelengths quasars are absorbed by gas, 
 def _lowest(fit):
     "Lowest cost of each row of a scan (N,)."
     out = np.full(len(fit), np.inf)
-    np.minimum.at(out, np.asarray(fit.minima['ROW']), np.asarray(fit.minima['CHI2'] + fit.minima['PENALTY'], float))
+    np.minimum.at(out, np.asarray(fit.minima['ROW']), cost_of(fit.minima))
     return out
 
 def noise_variance(

@@ -19,6 +19,7 @@ from .bases import Basis
 from .candidates import CANDIDATE_FEATURES, Candidates, candidates
 from .line_combs import LINE_FEATURES
 from .local_fit import fit_at
+from .minima import cost_of
 from .rare_bases import rare_bases
 from .repairs import Repaired, noise_variance, repair_spectra, with_repairs
 from .scan import RedshiftFit, scan_redshift
@@ -116,7 +117,7 @@ _CLOSE = 1 << ZWARN_BITS['SMALL_DELTA_CHI2']
 def _rival(minima, z, kind):
     "Cost of the best minimum that is another solution; infinite where there is none."
     other = ~same_redshift(minima['Z'], z) | (text(minima['SPECTYPE']) != kind)
-    return float(np.asarray(minima['CHI2'] + minima['PENALTY'])[other].min(initial=np.inf))
+    return float(cost_of(minima)[other].min(initial=np.inf))
 
 def _new_row(f, i, basis, rival, warned):
     "Redrock's columns of fit i of `FitsAt`."
