@@ -517,11 +517,12 @@ def learned(monkeypatch, tmp_path):
     "`reference_files` without its hours of work: 400 spectra, 60 of which are out of distribution for the weights."
     opinion = Table({'P_NONE': np.zeros(400)})
     weights = SimpleNamespace(autoencoder=train_stub(), judge=train_stub(),
-                              familiarity=SimpleNamespace(p_value=lambda x: np.where(np.arange(400) < 60, 0., .5)))
+                              familiarity=SimpleNamespace(config={'checks': 1}, p_value=lambda *a: np.where(np.arange(400) < 60, 0., .5)))
     for name, value in dict(load_weights=lambda *a: weights, _sample_targets=lambda *a: (range(400), {}),
                             look=lambda *a: (range(400), opinion, None, None, {}),
                             fit_reference=lambda *a, **k: AnomalyReference(n=400),
-                            familiarity_inputs=lambda *a: None).items():
+                            familiarity_inputs=lambda *a: None, instruments_of=lambda *a: None,
+                            survey_familiarity=lambda *a, **k: (AnomalyReference(n=400), {'': 400})).items():
         monkeypatch.setattr(reference, name, value, raising=False)
     (tmp_path/'a.fits').touch()
     return tmp_path

@@ -61,7 +61,8 @@ def _meta(header, path):
     value = header_values(header, path)
     subtype = '' if value('SUBCLASS', '').upper() == 'NON' else value('SUBCLASS', '')
     sky = value('FIBERTYP', '').upper() == 'SKY'
-    return dict(TARGETID=value('OBSID', -1), TARGET_RA=value('RA', np.nan), TARGET_DEC=value('DEC', np.nan),
+    return dict(TARGETID=value('OBSID', -1), INSTRUMENT='LAMOST', TARGET_RA=value('RA', np.nan),
+                TARGET_DEC=value('DEC', np.nan),
                 OBJTYPE='SKY' if sky else 'TGT', SOURCETYPE=value('OBJTYPE', '').upper(), PLANID=value('PLANID', ''),
                 MJD=value('LMJD', -1), SPID=value('SPID', -1), FIBERID=value('FIBERID', -1),
                 **pipeline_solution(value('Z', np.nan), value('Z_ERR', 0.), 0, value('CLASS', ''), subtype),
@@ -74,7 +75,7 @@ def read_lamost(
 ) -> Spectra: # on the grid of 1e-4 dex; fluxes are relative
     """Read LAMOST LRS spectra.
 
-    meta has TARGETID (OBSID) TARGET_RA TARGET_DEC OBJTYPE (TGT, SKY) SOURCETYPE PLANID MJD SPID FIBERID, the redshift
-    solution Z ZERR ZWARN SPECTYPE SUBTYPE, and SNRG SNRR SNRI FILE. Files that cannot be read are left out with one
-    warning; `ReadError` if none can."""
+    meta has TARGETID (OBSID) INSTRUMENT (LAMOST) TARGET_RA TARGET_DEC OBJTYPE (TGT, SKY) SOURCETYPE PLANID MJD SPID
+    FIBERID, the redshift solution Z ZERR ZWARN SPECTYPE SUBTYPE, and SNRG SNRR SNRI FILE.
+    Files that cannot be read are left out with one warning; `ReadError` if none can."""
     return read_rows(paths, lamost_row, strict)

@@ -72,7 +72,7 @@ def _sdss_meta(hdus, path):
     dof, rchi2, difference = value('DOF', 0), value('RCHI2', np.nan), value('RCHI2DIFF', np.nan)
     solution = pipeline_solution(value('Z', np.nan), value('Z_ERR', 0.), value('ZWARNING', 0), value('CLASS', ''),
                                  value('SUBCLASS', ''), rchi2*dof, difference*dof, dof)
-    return dict(_identity(value, hdus[0].header, path), TARGET_RA=first('PLUG_RA FIBER_RA RACAT RA'),
+    return dict(_identity(value, hdus[0].header, path), INSTRUMENT='SDSS', TARGET_RA=first('PLUG_RA FIBER_RA RACAT RA'),
                 TARGET_DEC=first('PLUG_DEC FIBER_DEC DECCAT DEC'), OBJTYPE='SKY' if sky else 'TGT',
                 SOURCETYPE=kinds[0] or kinds[1], **solution, SN_MEDIAN_ALL=value('SN_MEDIAN_ALL', np.nan),
                 FILE=Path(path).name)
@@ -114,8 +114,9 @@ def _spspec_row(hdus, path):
     mask = np.nan_to_num(image[3]).astype(np.int64)
     spectype, warned = value('SPEC_CLN', 0), value('Z_WARNIN', 0)
     solution = pipeline_solution(value('Z', np.nan), value('Z_ERR', 0.), warned, _SPEC_CLN.get(spectype, ''), '')
-    meta = dict(_identity(lambda name, default: default, header, path), TARGET_RA=value('RAOBJ', np.nan),
-                TARGET_DEC=value('DECOBJ', np.nan), OBJTYPE='SKY' if spectype == 5 else 'TGT',
+    meta = dict(_identity(lambda name, default: default, header, path), INSTRUMENT='SDSS',
+                TARGET_RA=value('RAOBJ', np.nan), TARGET_DEC=value('DECOBJ', np.nan),
+                OBJTYPE='SKY' if spectype == 5 else 'TGT',
                 SOURCETYPE=value('OBJTYPE', ''), **solution, SN_MEDIAN_ALL=value('SN_R', np.nan), FILE=Path(path).name)
     unit = re.sub(r'(?i)^.*erg/cm/s/Ang.*$', '', value('BUNIT', ''))
     flux, ivar = in_our_units(loglam, image[0], ivar, unit, path)
@@ -128,6 +129,7 @@ def read_sdss(
 ) -> Spectra: # on the grid of 1e-4 dex
     """Read spectra of SDSS-I to V: spec-PLATE-MJD-FIBER, spec-FIELD-MJD-CATALOGID, or spSpec of DR7.
 
-    meta has TARGETID PLATE MJD FIBERID OBJTYPE (TGT, SKY) SOURCETYPE SN_MEDIAN_ALL FILE, the position, and the
-    redshift solution. Files that cannot be read are left out with one warning; `ReadError` if none can."""
+    meta has TARGETID PLATE MJD FIBERID INSTRUMENT (SDSS) OBJTYPE (TGT, SKY) SOURCETYPE SN_MEDIAN_ALL FILE, the
+    position, and the redshift solution. Files that cannot be read are left out with one warning; `ReadError` if none
+    can."""
     return read_rows(paths, sdss_row, strict)

@@ -217,8 +217,9 @@ def _as_row(record):
               f"of SDSS")
     if abs(wave[-1] - wave[0]) < 1:
         raise ReadError(f"{pixels}; SPARCL's spectra have changed")
+    bad, meta['INSTRUMENT'] = sky_dominated(mask, 0*mask), 'SDSS'
     try:
-        return spectrum_row(name, np.log10(np.maximum(wave, 1e-9)), flux, ivar, sky_dominated(mask, 0*mask), meta)
+        return spectrum_row(name, np.log10(np.maximum(wave, 1e-9)), flux, ivar, bad, meta)
     except ReadError as e:
         why = str(e).split(':')[-1].split(';')[0].strip()
         raise ReadError(f"{pixels} ({why}); SPARCL's spectra have changed") from e

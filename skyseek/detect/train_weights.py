@@ -22,6 +22,7 @@ from .classifier import WrongClassifier, calibrate, pick_columns
 from .cross_fit import choose_learning, classifier_inputs, cross_boosting, cross_fit, fit_classifier
 from .cross_fit import learn_autoencoder, probabilities
 from .familiarity import Familiarity, UNFAMILIAR, familiarity_inputs, fit_familiarity
+from .familiarity import instruments_of
 from .labelled_data import is_labelled, wrong_answers
 from .metrics import average_precision, compare_detectors, format_table
 from ..learn.autoencoder import Autoencoder
@@ -145,7 +146,8 @@ def _learn(spectra, rows, wrong, settings, extra, say):
     learned = ', '.join([*['autoencoder']*bool(settings.epochs), *['judge']*(learn == 'judge'), kept])
     familiarity = None
     if len(rows) >= 500:
-        familiarity = fit_familiarity(familiarity_inputs(inputs, spectra[rows]), seed=settings.seed)
+        like, some = load_model(shipped('familiarity'), Familiarity), spectra[rows]
+        familiarity = fit_familiarity(familiarity_inputs(inputs, some, like), seed=settings.seed, like=like)
     return (autoencoder, crossed.judge, familiarity, model), p, learned, inputs
 
 # %% ../../nbs/detect/10_train_weights.ipynb #e5b750bf
@@ -177,7 +179,8 @@ def train_weights(
 def _say_strange(inputs, spectra, say):
     "Say how many of the spectra are out of distribution for the package's autoencoder, and what to do about it."
     model = load_model(shipped('familiarity'), Familiarity)
-    strange = (model.p_value(familiarity_inputs(inputs, spectra)) < UNFAMILIAR).mean()
+    x = familiarity_inputs(inputs, spectra, model)
+    strange = (model.p_value(x, instruments_of(spectra)) < UNFAMILIAR).mean()
     advice = '; train the autoencoder on them too (--epochs 20)' if strange > .05 else ''
     say(f"{100*strange:.1f} % of these spectra are unlike those "
         f"that the package's autoencoder was trained on{advice}")

@@ -48,8 +48,8 @@ _WRONG = {
     'FLAG_Z_WRONG': (None, 'P_Z_WRONG at or above the threshold'),
     'P_S_WRONG': (None, 'probability that SPECTYPE is wrong'),
     'FLAG_S_WRONG': (None, 'P_S_WRONG at or above the threshold'),
-    'P_FAMILIAR': (None, 'fraction of the reference spectra of the weights that lie at least as far from the '
-                   'training spectra'),
+    'P_FAMILIAR': (None, 'fraction of the reference spectra of the instrument that lie at least as far from the '
+                   'ordinary spectra'),
     'UNFAMILIAR': (None, 'out of distribution, P_FAMILIAR is below 0.01: do not take P_Z_WRONG and P_S_WRONG '
                    'literally'),
     'RECON_CHI2': (None, 'autoencoder reconstruction chi2 per good pixel; grows with S/N'),

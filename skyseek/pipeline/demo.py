@@ -26,7 +26,7 @@ from ..data.redshift_tables import read_truth
 from ..data.truth import label_unseen, match_truth, split_of
 from ..data.safe_writing import check_folder, write_folder
 from ..detect.classifier import CLASSIFIER_TRAINING, WrongClassifier, train_classifier_file
-from ..detect.familiarity import familiarity_inputs, fit_familiarity
+from ..detect.familiarity import Familiarity, familiarity_inputs, fit_familiarity
 from ..detect.metrics import evaluate_catalogue, format_table
 from ..learn.autoencoder import Autoencoder, train_autoencoder_file
 from ..learn.features import METADATA
@@ -94,7 +94,9 @@ def _learn_reference(folder, spectra, weights, settings):
     held = side[rows] == 'validation'
     held = held if held.sum() >= 100 else None
     try:
-        familiarity = fit_familiarity(familiarity_inputs(code, spectra[rows]), held, seed=settings.seed)
+        like = load_model(shipped('familiarity'), Familiarity)
+        x = familiarity_inputs(code, spectra[rows], like)
+        familiarity = fit_familiarity(x, held, seed=settings.seed, like=like)
         reference = fit_reference(looked, code, fit, opinion, seed=settings.seed)
     except ValueError as e:
         log.warning('no ANOMALY and no UNFAMILIAR in this catalogue: %s', e)

@@ -26,7 +26,7 @@ from ..data.read import group_files, read_targets
 from ..data.spectra import Spectra, resample, same_grid
 from ..data.truth import DESI_TOLERANCE
 from ..detect.classifier import WrongClassifier, pick_columns, predict
-from ..detect.familiarity import Familiarity, UNFAMILIAR, familiarity_inputs
+from ..detect.familiarity import Familiarity, UNFAMILIAR, how_familiar
 from ..explain.causes import name_causes, name_repairs
 from ..learn.autoencoder import Autoencoder, encode
 from ..learn.features import EVIDENCE, build_features
@@ -280,10 +280,11 @@ def familiarity_columns(
     code: dict, # of `encode`
     familiarity: Familiarity,
 ) -> Table: # P_FAMILIAR UNFAMILIAR
-    "Whether each spectrum lies where the training spectra lie."
-    p = familiarity.p_value(familiarity_inputs(code, spectra))
+    "Whether each spectrum lies where ordinary spectra of its instrument lie; a warning if wavelengths look like air."
+    p = how_familiar(familiarity, code, spectra)
     return Table({'P_FAMILIAR': p.astype(np.float32), 'UNFAMILIAR': p < UNFAMILIAR})
 
+# %% ../../nbs/pipeline/01_score.ipynb #5e1f0d22
 def odd_columns(
     seen: Seen,
     weights: Weights,

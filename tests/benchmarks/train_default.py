@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import astropy
+import fit_familiarity
 import numpy as np
 import scipy
 import sklearn
@@ -46,7 +47,6 @@ from skyseek.simulate.templates import read_library
 from skyseek.data.constants import JUNCTIONS, SAME_QUASAR, same_redshift
 from skyseek.data.spectra import concatenate
 from skyseek.learn.training import TrainSettings, fingerprint, load_model, save_model
-from skyseek.detect.familiarity import familiarity_inputs, fit_familiarity
 from skyseek.detect.guarantee import errors_left
 from skyseek.data.truth import choose_threshold, fold_of, half_of
 
@@ -411,11 +411,8 @@ def train_final(spectra, sizes, held, opinions, facts, a, start):
     save_model(model, a.weights/'classifier', card=card, thresholds=thresholds, rates=train['wrong'].mean(0).tolist(), about=about, tolerance='0.001', autoencoder=fingerprint(autoencoder),
                judge=fingerprint(load_model(a.weights/'judge', Judge)))
     print(card, flush=True)
-    model = fit_familiarity(familiarity_inputs(code, spectra[np.flatnonzero(use)]), fold == 0, bank=4000, reference=4000, seed=a.seed)
-    strange = model.p_value(familiarity_inputs(code_v, held[is_labelled(held)])) < .01
-    body = f"- **Unfamiliar** (p < 0.01, beside one fold of all training spectra, copies and simulated ones too) on the benchmark's validation files: {rate(strange)} of {len(strange)}."
-    save_model(model, a.weights/'familiarity', card=CARD.format(title='Familiarity', body=body, **facts), autoencoder=fingerprint(autoencoder))
-    step(start, 'familiarity\n' + body)
+    fit_familiarity.main(a.data, a.weights, a.seed)
+    step(start, 'familiarity')
 
 
 if __name__ == '__main__': main()
