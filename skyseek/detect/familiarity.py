@@ -191,7 +191,7 @@ def likely_kind(
     return out
 
 # %% ../../nbs/detect/05_familiarity.ipynb #7e1369eb
-AIR = -55.  # km/s: the median velocity of sky lines is below this, if wavelengths are in air; exact would be -83
+AIR = -130., -45.  # km/s: median velocity of sky lines if wavelengths are in air: -83, and the velocity of the Earth
 MANY = 6  # spectra whose median is trusted
 
 @patch
@@ -208,7 +208,7 @@ def in_air(
     for part, rows in self.by_instrument(instruments, len(x)):
         seen = rows[x[rows, match] > .3]
         moved = 50*(x[seen, velocity] - float(part.centre[velocity]))
-        out[rows] = len(seen) >= MANY and 1.6*AIR - 30 < np.median(moved) < AIR
+        out[rows] = len(seen) >= MANY and AIR[0] < np.median(moved) < AIR[1]
     return out
 
 # %% ../../nbs/detect/05_familiarity.ipynb #7dae6d3a

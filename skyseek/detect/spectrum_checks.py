@@ -295,4 +295,4 @@ def spectrum_checks(
     bins = bin_flux(spectra)
     parts = [noise_ratios(spectra), sky_residuals(spectra), continuum(*bins), arm_steps(*bins), arm_ratios(*bins),
              sky_frame(spectra), band_fluxes(*bins)]
-    return np.nan_to_num(np.column_stack(parts)).astype(np.float32)
+    return np.nan_to_num(np.column_stack(parts)).clip(-1e6, 1e6).astype(np.float32)
