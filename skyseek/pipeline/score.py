@@ -284,7 +284,6 @@ def familiarity_columns(
     p = how_familiar(familiarity, code, spectra)
     return Table({'P_FAMILIAR': p.astype(np.float32), 'UNFAMILIAR': p < UNFAMILIAR})
 
-# %% ../../nbs/pipeline/01_score.ipynb #5e1f0d22
 def odd_columns(
     seen: Seen,
     weights: Weights,
