@@ -63,7 +63,7 @@ def log_sums(
     return LogSums(first, pixel, out)
 
 # %% ../../nbs/redshift/02_chi2.ipynb #4cc7ce92
-@lru_cache(maxsize=24)
+@lru_cache(maxsize=36)
 def log_templates(
     basis: Basis, # K templates
     first: int, # number of the first pixel on the log-λ grid

@@ -120,7 +120,8 @@ def solve(self: LocalFit,
     (w, wf, wff, used), known = sums, known or totals(sums)
     faint = len(u) and self.precision is not None and known.wff.max() < FAINT
     x, inside = self.columns(u, dtype := torch.float32 if faint else torch.float64)
-    a, b = torch.bmm(x*w[:, None].to(dtype), x.mT).double(), torch.bmm(x, wf[..., None].to(dtype)).double()
+    system = torch.bmm(x, torch.cat([x*w[:, None].to(dtype), wf[:, None].to(dtype)], 1).mT).double()
+    a, b = system[..., :-1], system[..., -1:]
     prior = torch.zeros(a.shape[:2], dtype=a.dtype, device=a.device)
     if self.precision is not None:
         prior[:, :len(self.basis.flux)] = self.precision/known.power.clamp(min=1e-300)[:, None]
