@@ -18,6 +18,7 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.table import Table
 
+from .afterburners import join_afterburners
 from .constants import CAMERAS, SNR_WINDOWS, ZWARN_NODATA
 from .fibres import add_columns, coadd_exposures, is_uncoadded, lost_rows, read_fibremap, repeated_rows
 from .fibres import rows_of
@@ -283,6 +284,7 @@ def extract(
     spectra, redrock_path = read_coadd(coadd_path), redrock_path or find_redrock(coadd_path)
     if redrock_path:
         spectra = join_redrock(spectra, read_redrock(redrock_path))
+        spectra = spectra.replace(meta=join_afterburners(spectra.meta, redrock_path))
     else:
         warnings.warn(f"{coadd_path}: no redrock file beside it, so there are no redshifts to check", stacklevel=2)
     if not keep_all:
