@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'KINDS', 'HIDDEN', 'UNFAMILIAR', 'AIR', 'MANY', 'LEAST', 'familiarity_inputs', 'instruments_of', 'Familiarity',
-           'usual_units', 'how_familiar', 'fit_familiarity', 'add_signs', 'usual_checks', 'join_references',
-           'survey_familiarity']
+           'usual_units', 'how_familiar', 'familiarity_columns', 'fit_familiarity', 'add_signs', 'usual_checks',
+           'join_references', 'survey_familiarity']
 
 # %% ../../nbs/detect/05_familiarity.ipynb #9cabd47d
 import logging
@@ -226,6 +226,15 @@ def how_familiar(
         log.warning("wavelengths of %d of %d spectra look like air, by the lines of the sky in their noise; they are "
                     "UNFAMILIAR: convert them to vacuum", air.sum(), len(air))
     return p
+
+def familiarity_columns(
+    spectra: Spectra,
+    code: dict, # of `encode`
+    familiarity: Familiarity,
+) -> Table: # P_FAMILIAR UNFAMILIAR
+    "Whether each spectrum lies where ordinary spectra of its instrument lie; a warning if wavelengths look like air."
+    p = how_familiar(familiarity, code, spectra)
+    return Table({'P_FAMILIAR': p.astype(np.float32), 'UNFAMILIAR': p < UNFAMILIAR})
 
 # %% ../../nbs/detect/05_familiarity.ipynb #df57607a
 def fit_familiarity(

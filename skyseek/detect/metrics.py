@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METRICS', 'KEPT_METRICS', 'TARGET_BITS', 'reliability', 'calibration_error', 'calibration_floor', 'brier_score',
            'count_flagged', 'average_precision', 'kept_curve', 'kept_sample', 'measure', 'evaluate', 'compare',
-           'compare_all', 'format_differences', 'tracer_of', 'tracer_cuts', 'boosting_score', 'compare_detectors',
-           'format_table', 'evaluate_groups', 'evaluate_catalogue']
+           'compare_all', 'format_differences', 'tracer_of', 'boosting_score', 'compare_detectors', 'format_table',
+           'evaluate_groups', 'evaluate_catalogue']
 
 # %% ../../nbs/detect/01_metrics.ipynb #fd834eb7
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from astropy.table import Table
 from ..data.constants import RIGHT
 from ..data.files import text
 from ..data.truth import choose_threshold, label_unseen, label_wrong, match_truth, split_of
+from .desi_rules import RULES, fails_rules
 from ..redshift.redshift_metrics import interval_text
 
 # %% ../../nbs/detect/01_metrics.ipynb #3633ad0c
@@ -226,18 +227,6 @@ def tracer_of(
         tracer[(bits & TARGET_BITS[name]) > 0] = name
     return tracer
 
-def tracer_cuts(
-    meta: Table, # N rows with redrock's columns
-    tracer: np.ndarray, # (N,) target class of each row
-) -> np.ndarray: # (N,) bool, True where DESI's cuts would reject the redshift
-    "DESI's per-tracer quality cuts as a flag."
-    zwarn, deltachi2, z = (np.asarray(meta[c]) for c in ('ZWARN', 'DELTACHI2', 'Z'))
-    spectype = text(meta['SPECTYPE'])
-    good = (zwarn == 0) & (deltachi2 > 25)
-    good = np.where(tracer == 'BGS', (zwarn == 0) & (deltachi2 > 40), good)
-    good = np.where(tracer == 'LRG', (zwarn == 0) & (deltachi2 > 15) & (z < 1.5), good)
-    return ~np.where(tracer == 'QSO', spectype == 'QSO', good).astype(bool)
-
 # %% ../../nbs/detect/01_metrics.ipynb #7b093fc9
 def boosting_score(
     columns: np.ndarray, # (N, M) redrock's columns of the training targets
@@ -345,7 +334,7 @@ def evaluate_catalogue(
     reference: tuple | None = None, # another (catalogue, truth) for thresholds and trees
     **options, # resamples, level, seed of `evaluate`
 ) -> dict: # 'Z_WRONG' and 'S_WRONG' → Table of detectors; meta['how'] says which targets are reported
-    """Our flags beside ZWARN, DELTACHI2, DESI's cuts per tracer and boosted trees, on unseen targets.
+    """Our flags beside ZWARN, DELTACHI2, DESI's rules and boosted trees, on unseen targets.
 
     Without a reference the test side of the catalogue is reported, with one all of it. `ValueError` if one of the three
     sides has fewer than 10 labelled targets."""
@@ -383,9 +372,7 @@ def _how(n, fit, held, used, reference):
 def _compare_catalogue(k, name, parts, wrong, meta, how, options):
     "The detectors for one label: parts and labels for training, validation, test."
     (fit, held, shown), (wrong_fit, wrong_held, wrong_shown) = parts, wrong
-    flags = {
-        'ZWARN ≠ 0': lambda t: np.asarray(t['ZWARN']) != 0,
-        'cuts per tracer': lambda t: tracer_cuts(t, tracer_of(t))}
+    flags = {'ZWARN ≠ 0': lambda t: np.asarray(t['ZWARN']) != 0, RULES: fails_rules}
     detectors = {n: (flag(held), flag(shown)) for n, flag in flags.items()}
     detectors['DELTACHI2'] = tuple(-np.asarray(t['DELTACHI2'], float) for t in (held, shown))
     trees = boosting_score(_columns(fit), wrong_fit[:, k], np.concatenate([_columns(held), _columns(shown)]))

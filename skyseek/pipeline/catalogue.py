@@ -15,6 +15,7 @@ from astropy.table import MaskedColumn, Table, vstack
 
 from .. import __version__
 from ..anomaly.scores import SCORES
+from ..data.afterburners import QN_LINES
 from ..data.constants import ZWARN_NODATA
 from ..data.files import ascii_text, read_written_table, write_table
 from ..data.plots import embed, plot_spectrum, write_page
@@ -40,6 +41,15 @@ _PIPELINE = {  # name: (unit, description)
     'CHI2': (None, 'redrock best chi2'), 'NPIXELS': (None, 'pixels in the redrock fit'),
     'SPECTYPE': (None, 'redrock type: GALAXY, QSO or STAR'), 'SUBTYPE': (None, 'redrock subtype'),
     'DELTACHI2': (None, 'redrock chi2 of second best minus best')}
+_RULES = {  # of DESI's afterburners
+    'OII_FLUX': ('1e-17 erg s-1 cm-2', "flux of [O II] 3727, 3729 at Z, of DESI's emline file or measured by its recipe"),
+    'OII_FLUX_IVAR': (None, 'inverse variance of OII_FLUX'),
+    'IS_QSO_MGII': (None, "broad Mg II in what redrock calls a galaxy, of DESI's qso_mgii file or by its recipe"),
+    'Z_NEW': (None, "redshift of QuasarNET's afterburner, one of the candidates of the second opinion"),
+    'ZERR_NEW': (None, 'its error'), 'IS_QSO_QN_NEW_RR': (None, 'QuasarNET asked for Z_NEW'),
+    **{name: (None, f"QuasarNET's confidence in {name[2:]}") for name in QN_LINES},
+    'Z_CONF': (None, "confidence by DESI's rules: 3 a tracer's rule passes, 1 no warning, 0 none"),
+    'Z_CONF_SKYSEEK': (None, 'as Z_CONF, and 2 where the rules do not pass and P_Z_WRONG is below a guaranteed threshold')}
 
 # %% ../../nbs/pipeline/02_catalogue.ipynb #fd83e6a2
 _WRONG = {
@@ -92,7 +102,7 @@ _RECORD = {
                    'them on it; -1 not known'),
     'LATENT': (None, 'autoencoder latents'), 'FILE': (None, 'name of the file of the spectrum')}
 
-COLUMNS = _PIPELINE | _WRONG | _OPINION | _CAUSE | _ANOMALY | _RECORD  # name: (unit, description)
+COLUMNS = _PIPELINE | _RULES | _WRONG | _OPINION | _CAUSE | _ANOMALY | _RECORD  # name: (unit, description)
 
 # %% ../../nbs/pipeline/02_catalogue.ipynb #492acd2b
 def make_catalogue(

@@ -222,7 +222,7 @@ def evaluate_command(
     reference: Path | None = None, # catalogue for thresholds and trees; then all of CATALOGUE is reported
     reference_truth: list[Path] | None = None, # its truth tables (default: --truth)
 ) -> int: # exit code
-    "Compare a catalogue with the truth, beside ZWARN, DELTACHI2, cuts per tracer and boosted trees."
+    "Compare a catalogue with the truth, beside ZWARN, DELTACHI2, DESI's rules and boosted trees."
     from skyseek.data.redshift_tables import read_truth
     from skyseek.detect.metrics import evaluate_catalogue, format_table
     from skyseek.pipeline.catalogue import read_catalogue

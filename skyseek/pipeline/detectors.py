@@ -26,11 +26,12 @@ from ..detect.cross_fit import classifier_inputs, cross_boosting, cross_fit, fit
 from ..detect.cross_fit import probabilities, take_rows
 from ..learn.training import TrainSettings, load_model, shipped
 from ..detect.labelled_data import is_labelled, read_labelled, wrong_answers
-from ..detect.metrics import boosting_score, compare_all, compare_detectors, evaluate_groups, tracer_cuts
-from ..detect.metrics import tracer_of
+from ..detect.desi_rules import RULES, fails_rules
+from ..detect.metrics import boosting_score, compare_all, compare_detectors, evaluate_groups
 from ..learn.autoencoder import Autoencoder, as_published
 from ..learn.features import EVIDENCE, METADATA
 from .score import load_weights, score_spectra
+from ..redshift.afterburner_tests import with_afterburners
 from ..redshift.second_look import second_look
 from ..redshift.second_opinion import reconcile
 
@@ -105,6 +106,7 @@ def prepare_sample(
     use = np.flatnonzero(is_labelled(crossed.spectra))
     both, sides = concatenate([crossed.spectra[use], looked]), np.append(side[teach][use], side[shown])
     inputs = classifier_inputs(both, autoencoder or load_model(shipped('autoencoder'), Autoencoder), device)
+    both = with_afterburners(both)
     return Sample(both, sides, vstack([crossed.opinion[use], opinion]), inputs, crossed.learned)
 
 # %% ../../nbs/pipeline/09_detectors.ipynb #231d559e
@@ -113,7 +115,7 @@ def plain_detectors(
 ) -> dict: # name → (N, 2) scores, or flags
     "Flags and scores of redrock, and the robustness ratio of the scan. Larger means more suspicious."
     meta, score = sample.meta, lambda column: -np.nan_to_num(np.asarray(column, float))
-    names = {'ZWARN ≠ 0': np.asarray(meta['ZWARN']) != 0, 'cuts per tracer': tracer_cuts(meta, tracer_of(meta)),
+    names = {'ZWARN ≠ 0': np.asarray(meta['ZWARN']) != 0, RULES: fails_rules(meta),
              'DELTACHI2': score(meta['DELTACHI2']), 'R of the scan': score(sample.opinion['R_ALT'])}
     return {name: np.stack([x, x], 1) for name, x in names.items()}
 

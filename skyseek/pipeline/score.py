@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'PASSED_COLUMNS', 'Weights', 'load_weights', 'Seen', 'look', 'pipeline_columns', 'wrong_columns',
-           'opinion_columns', 'cause_columns', 'familiarity_columns', 'odd_columns', 'quality_columns', 'score_spectra',
-           'match_grid', 'score_file', 'score_files']
+           'opinion_columns', 'cause_columns', 'odd_columns', 'quality_columns', 'score_spectra', 'match_grid',
+           'score_file', 'score_files']
 
 # %% ../../nbs/pipeline/01_score.ipynb #f7913045
 import logging
@@ -26,7 +26,8 @@ from ..data.read import group_files, read_targets
 from ..data.spectra import Spectra, resample, same_grid
 from ..data.truth import DESI_TOLERANCE
 from ..detect.classifier import WrongClassifier, pick_columns, predict
-from ..detect.familiarity import Familiarity, UNFAMILIAR, how_familiar
+from ..detect.confidence import rule_columns
+from ..detect.familiarity import Familiarity, familiarity_columns
 from ..explain.causes import name_causes, name_repairs
 from ..learn.autoencoder import Autoencoder, encode
 from ..learn.features import EVIDENCE, build_features
@@ -209,8 +210,10 @@ PASSED_COLUMNS = (  # of the pipeline, as far as they exist
     'COADD_EXPTIME', 'TSNR2_LRG', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2')
 
 def pipeline_columns(spectra: Spectra) -> Table: # one row a spectrum
-    "The columns of `PASSED_COLUMNS`, unchanged."
-    return Table({c: spectra.meta[c] for c in PASSED_COLUMNS if c in spectra.meta.colnames})
+    "The columns of `PASSED_COLUMNS`, unchanged; for targets of DESI also what its rules need, and their level."
+    passed = Table({c: spectra.meta[c] for c in PASSED_COLUMNS if c in spectra.meta.colnames})
+    rules = rule_columns(spectra)
+    return hstack([passed, rules], metadata_conflicts='silent') if rules.colnames else passed
 
 def _solution(spectra):
     "The pipeline's redshifts and types; nan and empty where there are none."
@@ -275,15 +278,6 @@ def cause_columns(
     return out
 
 # %% ../../nbs/pipeline/01_score.ipynb #8b476ea4
-def familiarity_columns(
-    spectra: Spectra,
-    code: dict, # of `encode`
-    familiarity: Familiarity,
-) -> Table: # P_FAMILIAR UNFAMILIAR
-    "Whether each spectrum lies where ordinary spectra of its instrument lie; a warning if wavelengths look like air."
-    p = how_familiar(familiarity, code, spectra)
-    return Table({'P_FAMILIAR': p.astype(np.float32), 'UNFAMILIAR': p < UNFAMILIAR})
-
 def odd_columns(
     seen: Seen,
     weights: Weights,

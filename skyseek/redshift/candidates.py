@@ -169,6 +169,16 @@ def _add_pipeline(c, fitter, spectra, z, kind, rows):
         _try(c, -1, fitter, mine, z[mine], int(k), zerr=zerr[mine])
     return c
 
+def _add_afterburner(c, fitter, spectra, good):
+    "DESI's second redshift of a quasar, Z_NEW of QuasarNET's afterburner, as one candidate more."
+    if 'Z_NEW' not in spectra.meta.colnames:
+        return c
+    z = np.ma.filled(np.ma.asarray(spectra.meta['Z_NEW'], float), np.nan)
+    rows = np.flatnonzero(np.isfinite(z) & good & ~_is_near(c, z, _QSO, .0005))
+    c = _wider(c, 1)
+    _try(c, -1, fitter, rows, z[rows], _QSO)
+    return c
+
 def _in_order(c, z, kind, lost):
     "Candidates in order of cost, empty columns left out; the pipeline's that no template reaches come last."
     c = _wider(c | dict(pipeline=np.zeros(c['z'].shape, bool)), 1)
@@ -188,6 +198,7 @@ def _of_block(spectra, c, bases, settings, device):
     same = lambda c: c['known'] & (c['kind'] == kind[:, None]) & same_redshift(c['z'], z[:, None])
     c = _add_pipeline(c, fitter, spectra, z, kind, np.flatnonzero(has & ~same(c).any(1)))
     lines, good = scan_lines(fitter.sums), spectra.good.any(1)
+    c = _add_afterburner(c, fitter, spectra, good)
     c = _add_rare(_add_lines(c, lines, fitter, good), fitter, good, np.maximum(spectra.good.sum(1), 1))
     c = _in_order(c, z, kind, has & ~same(c).any(1))
     near = same(c)
