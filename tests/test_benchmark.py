@@ -55,7 +55,7 @@ def done(survey, tmp_path_factory, train_shortly):
 def test_command_prints_the_table_and_writes_the_files(done):
     process, out = done
     assert process.returncode == 0, process.stderr
-    for name in ('ZWARN ≠ 0', 'DELTACHI2', 'cuts per tracer', 'R of the scan', 'trees, published columns', 'trees, columns + evidence', 'first Skyseek', 'skyseek, no second opinion', '− spectrum', 'shipped weights'):
+    for name in ('ZWARN ≠ 0', 'DELTACHI2', "DESI's rules", 'R of the scan', 'trees, published columns', 'trees, columns + evidence', 'first Skyseek', 'skyseek, no second opinion', '− spectrum', 'shipped weights'):
         assert name in process.stdout, name
     assert 'tolerance 0.0033' in process.stdout and 'Accepted proposals' in process.stdout and 'ZWARN == 0 keeps' in process.stdout
     assert {p.name for p in out.iterdir()} >= {'benchmark.txt', 'benchmark.ecsv', 'benchmark-scores.fits', 'benchmark-z_wrong.png', 'benchmark-corrections.png'}

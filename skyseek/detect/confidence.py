@@ -70,6 +70,7 @@ def find_level_two(
                          f"part in the training; give the truth of some of them")
     return guarantee_keep(wrong[known & everyone], p[known & everyone], 1 - purity, confidence, p[everyone])
 
+# %% ../../nbs/detect/12_confidence.ipynb #c57c18c0
 def confidence_levels(
     catalogue: Table, # of `skyseek score`
     threshold: float, # of the guarantee; nan: no second level
@@ -120,6 +121,7 @@ def compare_rules(
     rows.append(('all', *total[:2], (total[3] - total[4])/max(right, 1), *total[3:]))
     return Table(rows=rows, names=_NAMES, dtype=[str, int, int, float, int, int, int, int])
 
+# %% ../../nbs/detect/12_confidence.ipynb #e6a5d3eb
 def _rate(k, n):
     "A fraction of n in per cent with its 68 % interval."
     if not n:

@@ -69,6 +69,7 @@ def _quasarnet(meta):
     sure = np.nan_to_num(np.max(lines, axis=0)) > QN_SURE if lines else np.zeros(len(meta), bool)
     return sure, sure & _flag(meta, 'IS_QSO_QN_NEW_RR') & np.isfinite(_number(meta, 'Z_NEW'))
 
+# %% ../../nbs/detect/00_desi_rules.ipynb #24f5a2bd
 def good_redshifts(
     meta: Table, # N rows with redrock's columns, target bits, fibre status, and columns of afterburners
     limits: bool = False, # also the limits in redshift and type of July 2026

@@ -42,14 +42,14 @@ _PIPELINE = {  # name: (unit, description)
     'SPECTYPE': (None, 'redrock type: GALAXY, QSO or STAR'), 'SUBTYPE': (None, 'redrock subtype'),
     'DELTACHI2': (None, 'redrock chi2 of second best minus best')}
 _RULES = {  # of DESI's afterburners
-    'OII_FLUX': ('1e-17 erg s-1 cm-2', "flux of [O II] 3727, 3729 at Z, of DESI's emline file or measured by its recipe"),
+    'OII_FLUX': ('1e-17 erg s-1 cm-2', "flux of [O II] 3727, 3729 at Z, of DESI's emline file or by its recipe"),
     'OII_FLUX_IVAR': (None, 'inverse variance of OII_FLUX'),
     'IS_QSO_MGII': (None, "broad Mg II in what redrock calls a galaxy, of DESI's qso_mgii file or by its recipe"),
     'Z_NEW': (None, "redshift of QuasarNET's afterburner, one of the candidates of the second opinion"),
     'ZERR_NEW': (None, 'its error'), 'IS_QSO_QN_NEW_RR': (None, 'QuasarNET asked for Z_NEW'),
     **{name: (None, f"QuasarNET's confidence in {name[2:]}") for name in QN_LINES},
     'Z_CONF': (None, "confidence by DESI's rules: 3 a tracer's rule passes, 1 no warning, 0 none"),
-    'Z_CONF_SKYSEEK': (None, 'as Z_CONF, and 2 where the rules do not pass and P_Z_WRONG is below a guaranteed threshold')}
+    'Z_CONF_SKYSEEK': (None, 'as Z_CONF; 2 where the rules do not pass and P_Z_WRONG is below a guaranteed threshold')}
 
 # %% ../../nbs/pipeline/02_catalogue.ipynb #fd83e6a2
 _WRONG = {

@@ -24,10 +24,10 @@ from .score import PASSED_COLUMNS
 
 # %% ../../nbs/pipeline/04_parts.ipynb #b15ab88f
 _LONG = 'TARGETID', 'ZWARN', 'NPIXELS', 'ZWARN_ALT', *(c for c in PASSED_COLUMNS if c.endswith('_TARGET'))
-_INTEGERS = dict.fromkeys(_LONG, 'i8') | dict.fromkeys(('HEALPIX', 'COADD_FIBERSTATUS', 'LABEL_USED'), 'i4')
-_DOUBLES = 'TARGET_RA', 'TARGET_DEC', 'Z', 'ZERR', 'CHI2', 'DELTACHI2', 'Z_ALT', 'ZERR_ALT', 'Z_ALT2', 'ZERR_ALT2'
+_INTEGERS = dict.fromkeys(_LONG, 'i8') | dict.fromkeys(('HEALPIX', 'COADD_FIBERSTATUS', 'LABEL_USED'), 'i4') | dict(Z_CONF='u1')
+_DOUBLES = 'TARGET_RA', 'TARGET_DEC', 'Z', 'ZERR', 'CHI2', 'DELTACHI2', 'Z_ALT', 'ZERR_ALT', 'Z_ALT2', 'ZERR_ALT2', 'Z_NEW', 'ZERR_NEW'
 _VECTORS = dict(LATENT=('f4', 36), CAUSE_WAVE=('f8', 3), ANOMALY_WAVE=('f8', 3))
-_FLAGS = tuple(c for c in COLUMNS if c.startswith('FLAG_')) + ('UNFAMILIAR',)
+_FLAGS = tuple(c for c in COLUMNS if c.startswith('FLAG_')) + ('UNFAMILIAR', 'IS_QSO_MGII', 'IS_QSO_QN_NEW_RR')
 _STRINGS = dict(  # largest number of letters
     SURVEY=8, PROGRAM=8, OBJTYPE=4, SPECTYPE=8, SUBTYPE=20, SPECTYPE_ALT=8, SPECTYPE_ALT2=8, FILE=64,
     CAUSE=16, CAUSE_TEXT=240, ANOMALY_WHY=8, NATURE=8, NATURE_TEXT=160)
@@ -42,7 +42,7 @@ def column_type(
         return f'U{_STRINGS[name]}', 1
     return _INTEGERS.get(name, '?' if name in _FLAGS else 'f8' if name in _DOUBLES else 'f4'), 1
 
-PART_COLUMNS = tuple(c for c in COLUMNS if c != 'ANOMALY_RANK')  # a rank is defined in the whole catalogue only
+PART_COLUMNS = tuple(c for c in COLUMNS if c not in ('ANOMALY_RANK', 'Z_CONF_SKYSEEK'))  # of the whole catalogue only
 
 # %% ../../nbs/pipeline/04_parts.ipynb #1cafb9df
 def _as_column(table, name, n):

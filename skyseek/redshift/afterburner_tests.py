@@ -41,6 +41,7 @@ def _windows(wave, good, z):
     line &= good
     return (line, side) if line.sum() >= 4 and side.sum() >= 3 else None
 
+# %% ../../nbs/redshift/14_afterburner_tests.ipynb #9f50ebcf
 def _oii(wave, edges, flux, ivar, z):
     "Flux of the doublet and its inverse variance; nan where it cannot be fitted."
     found = _windows(wave, ivar > 0, z)
