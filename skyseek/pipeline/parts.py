@@ -24,8 +24,10 @@ from .score import PASSED_COLUMNS
 
 # %% ../../nbs/pipeline/04_parts.ipynb #b15ab88f
 _LONG = 'TARGETID', 'ZWARN', 'NPIXELS', 'ZWARN_ALT', *(c for c in PASSED_COLUMNS if c.endswith('_TARGET'))
-_INTEGERS = dict.fromkeys(_LONG, 'i8') | dict.fromkeys(('HEALPIX', 'COADD_FIBERSTATUS', 'LABEL_USED'), 'i4') | dict(Z_CONF='u1')
-_DOUBLES = 'TARGET_RA', 'TARGET_DEC', 'Z', 'ZERR', 'CHI2', 'DELTACHI2', 'Z_ALT', 'ZERR_ALT', 'Z_ALT2', 'ZERR_ALT2', 'Z_NEW', 'ZERR_NEW'
+_SHORT = 'HEALPIX', 'COADD_FIBERSTATUS', 'LABEL_USED'
+_INTEGERS = dict.fromkeys(_LONG, 'i8') | dict.fromkeys(_SHORT, 'i4') | dict(Z_CONF='u1')
+_DOUBLES = ('TARGET_RA', 'TARGET_DEC', 'Z', 'ZERR', 'CHI2', 'DELTACHI2', 'Z_NEW', 'ZERR_NEW', 'Z_ALT', 'ZERR_ALT',
+            'Z_ALT2', 'ZERR_ALT2')
 _VECTORS = dict(LATENT=('f4', 36), CAUSE_WAVE=('f8', 3), ANOMALY_WAVE=('f8', 3))
 _FLAGS = tuple(c for c in COLUMNS if c.startswith('FLAG_')) + ('UNFAMILIAR', 'IS_QSO_MGII', 'IS_QSO_QN_NEW_RR')
 _STRINGS = dict(  # largest number of letters
@@ -42,7 +44,8 @@ def column_type(
         return f'U{_STRINGS[name]}', 1
     return _INTEGERS.get(name, '?' if name in _FLAGS else 'f8' if name in _DOUBLES else 'f4'), 1
 
-PART_COLUMNS = tuple(c for c in COLUMNS if c not in ('ANOMALY_RANK', 'Z_CONF_SKYSEEK'))  # of the whole catalogue only
+_OF_ALL = 'ANOMALY_RANK', 'Z_CONF_SKYSEEK'  # are defined in the whole catalogue only
+PART_COLUMNS = tuple(c for c in COLUMNS if c not in _OF_ALL)
 
 # %% ../../nbs/pipeline/04_parts.ipynb #1cafb9df
 def _as_column(table, name, n):
