@@ -26,7 +26,7 @@ log = logging.getLogger('skyseek')
 def familiarity_inputs(
     code: dict, # latent (N, 36) and chi2 (N,), as from `encode`
     quality: Spectra | Table | dict, # spectra, or the columns that `arm_quality` makes of them
-    model: "Familiarity | None" = None, # the numbers that this model wants; None: without checks
+    model: nn.Module | None = None, # a `Familiarity`: the numbers that this model wants; None: without checks
 ) -> np.ndarray: # (N, 43) float32, or (N, 86) with the checks in front
     "Latents, ln of the reconstruction χ², asinh of the S/N of each arm, fraction of good pixels of each arm."
     q = arm_quality(quality) if hasattr(quality, 'ivar') else quality

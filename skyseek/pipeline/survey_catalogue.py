@@ -268,7 +268,8 @@ def close_dataset(
 
 # %% ../../nbs/pipeline/05_survey_catalogue.ipynb #6f002d52
 _FORMATS = {  # numpy type → that of a FITS row, letter of TFORM
-    'i8': ('>i8', 'K'), 'i4': ('>i4', 'J'), 'f8': ('>f8', 'D'), 'f4': ('>f4', 'E'), '?': ('S1', 'L')}
+    'i8': ('>i8', 'K'), 'i4': ('>i4', 'J'), 'f8': ('>f8', 'D'), 'f4': ('>f4', 'E'), 'u1': ('u1', 'B'),
+    '?': ('S1', 'L')}
 EXTRA = {
     'PRIMARY': (None, 'the row of choice for its TARGETID: no warning first, then the deepest'),
     'ANOMALY_RANK': COLUMNS['ANOMALY_RANK']}
