@@ -221,7 +221,8 @@ def how_familiar(
     x, instruments = familiarity_inputs(code, spectra, model), instruments_of(spectra)
     p, air = model.p_value(x, instruments), model.in_air(x, instruments)
     p = np.where(air, np.minimum(p, UNFAMILIAR/2), p)
-    air |= (p < UNFAMILIAR) & (model.likely_kind(x, instruments) == 'air')
+    rows = np.flatnonzero(p < UNFAMILIAR)
+    air[rows] |= model.likely_kind(x[rows], instruments[rows]) == 'air'
     if air.sum() > .2*len(air):
         log.warning("wavelengths of %d of %d spectra look like air, by the lines of the sky in their noise; they are "
                     "UNFAMILIAR: convert them to vacuum", air.sum(), len(air))

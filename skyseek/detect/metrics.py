@@ -18,7 +18,7 @@ from astropy.table import Table
 from ..data.constants import RIGHT
 from ..data.files import text
 from ..data.truth import choose_threshold, label_unseen, label_wrong, match_truth, split_of
-from .desi_rules import RULES, fails_rules
+from .desi_rules import RULES, fails_rules, target_bits
 from ..redshift.redshift_metrics import interval_text
 
 # %% ../../nbs/detect/01_metrics.ipynb #3633ad0c
@@ -218,11 +218,7 @@ def tracer_of(
     meta: Table, # N rows with DESI_TARGET, or SV1_…, SV2_…, SV3_DESI_TARGET
 ) -> np.ndarray: # (N,) str: QSO, LRG, ELG, BGS, MWS or OTHER; the first of these whose bit is set
     "The class a target was selected as."
-    names = [c for c in meta.colnames if c.endswith('DESI_TARGET')]
-    bits = np.zeros(len(meta), np.int64)
-    for c in names:
-        bits |= np.ma.filled(np.ma.asarray(meta[c]), 0).astype(np.int64)
-    tracer = np.full(len(meta), 'OTHER')
+    bits, tracer = target_bits(meta), np.full(len(meta), 'OTHER')
     for name in ('MWS', 'BGS', 'ELG', 'LRG', 'QSO'):
         tracer[(bits & TARGET_BITS[name]) > 0] = name
     return tracer

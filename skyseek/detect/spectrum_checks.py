@@ -67,11 +67,15 @@ def bin_flux(
     spectra: Spectra, # (N, L)
 ) -> tuple: # wave (n,) Å, flux (N, n), ivar (N, n) of bins of 16 pixels
     "Weighted means of neighbouring pixels."
-    n = len(spectra.wave)//BIN
-    cut = lambda a: a[..., :n*BIN].reshape(*a.shape[:-1], n, BIN)
-    weight = cut(spectra.ivar).sum(-1)
-    total = np.einsum('nbk,nbk->nb', cut(spectra.ivar), cut(spectra.flux))
-    return cut(spectra.wave).mean(-1), _ratio(total, weight), weight
+    return _means(spectra.wave, spectra.flux, spectra.ivar, BIN)
+
+def _means(wave, flux, ivar, width):
+    "Wavelength (n,), weighted mean flux (N, n) and summed ivar (N, n) of neighbours."
+    n = len(wave)//width
+    cut = lambda a: a[..., :n*width].reshape(*a.shape[:-1], n, width)
+    weight = cut(ivar).sum(-1)
+    total = np.einsum('nbk,nbk->nb', cut(ivar), cut(flux))
+    return cut(wave).mean(-1), _ratio(total, weight), weight
 
 def _ratio(a, b):
     return a/np.where(b > 0, b, np.inf)
@@ -196,13 +200,6 @@ def arm_steps(
 ARM_ENDS = 5790., 6050., 7570.  # Å: blue end of an arm of DESI or LAMOST, of SDSS, of DESI
 BLEND = 110.  # Å on either side that are left out
 
-def _coarser(wave, flux, ivar, width=3):
-    "Means of neighbouring bins."
-    n = len(wave)//width
-    cut = lambda a: a[..., :n*width].reshape(*a.shape[:-1], n, width)
-    weight = cut(ivar).sum(-1)
-    return cut(wave).mean(-1), _ratio((cut(ivar)*cut(flux)).sum(-1), weight), weight
-
 def _without_cubic(x, weight, values):
     "values (N, n) without the best cubic in x of each row."
     basis = np.stack([x**k for k in range(4)], 1)
@@ -215,7 +212,7 @@ def arm_ratios(
     ivar: np.ndarray, # (N, n)
 ) -> np.ndarray: # (N, 7): ln of r.m.s. misfit; for each of ARM_ENDS ln of the ratio, smaller if uncertain, and its S/N
     "Ratio of the flux right and left of the end of an arm, beside a cubic continuum."
-    wave, flux, ivar = _coarser(wave, flux, ivar)
+    wave, flux, ivar = _means(wave, flux, ivar, 3)
     snr2 = np.where(flux > 0, flux**2*ivar, 0).astype(float)
     weight = np.where(snr2 > 20, 1/(1/np.maximum(snr2, 1) + .03**2), 0)
     x, y = np.log(wave/6000), np.log(np.where(weight > 0, flux, 1)).astype(float)

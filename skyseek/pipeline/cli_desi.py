@@ -31,9 +31,9 @@ def confidence_command(
     from skyseek.data.redshift_tables import read_truth
     from skyseek.detect import confidence as rules
     from skyseek.pipeline.catalogue import COLUMNS, read_catalogue, write_catalogue
-    for path in (output, suspects):
-        if path is not None:
-            check_destination(path, [catalogue, *truth, *([suspects] if path is output else [])], overwrite)
+    check_destination(output, [catalogue, *truth, suspects], overwrite)
+    if suspects is not None:
+        check_destination(suspects, [catalogue, *truth], overwrite)
     table, labels = read_catalogue(catalogue), read_truth(truth)
     print(rules.format_rules(rules.compare_rules(table, labels)))
     found = rules.find_level_two(table, labels, purity, confidence)

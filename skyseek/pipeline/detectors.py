@@ -26,12 +26,12 @@ from ..detect.cross_fit import classifier_inputs, cross_boosting, cross_fit, fit
 from ..detect.cross_fit import probabilities, take_rows
 from ..learn.training import TrainSettings, load_model, shipped
 from ..detect.labelled_data import is_labelled, read_labelled, wrong_answers
+from ..detect.confidence import with_rule_columns
 from ..detect.desi_rules import RULES, fails_rules
 from ..detect.metrics import boosting_score, compare_all, compare_detectors, evaluate_groups
 from ..learn.autoencoder import Autoencoder, as_published
 from ..learn.features import EVIDENCE, METADATA
 from .score import load_weights, score_spectra
-from ..redshift.afterburner_tests import with_afterburners
 from ..redshift.second_look import second_look
 from ..redshift.second_opinion import reconcile
 
@@ -106,8 +106,7 @@ def prepare_sample(
     use = np.flatnonzero(is_labelled(crossed.spectra))
     both, sides = concatenate([crossed.spectra[use], looked]), np.append(side[teach][use], side[shown])
     inputs = classifier_inputs(both, autoencoder or load_model(shipped('autoencoder'), Autoencoder), device)
-    both = with_afterburners(both)
-    return Sample(both, sides, vstack([crossed.opinion[use], opinion]), inputs, crossed.learned)
+    return Sample(with_rule_columns(both), sides, vstack([crossed.opinion[use], opinion]), inputs, crossed.learned)
 
 # %% ../../nbs/pipeline/09_detectors.ipynb #231d559e
 def plain_detectors(

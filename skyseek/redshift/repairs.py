@@ -9,7 +9,6 @@ __all__ = ['OVERLAPS', 'LEAST_STEP', 'LEAST_DIP', 'RATIOS', 'WIDTHS', 'PRICE', '
 
 # %% ../../nbs/redshift/10_repairs.ipynb #4e66a106
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from astropy.table import Table
@@ -267,21 +266,31 @@ def _together(parts):
     return parts[0].replace(flux=np.concatenate(flux), ivar=np.concatenate(ivar),
                             meta=Table(dict(TARGETID=np.concatenate(ids))))
 
+def _mended(state, tries):
+    "Repaired copies, and the number of pixels that each repair leaves out (K,)."
+    before = _together([state[i][0] for i, _ in tries])
+    changed = apply_repairs(before, [fault for _, fault in tries])
+    return changed, before.good.sum(1) - changed.good.sum(1)
+
+def _won(before, cost, left_out):
+    "Δχ² that repairs win (K,), from the cost before and after."
+    return before - cost - left_out*(1 + PER_PIXEL)
+
 def _try(state, tries, scan):
     "Repaired copies, their scan, their lowest cost (K,), and what each repair wins (K,)."
-    changed = apply_repairs(_together([state[i][0] for i, _ in tries]), [fault for _, fault in tries])
+    changed, left_out = _mended(state, tries)
     found = scan(changed)
-    cost, pixels = _lowest(found) if isinstance(found, RedshiftFit) else found, changed.good.sum(1)
-    before = np.array([state[i][1] for i, _ in tries])
-    left_out = np.array([state[i][0].good.sum() for i, _ in tries]) - pixels
-    return changed, found, cost, before - cost - left_out*(1 + PER_PIXEL)
+    cost = _lowest(found)
+    return changed, found, cost, _won(np.array([state[i][1] for i, _ in tries]), cost, left_out)
 
 def _promising(state, tries, coarse):
     "Repairs that win something in a coarse scan, which takes a quarter of the time. Most win nothing."
-    at_first = dict(zip(state, coarse(_together([s for s, *_ in state.values()]))))
-    *_, gain = _try({i: (s, at_first[i]) for i, (s, *_) in state.items()}, tries, coarse)
+    before = dict(zip(state, coarse(_together([s for s, *_ in state.values()]))))
+    changed, left_out = _mended(state, tries)
+    gain = _won(np.array([before[i] for i, _ in tries]), coarse(changed), left_out)
     return [t for t, won in zip(tries, gain) if won > 0]
 
+# %% ../../nbs/redshift/10_repairs.ipynb #ce6caf57
 def _is_absorption(fault, row):
     "Whether a dip lies where gas absorbs the light of a quasar."
     return not fault.factor and row['SPECTYPE'] == 'QSO' and fault.at < BLUE*(1 + row['Z'])
@@ -341,10 +350,11 @@ def repair_spectra(
     rows, done, cost = np.asarray(rows, int)[spectra.good[rows].any(1)], {}, _lowest(fit)
     ids = spectra.meta['TARGETID'] if 'TARGETID' in spectra.meta.colnames else np.arange(len(spectra))
     lean, quick = spectra.replace(meta=Table(dict(TARGETID=np.asarray(ids)))), replace(fit.settings, nminima=1)
-    scans = [partial(scan, bases=fit.bases, device=device, settings=settings) for scan, settings in
-             ((scan_redshift, quick), (lowest_chi2, replace(quick, pixel=COARSE*quick.pixel, stride=1)))]
+    rough = replace(quick, pixel=COARSE*quick.pixel, stride=1)
+    scan = lambda s: scan_redshift(s, fit.bases, device, quick)
+    coarse = lambda s: lowest_chi2(s, fit.bases, device, rough)
     for some in np.split(rows, range(block, len(rows), block)):
-        done |= _repair_block(lean, cost, some, junctions, most, *scans)
+        done |= _repair_block(lean, cost, some, junctions, most, scan, coarse)
     found = [done[i] for i in sorted(done)]
     if not found:
         return Repaired(np.zeros(0, int), lean[:0], fit[:0], [], np.zeros(0))

@@ -56,6 +56,11 @@ def _scan(sums, plans, settings, chunk, curves, start):
     return found
 
 # %% ../../nbs/redshift/05_scan.ipynb #75ef8f8d
+def _blocks(spectra, size):
+    "(first row, spectra) block by block, one at least, without their table: to cut it costs more than the sums."
+    bare = spectra.replace(meta=Table(dict(ROW=np.arange(len(spectra)))))
+    return ((start, bare[start:start + size]) for start in range(0, max(len(spectra), 1), size))
+
 def _scan_all(spectra, bases, settings, device, keep_chi2):
     "The `Minima` of all spectra, and the curves {name: (z, chi2 (N, nz))} if they are kept."
     dtype, (chunk, block, batch) = getattr(torch, settings.dtype), _batch(settings, device)
@@ -64,9 +69,8 @@ def _scan_all(spectra, bases, settings, device, keep_chi2):
     fits = [LocalFit(b, grid, settings) for b in bases]
     kinds = np.unique([b.spectype for b in bases], return_inverse=True)[1]
     curves, parts = [np.zeros((len(spectra), p.nz), np.float32) for p in plans] if keep_chi2 else None, []
-    bare = spectra.replace(meta=Table(dict(ROW=np.arange(len(spectra)))))
-    for start in range(0, max(len(spectra), 1), block):
-        sums = log_sums(bare[start:start + block], settings.pixel, device).sums
+    for start, some in _blocks(spectra, block):
+        sums = log_sums(some, settings.pixel, device).sums
         found = _scan(sums.to(dtype), plans, settings, chunk, curves, start)
         parts.append(fit_minima(deepest(found, kinds, settings.nminima, 10 + settings.npoly), fits, sums, batch))
     named = {b.name: (p.z, y) for b, p, y in zip(bases, plans, curves)} if keep_chi2 else {}
@@ -80,9 +84,9 @@ def lowest_chi2(
 ) -> np.ndarray: # (N,); infinite where nothing can be fitted
     "The lowest (penalised) χ² of each spectrum among the redshifts that are tried, without exact fits."
     dtype, (chunk, block, _) = getattr(torch, settings.dtype), _batch(settings, device)
-    plans, out, bare = None, np.zeros(len(spectra)), spectra.replace(meta=Table(dict(ROW=np.arange(len(spectra)))))
-    for start in range(0, len(spectra), block):
-        sums = log_sums(bare[start:start + block], settings.pixel, device, dtype)
+    plans, out = None, np.zeros(len(spectra))
+    for start, some in _blocks(spectra, block):
+        sums = log_sums(some, settings.pixel, device, dtype)
         plans = plans or [ScanPlan(b, sums, settings) for b in bases]
         found = [torch.cat([p.chi2(part).amin(-1) for part in sums.sums.split(max(1, chunk//p.nz), 1)]) for p in plans]
         out[start:start + block] = torch.stack(found).amin(0).cpu().numpy()

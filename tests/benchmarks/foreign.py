@@ -14,8 +14,8 @@ from skyseek.data.files import text
 from skyseek.data.read import read_singles
 from skyseek.data.spectra import concatenate, resample
 from skyseek.data.truth import half_of
+from skyseek.detect.familiarity import KINDS
 
-KINDS = 'power law', 'broken arm', 'sky lines', 'noise-free', 'air'
 MEETS = {'DESI': ((5780., 10.), (7570., 25.)), 'SDSS': ((6000., 80.),), 'BOSS': ((6100., 130.),), 'LAMOST': ((5800., 80.),)}  # Å: where arms meet, half the width of the blend
 SHORT = {'DESI': 'DESI', 'SDSS': 'SDSS', 'BOSS': 'SDSS', 'LAMOST': 'LAMOST'}  # survey: instrument of skyseek
 
