@@ -56,7 +56,8 @@ def cut_coadd(
     what: Path | str = '', # name of the file, for errors
 ) -> bytes | None: # None if the file has no fibre table with a row a spectrum: read it whole
     "A coadd with the rows of one target; `ReadError` if the target is not in it."
-    pieces = [p for k, p in enumerate(plan_pieces(read, size, str(what))) if k == 0 or NEEDED.match(p.name)]
+    needed = lambda k, p: k == 0 or NEEDED.match(p.name) and p.name != 'EXP_FIBERMAP'  # which has other rows
+    pieces = [p for k, p in enumerate(plan_pieces(read, size, str(what))) if needed(k, p)]
     table = next((p for p in pieces if p.name == 'FIBERMAP'), None)
     images = [p for p in pieces if p.name.endswith('_FLUX')]
     if table is None or not images or any(p.rows != table.rows for p in images):
