@@ -78,8 +78,9 @@ def _group(ids):
 
 # %% ../../nbs/data/11_fibres.ipynb #dc0b5c36
 # integers of the place and time of a spectrum, -1 where not known: name in the catalogue → other names for it
-PLACE_COLUMNS = {'FIBER': ('FIRST_FIBER',), 'PETAL_LOC': (), 'TILEID': ('FIRST_TILEID',), 'LASTNIGHT': ('LAST_NIGHT', 'NIGHT'),
-          'EXPID_MIN': ('FIRST_EXPID', 'EXPID'), 'EXPID_MAX': ('LAST_EXPID', 'EXPID')}
+PLACE_COLUMNS = {
+    'FIBER': ('FIRST_FIBER',), 'PETAL_LOC': (), 'TILEID': ('FIRST_TILEID',), 'LASTNIGHT': ('LAST_NIGHT', 'NIGHT'),
+    'EXPID_MIN': ('FIRST_EXPID', 'EXPID'), 'EXPID_MAX': ('LAST_EXPID', 'EXPID')}
 POSITION_COLUMNS = 'FIBERASSIGN_X', 'FIBERASSIGN_Y'  # mm in the focal plane
 _FROM_ALL = {'LASTNIGHT': np.maximum, 'EXPID_MIN': np.minimum, 'EXPID_MAX': np.maximum}  # over all exposures
 
