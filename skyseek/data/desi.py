@@ -277,12 +277,12 @@ def _of_coadd(redrock, meta, file):
     if in_pixels and 'TILEID' in redrock.colnames:
         raise ReadError(f"{file}: its solutions are of the coadds of single tiles (TILEID), and the spectra are of a "
                         f"healpix pixel; give the catalogue zpix-*.fits or zall-pix-*.fits of the same production")
-    for name in ('SURVEY', 'PROGRAM', 'TILEID'):
-        if name not in redrock.colnames or name not in meta.colnames or np.any(meta[name] == ''):
+    for name, blank in (('SURVEY', ''), ('PROGRAM', ''), ('TILEID', -1)):  # blank: of any
+        if name not in redrock.colnames or name not in meta.colnames or np.any(meta[name] == blank):
             continue
-        blank = [''] if redrock[name].dtype.kind == 'U' else []  # blank: of any
-        redrock = redrock[np.isin(redrock[name], [*np.unique(meta[name]), *blank])]
-    mixed = not in_pixels and 'TILEID' in meta.colnames and {'HEALPIX', 'TILEID'} & set(redrock.colnames) == {'HEALPIX'}
+        redrock = redrock[np.isin(redrock[name], [*np.unique(meta[name]), blank])]
+    of_a_tile = not in_pixels and 'TILEID' in meta.colnames and np.all(np.asarray(meta['TILEID']) >= 0)
+    mixed = of_a_tile and {'HEALPIX', 'TILEID'} & set(redrock.colnames) == {'HEALPIX'}
     return redrock, ['its solutions are of healpix coadds, the spectra of a tile'] if mixed else []
 
 # %% ../../nbs/data/12_desi.ipynb #560fdf78
