@@ -137,6 +137,7 @@ def _drawn(pages, failed, tell, options):
         yield k, fig
         plt.close(fig)
 
+# %% ../../nbs/pipeline/13_evidence_pages.ipynb #90af92e0
 def write_pages(
     pages: list[EvidencePage],
     files: list[Path], # from `page_files`
