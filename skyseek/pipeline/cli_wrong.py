@@ -167,7 +167,7 @@ def _evidence_pages(targetids, file, redrock, spectra, choice):
     most, by, where = choice
     if holds_spectra(file):
         if most is not None or where or spectra or not targetids:
-            raise ValueError(f"{file}: holds spectra; give TARGETIDs, or the catalogue that `skyseek score` makes of it")
+            raise ValueError(f"{file}: holds spectra; give TARGETIDs, or the catalogue from `skyseek score`")
         return file_pages(file, targetids, redrock)
     from skyseek.pipeline.explorer_table import open_catalogue
     if redrock or (most is None) != bool(targetids) or (where and most is None):
@@ -181,7 +181,7 @@ def inspect_command(
     targetid: MANY, # TARGETIDs
     file: Path, # coadd-*.fits, compact spectra file, SDSS or LAMOST spectrum; or a catalogue of them
     *,
-    output: Path | None = None, # picture, .pdf or folder (default: evidence-TARGETID.png; of several evidence.pdf)
+    output: Path | None = None, # picture, PDF or folder (default: evidence-TARGETID.png, or evidence.pdf)
     redrock: Path | None = None,
     spectra: list[str] | None = None, # folders, files or archive of a catalogue's spectra (default: beside it)
     most: int | None = None, # rows of a catalogue, instead of TARGETIDs: the most suspicious
