@@ -307,6 +307,18 @@ def export_ratings(self: LabelStore,
     "Write the ratings for `skyseek rank --marks`."
     return write_labels(ratings_table(self.merged()), dst, self._inputs(), overwrite)
 
+@patch
+def export_conflicts(self: LabelStore,
+    dst: Path | str, # .csv, .fits or .parquet
+    overwrite: bool = False, # replace a file that exists
+) -> Path: # dst
+    "Write the labels of the objects about which inspectors disagree, and in what (CONFLICT)."
+    merged = self.merged()
+    about = {key_of_row(r): r['CONFLICT'] for r in merged[merged['CONFLICT'] != '']}
+    table = self.table()
+    table['CONFLICT'] = [str(about.get(key_of_row(r), '')) for r in table]
+    return write_labels(table[table['CONFLICT'] != ''], dst, self._inputs(), overwrite)
+
 # %% ../../nbs/pipeline/12_labels.ipynb #f63889d6
 @patch
 def import_vi(self: LabelStore,
