@@ -18,6 +18,7 @@ from astropy.table import Table
 from astropy.table.meta import get_header_from_yaml
 from fastcore.basics import patch
 
+from ..data.files import read_written_table
 from ..data.hdus import ReadError, columns_of, foreign_format, what_file
 from .catalogue import NOT_KNOWN
 from .parts import list_parts, part_facts, shared_header
@@ -82,7 +83,7 @@ class FitsSource:
                                                                f"({str(e).splitlines()[0][:100]})") from e
         self.columns = {c.name: c for c in reversed(hdu.columns) if 'P' not in c.format and 'Q' not in c.format}
         self.columns = dict(reversed(self.columns.items()))
-        self.meta = {k: v for k, v in self.header.items() if not k[:4] in ('TTYP', 'TFOR', 'TCOM', 'TUNI', 'NAXI')}
+        self.meta = {k: v for k, v in self.header.items() if not k[:4] in ('TTYP', 'TFOR', 'TCOM', 'TUNI', 'NAXI', 'TUCD', 'COMM')}
         self._some = None, None
         self.names = [n for n in self.columns if self.read(n, np.arange(min(1, self.n))) is not None]
 
@@ -297,7 +298,7 @@ class TableSource:
 
 # %% ../../nbs/pipeline/11_columns_on_disk.ipynb #001d051b
 def open_columns(
-    source: Table | Path | str, # FITS or Parquet file, folder of `skyseek survey`, or table
+    source: Table | Path | str, # FITS, VOTable or Parquet file, folder of `skyseek survey`, or table
 ) -> object: # with names, n, meta (header cards), read(name, rows), about(name)
     "A source of columns; `ReadError` if it is no catalogue."
     if isinstance(source, Table):
@@ -314,6 +315,8 @@ def open_columns(
         head = f.read(512)
     if head[:4] == b'PAR1':
         return ParquetSource([path])
+    if path.suffix.lower() == '.vot':
+        return TableSource(read_written_table(path))
     if words := foreign_format(head):
         raise ReadError(f"{path}: is {words}, no catalogue; give one in FITS or Parquet")
     return FitsSource(path)
