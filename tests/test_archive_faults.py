@@ -554,11 +554,11 @@ CHANGED = {'gone': lambda dest: list_parts(dest)[2].unlink(), 'new': lambda dest
 
 @pytest.mark.parametrize('how', CHANGED)
 def test_parts_that_come_and_go_while_they_are_exported(tmp_path, monkeypatch, how):
-    dest, real, done = write_parts(tmp_path/'c'), skyseek.pipeline.survey_catalogue._rows, []
+    dest, real, done = write_parts(tmp_path/'c'), skyseek.pipeline.survey_catalogue._with_extra, []
     def rows(*args):
-        if not done: done.append(1); CHANGED[how](dest)
+        if len(args[0]) and not done: done.append(1); CHANGED[how](dest)
         return real(*args)
-    monkeypatch.setattr(skyseek.pipeline.survey_catalogue, '_rows', rows)
+    monkeypatch.setattr(skyseek.pipeline.survey_catalogue, '_with_extra', rows)
     (tmp_path/'x.fits').write_text('what was there')
     with pytest.raises(ValueError, match='again'): export_catalogue(dest, tmp_path/'x.fits')
     assert (tmp_path/'x.fits').read_text() == 'what was there' and len(list(tmp_path.iterdir())) == 2
