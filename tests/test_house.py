@@ -79,7 +79,7 @@ def test_top_level():
     assert {name for name in top if name[0] != '.'} <= TOP
 
 
-@named([p for p in sorted(ROOT.glob('*')) + sorted((ROOT / 'tests').glob('*')) + MODULES if p.is_file()])
+@named([p for p in sorted(ROOT.glob('*')) + sorted((ROOT / 'tests').glob('*')) + MODULES if p.is_file() and p.name != '.git'])
 def test_files_name_no_machine_path(path):
     found = MACHINE_PATH.search(path.read_text(encoding='utf-8')) if path != Path(__file__).resolve() else None
     assert not found, found

@@ -112,6 +112,13 @@ def _stored_rows(table, rows):
     return rows
 
 # %% ../../nbs/data/05_blocks.ipynb #8d3b9fab
+def _fits_unit(unit):
+    "A unit in the words of FITS, where it has some."
+    try:
+        return unit.to_string('fits')
+    except ValueError:
+        return str(unit)
+
 def _fits_header(template, n, name):
     "Header of a table HDU."
     row = _row_type(template)
@@ -125,7 +132,7 @@ def _fits_header(template, n, name):
         if len(column.shape) > 2:
             header[f'TDIM{i}'] = str(column.shape[:0:-1]).replace(' ', '')
         if column.unit:
-            header[f'TUNIT{i}'] = str(column.unit)
+            header[f'TUNIT{i}'] = _fits_unit(column.unit)
     for key, value in plain_cards(template.meta).items():
         header[key if len(key) <= 8 else f'HIERARCH {key}'] = ascii_text(value) if isinstance(value, str) else value
     describe_fits(header, template)

@@ -29,7 +29,8 @@ from .hdus import ReadError
 from .retry import Interrupted, Unreachable, again, retrying
 
 # %% ../../nbs/data/21_byte_ranges.ipynb #cdad9cac
-NEEDED = re.compile(r'(FIBERMAP|SCORES|(B|R|Z|BRZ)_(WAVELENGTH|FLUX|IVAR|MASK))$')  # HDUs of a coadd that are read
+NEEDED = re.compile(  # HDUs of a coadd that are read
+    r'((EXP_)?FIBERMAP|SCORES|(B|R|Z|BRZ)_(WAVELENGTH|FLUX|IVAR|MASK))$')
 CHUNK = 4*2880  # bytes that are read to see a header
 MOST_SPECTRA = 20_000  # in one coadd; a pixel of DESI has some thousands
 
@@ -107,9 +108,10 @@ def plan_pieces(
             raise BrokenFile(f"{what}: a broken header at byte {start} ({type(e).__name__}); fetch the file "
                              f"again") from e
         last, start = pieces[-1], pieces[-1].stop
-        if NEEDED.match(last.name) and not last.name.endswith('WAVELENGTH') and last.rows > MOST_SPECTRA:
-            raise TooLarge(f"{what}: {last.rows:,} spectra in {last.name}, more than the {MOST_SPECTRA:,} that a "
-                           f"pixel can have; look at the file, and leave the pixel out")
+        most = MOST_SPECTRA*(100 if last.name == 'EXP_FIBERMAP' else 1)  # rows are exposures
+        if NEEDED.match(last.name) and not last.name.endswith('WAVELENGTH') and last.rows > most:
+            raise TooLarge(f"{what}: {last.rows:,} spectra in {last.name}, more than the {most:,} that a pixel can "
+                           f"have; look at the file, and leave the pixel out")
         if size is not None and start > size:
             raise BrokenFile(f"{what}: ends after {size} bytes, {start} were announced; the archive's file is cut")
         if len(pieces) > 1000:

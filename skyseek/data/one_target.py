@@ -49,6 +49,7 @@ def _not_among(what, targetid, n):
     return NotInFile(f"{what}: no TARGETID {targetid} among its {n} targets; "
                      f"the file is not the one that the row was made from")
 
+# %% ../../nbs/data/23_one_target.ipynb #ce73096c
 def cut_coadd(
     read: Callable, # function (start, stop) → bytes of the file
     size: int | None, # bytes of the file; None reads to its end
@@ -57,6 +58,7 @@ def cut_coadd(
 ) -> bytes | None: # None if the file has no fibre table with a row a spectrum: read it whole
     "A coadd with the rows of one target; `ReadError` if the target is not in it."
     pieces = [p for k, p in enumerate(plan_pieces(read, size, str(what))) if k == 0 or NEEDED.match(p.name)]
+    pieces = [p for p in pieces if p.name != 'EXP_FIBERMAP']  # it has other rows
     table = next((p for p in pieces if p.name == 'FIBERMAP'), None)
     images = [p for p in pieces if p.name.endswith('_FLUX')]
     if table is None or not images or any(p.rows != table.rows for p in images):

@@ -16,8 +16,8 @@ from astropy.table import MaskedColumn, Table, vstack
 
 from .. import __version__
 from ..anomaly.scores import SCORES
-from ..data.afterburners import QN_LINES
-from ..data.constants import ZWARN_NODATA
+from ..data.constants import QN_LINES, ZWARN_NODATA
+from ..data.fibres import PLACE_COLUMNS
 from ..data.files import ascii_text, read_written_table, write_table
 from ..data.plots import embed, plot_spectrum, write_page
 from ..data.spectra import Spectra
@@ -36,6 +36,11 @@ _PIPELINE = {  # name: (unit, description)
     'PROGRAM': (None, 'programme of the coadd'), 'HEALPIX': (None, 'healpix pixel, nside 64, nested; -1 unknown'),
     'OBJTYPE': (None, 'fibre type, TGT for targets'),
     'COADD_FIBERSTATUS': (None, 'fibre problems: good if no bit but 3 and 20 is set; -1 unknown'),
+    'FIBER': (None, 'fibre of the first exposure, 0 to 4999; -1 unknown'),
+    'PETAL_LOC': (None, 'petal of FIBER, 0 to 9; -1 unknown'), 'TILEID': (None, 'tile of FIBER; -1 unknown'),
+    'LASTNIGHT': (None, 'last night of the exposures, YYYYMMDD; -1 unknown'),
+    'EXPID_MIN': (None, 'first exposure; -1 unknown'), 'EXPID_MAX': (None, 'last exposure; -1 unknown'),
+    'FIBERASSIGN_X': ('mm', 'place of FIBER in the focal plane'), 'FIBERASSIGN_Y': ('mm', 'as FIBERASSIGN_X'),
     'DESI_TARGET': (None, 'target selection bits'), 'BGS_TARGET': (None, 'target selection bits, bright galaxies'),
     'MWS_TARGET': (None, 'target selection bits, Milky Way'),
     **{f'SV{i}_DESI_TARGET': (None, f'target selection bits of SV{i}') for i in (1, 2, 3)},
@@ -153,7 +158,7 @@ def _ranks(score):
     out[known[np.argsort(-score[known], kind='stable')]] = 1 + np.arange(len(known))
     return out
 
-NOT_KNOWN = {'ZWARN': ZWARN_NODATA, 'HEALPIX': -1, 'COADD_FIBERSTATUS': -1, 'LABEL_USED': -1}
+NOT_KNOWN = {'ZWARN': ZWARN_NODATA} | dict.fromkeys(('HEALPIX', 'COADD_FIBERSTATUS', 'LABEL_USED', *PLACE_COLUMNS), -1)
 
 def _filled(table):
     "Values that mean nothing where a file had no such column: nan, empty, those of NOT_KNOWN, else 0."

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from astropy.table import MaskedColumn, Table
 
 from ..data.archive import WORD, check_pixel
+from ..data.fibres import PLACE_COLUMNS
 from ..data.files import read_ids, text
 from ..data.safe_writing import write_atomic
 from .catalogue import COLUMNS, NOT_KNOWN
@@ -25,7 +26,7 @@ from .score import PASSED_COLUMNS
 
 # %% ../../nbs/pipeline/04_parts.ipynb #b15ab88f
 _LONG = 'TARGETID', 'ZWARN', 'NPIXELS', 'ZWARN_ALT', *(c for c in PASSED_COLUMNS if c.endswith('_TARGET'))
-_SHORT = 'HEALPIX', 'COADD_FIBERSTATUS', 'LABEL_USED'
+_SHORT = 'HEALPIX', 'COADD_FIBERSTATUS', 'LABEL_USED', *PLACE_COLUMNS
 _INTEGERS = dict.fromkeys(_LONG, 'i8') | dict.fromkeys(_SHORT, 'i4') | dict(Z_CONF='u1')
 _DOUBLES = ('TARGET_RA', 'TARGET_DEC', 'Z', 'ZERR', 'CHI2', 'DELTACHI2', 'Z_NEW', 'ZERR_NEW', 'Z_ALT', 'ZERR_ALT',
             'Z_ALT2', 'ZERR_ALT2')

@@ -19,6 +19,7 @@ from astropy.table import Table, hstack
 from ..anomaly.artefact_flag import split_nature
 from ..anomaly.scores import AnomalyReference, anomaly_columns
 from ..data.constants import RIGHT
+from ..data.fibres import PLACE_COLUMNS, POSITION_COLUMNS
 from ..data.files import ascii_text, failure_text, progress_bar, text, unique_paths
 from ..data.hdus import ReadError
 from ..data.safe_writing import restore_folder
@@ -206,6 +207,7 @@ def _with_chi2(spectra, fit, rows):
 # %% ../../nbs/pipeline/01_score.ipynb #7ac28684
 PASSED_COLUMNS = (  # of the pipeline, as far as they exist
     'TARGETID', 'TARGET_RA', 'TARGET_DEC', 'SURVEY', 'PROGRAM', 'HEALPIX', 'OBJTYPE', 'COADD_FIBERSTATUS',
+    *PLACE_COLUMNS, *POSITION_COLUMNS,
     'DESI_TARGET', 'BGS_TARGET', 'MWS_TARGET', 'SV1_DESI_TARGET', 'SV2_DESI_TARGET', 'SV3_DESI_TARGET',
     'COADD_EXPTIME', 'TSNR2_LRG', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2')
 
