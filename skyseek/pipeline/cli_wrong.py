@@ -118,9 +118,7 @@ def score_command(
     tables, failed = score_files(coadds, loaded, progress=None, redrock=redrock, keep_sky=keep_sky, device=device)
     if tables:
         catalogue = make_catalogue(tables, loaded, rates)
-        scored = [p for p in dict.fromkeys(coadds) if str(p) not in failed]
-        pairs = [f for p in scored for f in (p, redrock or find_redrock(p)) if f is not None]
-        catalogue.meta |= provenance(list(dict.fromkeys(pairs)))
+        catalogue.meta |= provenance(_inputs(coadds, redrock, failed))
         count = plural(len(catalogue), 'target')
         print(f"{write_catalogue(complete(catalogue), output)}: {count}, {_flagged(catalogue)}{_more(catalogue)}")
     elif not failed:
@@ -135,6 +133,12 @@ def _say_whose(pairs):
     if n:
         text = "%s of %d: Z is the redshift of `skyseek redshift`, not of the survey's pipeline"
         logging.getLogger('skyseek').warning(text, plural(n, 'file'), len(pairs))
+
+def _inputs(coadds, redrock, failed):
+    "The files that were scored, each with its redrock file."
+    from skyseek.data.desi import find_redrock
+    scored = [p for p in coadds if str(p) not in failed]
+    return list(dict.fromkeys(f for p in scored for f in (p, redrock or find_redrock(p)) if f is not None))
 
 def _flagged(catalogue):
     "How many are flagged, and of how many that could be judged."

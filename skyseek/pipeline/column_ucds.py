@@ -22,7 +22,8 @@ _PIPELINE = {
     'NPIXELS': 'meta.number;stat.fit', 'SPECTYPE': 'src.class;meta.main', 'SUBTYPE': 'src.class',
     'DELTACHI2': 'stat.fit.chi2;arith.diff', 'INSTRUMENT': 'meta.id;instr', 'FIBER': 'meta.id;instr',
     'PETAL_LOC': 'meta.id;instr.det', 'TILEID': 'meta.id;obs.field', 'LASTNIGHT': 'time.epoch;obs',
-    **{name: 'meta.id;obs.exposure' for name in ('EXPID', 'FIRST_EXPID', 'LAST_EXPID', 'MIN_EXPID', 'MAX_EXPID')}}
+    **{name: 'meta.id;obs.exposure' for name in ('EXPID_MIN', 'EXPID_MAX')},
+    'FIBERASSIGN_X': 'pos.cartesian.x;instr', 'FIBERASSIGN_Y': 'pos.cartesian.y;instr'}
 _RULES = {
     'OII_FLUX': 'phot.flux;spect.line', 'OII_FLUX_IVAR': 'stat.weight;phot.flux',
     'IS_QSO_MGII': 'meta.code;src.class', 'Z_NEW': 'src.redshift', 'ZERR_NEW': 'stat.error;src.redshift',
