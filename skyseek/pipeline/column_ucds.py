@@ -9,7 +9,7 @@ __all__ = ['UCDS', 'add_ucds']
 from astropy.table import Table
 
 from ..anomaly.scores import SCORES
-from ..data.afterburners import QN_LINES
+from ..data.constants import QN_LINES
 
 # %% ../../nbs/pipeline/01_column_ucds.ipynb #054099e7
 _PIPELINE = {
