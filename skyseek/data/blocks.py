@@ -46,7 +46,7 @@ def describe_fits(
     header: fits.Header, # of a table with the same columns; it is changed
     table: Table, # with units, descriptions and UCDs
 ) -> None:
-    "Write descriptions and UCDs into a FITS header, as TOPCAT reads them (TCOMM, TUCD), and as astropy does (comments)."
+    "Write descriptions and UCDs into a FITS header: TCOMM, TUCD for TOPCAT, comments for astropy."
     bare = Table([Column(name=c, dtype=table[c].dtype, shape=table[c].shape[1:]) for c in table.colnames])
     for i, name in enumerate(table.colnames, 1):
         column = table[name]
@@ -75,7 +75,8 @@ def _kind(column):
         return f"S{max(1, size//4 if kind == 'U' else size)}"
     found = '?' if kind == 'b' else _STORED.get(f'{kind}{size}', f'{kind}{size}')
     if found != '?' and found not in _KINDS:
-        raise ValueError(f"{column.name}: a column of the type {column.dtype} cannot be written; make it numbers or text")
+        raise ValueError(f"{column.name}: a column of the type {column.dtype} cannot be written; "
+                         "make it numbers or text")
     return found
 
 def _row_type(template):
@@ -127,7 +128,8 @@ def _fits_header(template, n, name):
         ('GCOUNT', 1), ('TFIELDS', len(row.names)), ('EXTNAME', name)])
     for i, column in enumerate(template.itercols(), 1):
         kind, width = _kind(column), int(np.prod(column.shape[1:]))
-        count, letter = (int(kind[1:])*width, 'A') if kind[0] == 'S' else (width, 'L' if kind == '?' else _KINDS[kind][0])
+        letter = 'A' if kind[0] == 'S' else 'L' if kind == '?' else _KINDS[kind][0]
+        count = width*int(kind[1:]) if letter == 'A' else width
         header[f'TTYPE{i}'], header[f'TFORM{i}'] = column.name, f"{count if count > 1 else ''}{letter}"
         if len(column.shape) > 2:
             header[f'TDIM{i}'] = str(column.shape[:0:-1]).replace(' ', '')
@@ -216,7 +218,8 @@ def read_votable(
         if out[name].description:
             out[name].description = ' '.join(out[name].description.split())  # astropy wrapped it
         if out[name].dtype.kind == 'O' and all(isinstance(v, (str, bytes)) for v in out[name]):
-            out[name] = Column(np.asarray(out[name]).astype(str), description=out[name].description, meta=out[name].meta)
+            words = np.asarray(out[name]).astype(str)
+            out[name] = Column(words, description=out[name].description, meta=out[name].meta)
     return out
 
 # %% ../../nbs/data/05_blocks.ipynb #dd536a3d

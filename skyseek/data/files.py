@@ -330,8 +330,8 @@ def _any_table(path):
         except ReadError:
             raise
         except Exception as e:
-            raise ValueError(f"{path}: not a readable table ({type(e).__name__}); give one in FITS, VOTable or Parquet, of "
-                             f"numbers and text") from e
+            raise ValueError(f"{path}: not a readable table ({type(e).__name__}); give one in FITS, VOTable or "
+                             f"Parquet, of numbers and text") from e
 
 # %% ../../nbs/data/05_files.ipynb #127f7e07
 def failure_text(

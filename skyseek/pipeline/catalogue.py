@@ -148,7 +148,8 @@ def _provenance(weights, thresholds):
     labels = weights.classifier.config['labels']
     models = weights.autoencoder, weights.classifier, weights.judge, weights.familiarity, weights.anomaly
     sums = ' '.join(fingerprint(m) for m in models if hasattr(m, 'state_dict'))
-    return {'WEIGHTS': weights.name, 'WHASH': sha256(sums.encode()).hexdigest()[:12], 'TH_Z': thresholds[0], 'TH_S': thresholds[1], 'TRAINED': ascii_text(weights.about),
+    return {'WEIGHTS': weights.name, 'WHASH': sha256(sums.encode()).hexdigest()[:12],
+            'TH_Z': thresholds[0], 'TH_S': thresholds[1], 'TRAINED': ascii_text(weights.about),
             'LABELS': -1 if labels is None else labels, 'JUDGE': 'own' if weights.own_judge else 'shipped'}
 
 def _ranks(score):

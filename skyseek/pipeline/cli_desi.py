@@ -44,7 +44,8 @@ def confidence_command(
     table['Z_CONF_SKYSEEK'].description = COLUMNS['Z_CONF_SKYSEEK'][1]
     table.meta |= dict(CONF_TH=found.threshold if found.holds else -1., CONFPURE=purity, CONFCONF=confidence)
     counts = [plural(int((table['Z_CONF_SKYSEEK'] == k).sum()), 'target') for k in (3, 2, 1, 0)]
-    print(f'{write_catalogue(complete(table), output)}: ' + ', '.join(f'level {k}: {n}' for k, n in zip((3, 2, 1, 0), counts)))
+    written = write_catalogue(complete(table), output)
+    print(f'{written}: ' + ', '.join(f'level {k}: {n}' for k, n in zip((3, 2, 1, 0), counts)))
     if found.holds:
         print(f'level 2. {found.text}')
     doubtful = table[rules.contradictions(table)]

@@ -83,7 +83,8 @@ class FitsSource:
                                                                f"({str(e).splitlines()[0][:100]})") from e
         self.columns = {c.name: c for c in reversed(hdu.columns) if 'P' not in c.format and 'Q' not in c.format}
         self.columns = dict(reversed(self.columns.items()))
-        self.meta = {k: v for k, v in self.header.items() if not k[:4] in ('TTYP', 'TFOR', 'TCOM', 'TUNI', 'NAXI', 'TUCD', 'COMM')}
+        of_columns = 'TTYP', 'TFOR', 'TCOM', 'TUNI', 'TUCD', 'NAXI', 'COMM'
+        self.meta = {k: v for k, v in self.header.items() if k[:4] not in of_columns}
         self._some = None, None
         self.names = [n for n in self.columns if self.read(n, np.arange(min(1, self.n))) is not None]
 
