@@ -2,12 +2,15 @@
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.table import Table
+from astropy.table import Table, vstack
 from commands import skyseek as run
 
-from skyseek.data.afterburners import AFTERBURNER_COLUMNS, find_afterburners
-from skyseek.data.desi import extract
+from skyseek.data.afterburners import find_afterburners
+from skyseek.data.constants import AFTERBURNER_COLUMNS
+from skyseek.data.desi import extract, extract_file
 from skyseek.data.files import write_table
+from skyseek.data.hdus import ReadError
+from skyseek.data.read import read_targets
 from skyseek.detect.confidence import compare_rules, confidence_levels, contradictions, find_level_two, rule_columns
 from skyseek.detect.desi_rules import fails_rules, good_redshifts, target_classes
 from skyseek.pipeline.score import load_weights, score_spectra
@@ -49,6 +52,52 @@ def test_afterburners_are_joined_by_target(survey):
     rules = good_redshifts(meta)
     moved = np.asarray(rules['GOOD_Z_QSO']) & late
     assert moved.any() and (np.asarray(rules['Z_QSO'])[moved] == 2.5).all() and not rules.meta['LACKS']
+
+
+def catalogues(coadd, folder, split):
+    "The redshift catalogue of a production: redrock's rows among those of other targets, another order, another programme; one file, or two."
+    redrock = Table.read(coadd.with_name('redrock-main-dark-7.fits'), 'REDSHIFTS')
+    ours, bright, others = redrock[::-1].copy(), redrock.copy(), redrock[:5].copy()
+    ours['PROGRAM'], bright['PROGRAM'], others['PROGRAM'] = 'dark', 'bright', 'dark'
+    bright['Z'] += .5
+    others['TARGETID'] += 10**9
+    table = vstack([others, bright, ours], metadata_conflicts='silent')
+    table['SURVEY'], table['HEALPIX'], table['OII_FLUX'], table['SHAPE_R9'] = 'main', 7, np.arange(len(table), dtype=float), .1
+    table['C_MgII'] = .5
+    if not split: return write(folder/'zall-pix-test.fits', 'ZCATALOG', **dict(table.columns)) or folder/'zall-pix-test.fits'
+    write(folder/'zall-pix-test.fits', 'ZCATALOG', TARGETID=table['TARGETID'], HEALPIX=table['HEALPIX'], Z_BEST=table['Z'] + .1, Z_CONF=table['ZWARN'])
+    write(folder/'zall-pix-test-extra.fits', 'ZCATALOG_EXTRA', **{c: table[c] for c in table.colnames if c not in ('HEALPIX', 'NCOEFF')})
+    return folder/'zall-pix-test.fits'
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('split', (False, True), ids=('v1', 'v2'))
+def test_the_catalogue_of_a_production_takes_the_place_of_redrock(survey, tmp_path, split):
+    coadd, ids = survey
+    (tmp_path/coadd.name).write_bytes(coadd.read_bytes())
+    catalogue, here = catalogues(coadd, tmp_path, split), tmp_path/coadd.name
+    wanted, found = extract(coadd).meta, extract(here, catalogue).meta
+    for name in ('TARGETID', 'Z', 'ZWARN', 'SPECTYPE', 'CHI2', 'DELTACHI2', 'COEFF'): assert np.array_equal(wanted[name], found[name], equal_nan=name != 'SPECTYPE'), name
+    assert {'OII_FLUX', 'C_MGII'} <= set(found.colnames) and 'SHAPE_R9' not in found.colnames and (found['C_MGII'] == .5).all()
+    compact = extract_file(here, tmp_path/'spectra-7.fits', catalogue)
+    again, _ = read_targets([compact], catalogue)  # of a compact file too
+    assert np.array_equal(again.meta['Z'], wanted['Z'], equal_nan=True)
+
+
+def test_a_catalogue_of_tiles_is_not_joined_with_a_pixel(survey, tmp_path):
+    coadd, ids = survey
+    catalogue = catalogues(coadd, tmp_path, False)
+    table = Table.read(catalogue)
+    table['TILEID'] = 80605
+    table.remove_column('HEALPIX')
+    write(tmp_path/'ztile-main.fits', 'ZCATALOG', **dict(table.columns))
+    with pytest.raises(ReadError, match='single tiles'): extract(coadd, tmp_path/'ztile-main.fits')
+    table['TARGETID'] += 10**8
+    write(tmp_path/'other.fits', 'ZCATALOG', **dict(table.columns))
+    with pytest.raises(ReadError, match='none of the'): extract(coadd, tmp_path/'other.fits')
+    (tmp_path/coadd.name).write_bytes(coadd.read_bytes())
+    done = run('score', tmp_path/coadd.name, '-o', tmp_path/'out.fits', '--redrock', catalogue, '--redrock', tmp_path/'other.fits')
+    assert done.returncode == 1 and 'none of the' in done.stderr and not (tmp_path/'out.fits').exists()
 
 
 def test_broken_afterburners_cost_no_spectrum(survey, tmp_path):

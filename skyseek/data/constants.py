@@ -6,7 +6,8 @@
 __all__ = ['C_KMS', 'TYPES', 'SWAPS', 'N_HEALPIX', 'SAME', 'SAME_QUASAR', 'RIGHT', 'SAME_KMS', 'SAME_KMS_STAR', 'LYA',
            'LYMAN_LIMIT', 'EMISSION', 'ABSORPTION', 'TROUGHS', 'LINE_WINDOWS', 'NARROW_GROUPS', 'ABSORPTION_GROUPS',
            'BROAD_GROUPS', 'LONE_LINES', 'SKY_LINES', 'STRONG_SKY', 'ARM_PIXELS', 'CAMERAS', 'ARM_EDGES', 'JUNCTIONS',
-           'SNR_WINDOWS', 'ZWARN_BITS', 'ZWARN_NODATA', 'same_redshift', 'different_redshift']
+           'SNR_WINDOWS', 'ZWARN_BITS', 'ZWARN_NODATA', 'QN_LINES', 'AFTERBURNERS', 'AFTERBURNER_COLUMNS',
+           'same_redshift', 'different_redshift']
 
 # %% ../../nbs/data/00_constants.ipynb #aab3b8e7
 import numpy as np
@@ -109,3 +110,11 @@ SNR_WINDOWS = {'B': (4000, 5800), 'R': (5800, 7600), 'Z': (7600, 9800)}  # Å; o
 ZWARN_BITS = {'SKY': 0, 'LITTLE_COVERAGE': 1, 'SMALL_DELTA_CHI2': 2, 'NEGATIVE_MODEL': 3, 'Z_FITLIMIT': 5, 'NODATA': 9,
               'BAD_MINFIT': 10}
 ZWARN_NODATA = 1 << ZWARN_BITS['NODATA']  # nothing to fit
+
+# %% ../../nbs/data/00_constants.ipynb #5ec3fdb5
+QN_LINES = 'C_LYA', 'C_CIV', 'C_CIII', 'C_MGII', 'C_HBETA', 'C_HALPHA'  # QuasarNET's confidences, 0 to 1
+AFTERBURNERS = {  # kind of file: name of the HDU, columns that are kept
+    'emline': ('EMLINEFIT', ('OII_FLUX', 'OII_FLUX_IVAR')),
+    'qso_mgii': ('MGII', ('IS_QSO_MGII',)),
+    'qso_qn': ('QN_RR', ('Z_NEW', 'ZERR_NEW', 'IS_QSO_QN_NEW_RR', *QN_LINES))}
+AFTERBURNER_COLUMNS = tuple(c for _, columns in AFTERBURNERS.values() for c in columns)

@@ -252,8 +252,8 @@ def join_redrock(
 ) -> Spectra: # with redrock's columns in meta, all rows kept
     "Join redrock's columns on TARGETID; targets it lacks get Z = nan, SPECTYPE = '' and ZWARN = NODATA."
     meta, file = spectra.meta, redrock.meta.get('REDROCK', 'the redrock table')
-    redrock = _of_survey(redrock, meta)
-    lost, notes = rows_of(meta, redrock) < 0, []
+    redrock, notes = _of_coadd(redrock, meta, file)
+    lost = rows_of(meta, redrock) < 0
     if lost.all():
         why = ', which have none of their own' if meta.meta.get('NUMBERED') else ''
         raise ReadError(f"{file}: none of its {len(redrock)} TARGETIDs is among the {len(meta)} spectra{why}; give "
@@ -271,13 +271,19 @@ def join_redrock(
     return spectra.replace(meta=meta)
 
 # %% ../../nbs/data/12_desi.ipynb #c0de3635
-def _of_survey(redrock, meta):
-    "The rows of a redshift catalogue that are of the survey and program of the spectra."
-    for name in ('SURVEY', 'PROGRAM'):
-        if name not in redrock.colnames or name not in meta.colnames or np.any(meta[name] == ''):
+def _of_coadd(redrock, meta, file):
+    "(rows of a redshift catalogue that are of the survey, programme and tiles of the spectra; notes)."
+    in_pixels = 'HEALPIX' in meta.colnames and np.any(np.asarray(meta['HEALPIX']) >= 0)
+    if in_pixels and 'TILEID' in redrock.colnames:
+        raise ReadError(f"{file}: its solutions are of the coadds of single tiles (TILEID), and the spectra are of a "
+                        f"healpix pixel; give the catalogue zpix-*.fits or zall-pix-*.fits of the same production")
+    for name, blank in (('SURVEY', ''), ('PROGRAM', ''), ('TILEID', -1)):  # blank: of any
+        if name not in redrock.colnames or name not in meta.colnames or np.any(meta[name] == blank):
             continue
-        redrock = redrock[np.isin(redrock[name], [*np.unique(meta[name]), ''])]  # blank: of any
-    return redrock
+        redrock = redrock[np.isin(redrock[name], [*np.unique(meta[name]), blank])]
+    of_a_tile = not in_pixels and 'TILEID' in meta.colnames and np.all(np.asarray(meta['TILEID']) >= 0)
+    mixed = of_a_tile and {'HEALPIX', 'TILEID'} & set(redrock.colnames) == {'HEALPIX'}
+    return redrock, ['its solutions are of healpix coadds, the spectra of a tile'] if mixed else []
 
 # %% ../../nbs/data/12_desi.ipynb #560fdf78
 def extract(
@@ -288,7 +294,7 @@ def extract(
     "Read a coadd, keep science targets on good fibres, join redrock's solutions."
     spectra, redrock_path = read_coadd(coadd_path), redrock_path or find_redrock(coadd_path)
     if redrock_path:
-        spectra = join_redrock(spectra, read_redrock(redrock_path))
+        spectra = join_redrock(spectra, read_redrock(redrock_path, spectra.meta['TARGETID']))
         spectra = spectra.replace(meta=join_afterburners(spectra.meta, redrock_path))
     else:
         warnings.warn(f"{coadd_path}: no redrock file beside it, so there are no redshifts to check", stacklevel=2)

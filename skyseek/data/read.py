@@ -137,11 +137,13 @@ def read_targets(
         if len(paths) > 1:
             raise ReadError(f"{paths[0]}: is read alone, not with {len(paths) - 1} others; use group_files")
         spectra = read_spectra(paths[0]) if kind == 'compact' else extract(paths[0], redrock, keep_all=keep_sky)
+        if kind == 'compact' and redrock:
+            spectra = join_redrock(spectra, read_redrock(redrock, spectra.meta['TARGETID']))
         spectra.meta['FILE'] = Path(paths[0]).name
         return spectra, failed
     spectra, failed = read_singles(paths)
     if spectra is not None and redrock:
-        spectra = join_redrock(spectra, read_redrock(redrock))
+        spectra = join_redrock(spectra, read_redrock(redrock, spectra.meta['TARGETID']))
     return spectra if spectra is None or keep_sky else _without_sky(spectra), failed
 
 def _without_sky(spectra):

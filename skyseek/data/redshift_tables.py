@@ -13,10 +13,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from astropy.io import fits
 from astropy.io.ascii import convert_numpy
 from astropy.table import Table, vstack
 
-from .constants import TYPES, ZWARN_NODATA, different_redshift
+from .constants import AFTERBURNER_COLUMNS, TYPES, ZWARN_NODATA, different_redshift
 from .files import read_ids, read_table, read_written_table, text
 from .hdus import ReadError, open_fits, printable, what_file
 
@@ -55,17 +56,23 @@ def clean_answers(
 # %% ../../nbs/data/09_redshift_tables.ipynb #6dbcaae2
 REDROCK_COLUMNS = ('TARGETID', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'COEFF', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'NCOEFF',
                    'DELTACHI2')
-_SOLUTIONS = 'REDSHIFTS', 'ZBEST', 'ZCATALOG' # the HDU with the solutions: today, before 2021, and in a catalogue
+_FILES = 'REDSHIFTS', 'ZBEST' # the HDU with the solutions: today, and before 2021
+_CATALOGUES = 'ZCATALOG', 'ZCATALOG_EXTRA' # the HDU of a redshift catalogue, and of its second file since 2026
+_WHERE = 'SURVEY', 'PROGRAM', 'HEALPIX', 'TILEID' # which coadd a row of a catalogue is of
 
 def read_redrock(
-    path: Path | str, # redrock-*.fits (REDSHIFTS), zbest-*.fits (ZBEST), or a catalogue with redrock's columns
+    path: Path | str, # redrock-*.fits, zbest-*.fits, or a redshift catalogue: zall-*.fits, zpix-*.fits, ztile-*.fits
+    ids: np.ndarray | None = None, # TARGETIDs whose rows of a catalogue are wanted; None takes all
 ) -> Table: # one row per target, redrock's column names; meta: REDROCK (file name), RRVER
     "Read redrock's solutions, types in capitals; rows without a solution are counted in one warning."
-    with open_fits(path, 'redrock-*.fits, the file with the best redshifts', sums='|'.join(_SOLUTIONS)) as hdus:
-        name = next((n for n in _SOLUTIONS if n in hdus), None)
+    with open_fits(path, 'redrock-*.fits, the file with the best redshifts', sums='|'.join(_FILES)) as hdus:
+        name = next((n for n in _FILES + _CATALOGUES if n in hdus), None)
         if name is None:
             raise ReadError(f"{path}: no HDU REDSHIFTS, this is {what_file(hdus)}; give a redrock-*.fits file")
-        table, header = read_table(hdus[name], path, capitals=True), hdus[0].header
+        header = hdus[0].header
+        if name == 'ZCATALOG' and (extra := _extra_file(hdus[name], path)):
+            return read_redrock(extra, ids)
+        table = _catalogue_rows(hdus[name], path, ids) if name in _CATALOGUES else read_table(hdus[name], path, True)
     _check_redrock(table, name, path)
     table, notes = clean_answers(table)
     if notes:
@@ -73,11 +80,34 @@ def read_redrock(
     table.meta.update(REDROCK=Path(path).name, RRVER=str(header.get('RRVER', '')))
     return table
 
+# %% ../../nbs/data/09_redshift_tables.ipynb #fe481a66
+def _extra_file(hdu, path):
+    "The second file of a catalogue that is split, None if it is not split or the file is not there."
+    if 'Z' in hdu.columns.names or 'Z_BEST' not in hdu.columns.names:
+        return None
+    name = re.sub(r'(\.fits(\.gz)?)$', r'-extra\1', Path(path).name)
+    extra = Path(path).with_name(name)
+    return extra if extra.is_file() and name != Path(path).name else None
+
+def _catalogue_rows(hdu, path, ids):
+    "The rows of some targets in a redshift catalogue, with redrock's and the afterburners' columns."
+    n = hdu.header.get('NAXIS2', 0)
+    if ids is not None and 'TARGETID' in hdu.columns.names:
+        hdu = fits.BinTableHDU(hdu.data[np.isin(hdu.data['TARGETID'], ids)], name=hdu.name)
+        if n and not len(hdu.data):
+            raise ReadError(f"{path}: none of the {len(ids)} TARGETIDs of the spectra is among its {n} rows; give the "
+                            f"catalogue of the same survey and programme")
+    table = read_table(hdu, path, capitals=True)
+    if 'NCOEFF' not in table.colnames and 'COEFF' in table.colnames:
+        table['NCOEFF'] = (np.asarray(table['COEFF']) != 0).sum(1)
+    wanted = (*REDROCK_COLUMNS, *_WHERE, *AFTERBURNER_COLUMNS) + (() if 'Z' in table.colnames else ('Z_BEST',))
+    return table[[c for c in wanted if c in table.colnames]]
+
 # %% ../../nbs/data/09_redshift_tables.ipynb #b6215b31
 def _check_redrock(table, name, path):
     "Raise `ReadError` unless this is a table of redrock's with rows."
     if lacking := [c for c in REDROCK_COLUMNS if c not in table.colnames]:
-        kept = ", as the catalogue keeps Z_BEST and redrock's own columns are in its -extra file,"
+        kept = ", as the catalogue keeps Z_BEST and redrock's own columns are in its -extra.fits, which is not there,"
         best = kept if 'Z_BEST' in table.colnames else ''
         raise ReadError(f"{path}: {name} lacks the columns {', '.join(lacking)}{best}; give a redrock-*.fits file "
                         f"that redrock wrote")

@@ -12,7 +12,7 @@ from astropy.stats import binom_conf_interval
 from astropy.table import Table
 
 from ..data.spectra import Spectra
-from ..data.afterburners import AFTERBURNER_COLUMNS
+from ..data.constants import AFTERBURNER_COLUMNS
 from ..data.files import text
 from ..data.truth import DESI_TOLERANCE, label_unseen, label_wrong, match_truth
 from .desi_rules import good_redshifts, good_spec, target_classes

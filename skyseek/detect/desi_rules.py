@@ -10,8 +10,7 @@ __all__ = ['TRACER_BITS', 'QN_SURE', 'RULE_COLUMNS', 'RULES', 'target_bits', 'ta
 import numpy as np
 from astropy.table import Table
 
-from ..data.afterburners import QN_LINES
-from ..data.constants import SAME, same_redshift
+from ..data.constants import QN_LINES, SAME, same_redshift
 from ..data.desi import good_fibres
 from ..data.files import text
 

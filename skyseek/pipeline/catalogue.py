@@ -15,8 +15,7 @@ from astropy.table import MaskedColumn, Table, vstack
 
 from .. import __version__
 from ..anomaly.scores import SCORES
-from ..data.afterburners import QN_LINES
-from ..data.constants import ZWARN_NODATA
+from ..data.constants import QN_LINES, ZWARN_NODATA
 from ..data.fibres import PLACE_COLUMNS
 from ..data.files import ascii_text, read_written_table, write_table
 from ..data.plots import embed, plot_spectrum, write_page

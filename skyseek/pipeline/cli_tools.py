@@ -85,7 +85,7 @@ OUTPUTS = 'output', 'suspects', 'place', 'report', 'results', 'map_', 'recurring
 _COMMON = {
     'device': 'torch device: auto (CUDA if there is a GPU, else the CPU), cpu or cuda',
     'overwrite': 'replace what is there already, also a file without write permission',
-    'seed': 'random seed', 'redrock': 'redrock file, if it is not beside the coadd',
+    'seed': 'random seed', 'redrock': 'redrock file or redshift catalogue (zpix, ztile), if it is not beside the coadd',
     'weights': 'folder of weights (default: those in the package)'}  # help of parameters without a comment
 _SHORT = {'output': '-o --output', 'n': '-n'}
 
