@@ -18,6 +18,7 @@ from skyseek.redshift.scan import redshift_file, scan_redshift
 from skyseek.simulate.templates import builtin_library
 from skyseek.data.read import read_any
 from skyseek.simulate.mock_survey import simulate_spectra, simulate_survey
+from commands import errors, skyseek
 from surveys import write_coadd, write_pair
 
 
@@ -49,6 +50,54 @@ def test_command_writes_page_and_words(coadd, tmp_path, monkeypatch, capsys):
     words = capsys.readouterr().out
     assert 'P(redshift wrong)' in words and 'runner-up' in words
     assert 'likely cause' not in words  # neither redshift nor type is flagged
+
+
+@pytest.fixture(scope='module')
+def catalogue(coadd):
+    "A catalogue beside the coadd, whose third row names a file that is gone."
+    t = read_redrock(find_redrock(coadd))['TARGETID', 'Z', 'SPECTYPE', 'ZWARN', 'DELTACHI2'].copy()
+    t['P_Z_WRONG'], t['P_S_WRONG'], t['ANOMALY_CLEAN'] = [.1, .6, .9, np.nan], .1, [3., 2., 1., np.nan]
+    t['FLAG_Z_WRONG'], t['FLAG_S_WRONG'] = [False, False, True, False], False
+    t['FILE'] = [coadd.name, coadd.name, 'coadd-gone.fits', coadd.name]
+    t.write(path := coadd.with_name('catalogue.fits'))
+    return path
+
+
+def test_several_targets_of_a_file_become_one_document(coadd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ids = read_redrock(find_redrock(coadd))['TARGETID'].tolist()
+    done = skyseek('inspect', ids[1], '-o', 'two.pdf', ids[0], 7, coadd)
+    assert done.returncode == 1 and [p.name for p in tmp_path.iterdir()] == ['two.pdf']
+    assert (tmp_path/'two.pdf').read_bytes().count(b'/Type /Page ') == 2
+    assert done.stdout.index(str(ids[1])) < done.stdout.index(str(ids[0])) and done.stdout.endswith('two.pdf\n')
+    assert 'no TARGETID 7 among its 4 targets' in done.stderr and '1 of 3 targets failed, 2 done' in done.stderr
+    before = (tmp_path/'two.pdf').read_bytes()
+    done = skyseek('inspect', *ids[:2], coadd, '-o', 'two.pdf')
+    assert done.returncode == 1 and 'exists already' in done.stderr and (tmp_path/'two.pdf').read_bytes() == before
+
+
+def test_most_suspicious_of_a_catalogue(coadd, catalogue, tmp_path):
+    ids = read_redrock(find_redrock(coadd))['TARGETID'].tolist()
+    done = skyseek('inspect', catalogue, '--most', 2, '-o', tmp_path/'pages')
+    assert done.returncode == 1 and 'coadd-gone.fits is not in' in done.stderr and str(ids[2]) in done.stderr
+    assert [p.name for p in (tmp_path/'pages').iterdir()] == [f'evidence-{ids[1]}.png']
+    assert 'P(redshift wrong) 0.60' in done.stdout  # the catalogue's, not scored again
+    done = skyseek('inspect', catalogue, '--most', 1, '--by', 'ANOMALY_CLEAN', '--where', 'P_Z_WRONG < .5', '-o', tmp_path/'a.svg')
+    assert done.returncode == 0 and str(ids[0]) in done.stdout and (tmp_path/'a.svg').is_file()
+    done = skyseek('inspect', ids[2], catalogue, '-o', tmp_path/'b.png')
+    assert done.returncode == 1 and len(errors(done)) and not (tmp_path/'b.png').exists()
+
+
+@pytest.mark.parametrize('line, words', [
+    ('7 8 COADD -o x.png', 'give a .pdf file or a folder'), ('7 8 COADD -o x.docx', '.png, .pdf or .svg'),
+    ('COADD --most 3', 'holds spectra'), ('CATALOGUE', 'give TARGETIDs, or --most N'), ('7 CATALOGUE --most 3', 'give TARGETIDs, or --most N'),
+    ('CATALOGUE --most 0', 'at least 1'), ('CATALOGUE --most 2 --by NOTHING', 'NOTHING'), ('CATALOGUE --most 2 --where Z>9', 'no row is left'),
+    ('CATALOGUE --most 2 --redrock CATALOGUE', 'leave --redrock out'), ('CATALOGUE --most 2 --spectra GONE', 'no such file or folder'),
+    ('7 8 CATALOGUE -o CATALOGUE', 'would overwrite')])
+def test_what_cannot_be_asked_is_said(coadd, catalogue, tmp_path, monkeypatch, line, words):
+    monkeypatch.chdir(tmp_path)
+    done = skyseek('inspect', *line.replace('COADD', str(coadd)).replace('CATALOGUE', str(catalogue)).split())
+    assert done.returncode == 1 and words in done.stderr and len(errors(done)) == 1 and not any(tmp_path.iterdir()), done.stderr
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OURS', 'THEIRS', 'RUNNER', 'GALAXY_LINES', 'CLASS_LINES', 'LETTER', 'CLASS_COLOURS', 'mark_answer', 'Evidence',
-           'shade_sky', 'plot_evidence', 'pick_target', 'inspect_target', 'inspect_file']
+           'shade_sky', 'plot_evidence', 'pick_target', 'inspect_spectrum', 'inspect_target', 'inspect_file']
 
 # %% ../../nbs/explain/09_inspect.ipynb #2824d1c4
 import textwrap
@@ -92,7 +92,6 @@ class Evidence:
             self.chi2[colour], model = fit_pixels(some, self.flux, self.ivar, np.nan_to_num(z), spectype, reach)
             self.answers[colour] = (z, spectype, model)
 
-# %% ../../nbs/explain/09_inspect.ipynb #23b4250c
 @patch(as_prop=True)
 def runner_up(self: Evidence) -> Row | None: # of the minima
     "Our best solution that is distinct from our first."
@@ -137,7 +136,6 @@ def _models(self, ax, width):
         smoothed = np.where(model != 0, uniform_filter1d(model, width), np.nan)
         ax.plot(self.wave, smoothed, color=colour, **style, label=label)
 
-# %% ../../nbs/explain/09_inspect.ipynb #5f1cf757
 @patch
 def draw_spectrum(self: Evidence,
     ax: plt.Axes,
@@ -246,7 +244,6 @@ def telling(self: Evidence,
             chosen.append(float(w))
     return chosen[:n]
 
-# %% ../../nbs/explain/09_inspect.ipynb #e168e2e4
 @patch
 def draw_cutout(self: Evidence,
     ax: plt.Axes,
@@ -356,31 +353,33 @@ def pick_target(
         raise ValueError(f"{path}: no TARGETID {targetid} among its {len(ids)} targets; there are for example {some}")
     return spectra[rows[:1]]
 
-# %% ../../nbs/explain/09_inspect.ipynb #9ce559cb
-def inspect_target(
-    path: Path | str, # coadd-*.fits, compact file, SDSS or LAMOST spectrum
-    targetid: int, # TARGETID
-    redrock: Path | str | None = None, # redrock-*.fits; None takes the one beside the coadd
+def inspect_spectrum(
+    spectrum: Spectra, # of one row
     bases: list[Basis] | None = None, # None takes the default ones
     score: Callable | None = None, # Spectra → Table with P_Z_WRONG, P_S_WRONG and perhaps the second opinion
 ) -> Evidence:
-    """Everything about one target of a file.
+    """Everything about one spectrum.
 
     `score` may be `score_spectra` with weights; it needs spectra on their grid (`match_grid`)."""
-    spectrum = pick_target(path, targetid, redrock)
     fit, scores = scan_redshift(spectrum, bases, keep_chi2=True), score(spectrum)[0] if score else None
     mended, _, repaired = repair_suspicious(spectrum, fit)
     if len(repaired.rows):
         fit = scan_redshift(mended, bases, keep_chi2=True)
     evidence = Evidence(spectrum=mended, fit=fit, scores=scores)
-    if evidence.theirs and _is_suspicious(scores):
+    asked = scores is None or scores['FLAG_Z_WRONG'] or scores['FLAG_S_WRONG']  # for a cause
+    if evidence.theirs and asked:
         made = Table(repaired.columns(1))
         evidence.cause = (name_repairs(made) if len(repaired.rows) else name_causes(spectrum, evidence.fit))[0]
     return evidence
 
-def _is_suspicious(scores):
-    "Whether a cause is asked for: always without a catalogue, else where redshift or type is flagged."
-    return scores is None or bool(scores['FLAG_Z_WRONG'] or scores['FLAG_S_WRONG'])
+def inspect_target(
+    path: Path | str, # coadd-*.fits, compact file, SDSS or LAMOST spectrum
+    targetid: int, # TARGETID
+    redrock: Path | str | None = None, # redrock-*.fits; None takes the one beside the coadd
+    **options, # of `inspect_spectrum`
+) -> Evidence:
+    "Everything about one target of a file."
+    return inspect_spectrum(pick_target(path, targetid, redrock), **options)
 
 # %% ../../nbs/explain/09_inspect.ipynb #f279a87e
 def inspect_file(

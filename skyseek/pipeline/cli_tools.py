@@ -66,13 +66,14 @@ def _targets(paths, name, inputs=()):
 def report_failures(
     failed: dict[str, str], # path → reason
     n: int, # of all files
+    what: str = 'file', # what they are
 ) -> int: # exit code
     "Log a summary of the failures."
     log, n = logging.getLogger('skyseek'), max(n, len(failed))
     for path, reason in failed.items():
         log.error('%s', reason if str(path) in reason else f'{path}: {reason}')
     if failed:
-        log.error('%d of %s failed, %d done', len(failed), plural(n, 'file'), n - len(failed))
+        log.error('%d of %s failed, %d done', len(failed), plural(n, what), n - len(failed))
     return 1 if failed else 0
 
 def say(text: str) -> None:
@@ -149,7 +150,7 @@ def add_command(
     parameters = inspect.signature(function).parameters.values()
     added = [x for p in parameters for x in _add(parser, p, kinds[p.name], comments.get(p.name))]
     inputs = [x.dest for x in added if x.type is Path and x.dest not in OUTPUTS]
-    parser.set_defaults(run=function, inputs=inputs)
+    parser.set_defaults(run=function, inputs=inputs, words=[x for x in added if not x.option_strings])
 
 def call(
     a: argparse.Namespace, # what the parser found
@@ -160,13 +161,31 @@ def call(
 # %% ../../nbs/pipeline/20_cli_tools.ipynb #73966daa
 LAST_WORD = dict(last_word=True)  # for an output that may also be given as the last word
 
+def _rejoin(parser, a, rest):
+    "Give a list the words behind an option, where argparse ends it; whether there was such a list."
+    if any(word[0] == '-' for word in rest if word) or not (a.words and a.words[0].nargs in ('*', '+')):
+        return False
+    first, *last = a.words
+    words = [*getattr(a, first.dest), *(getattr(a, x.dest) for x in last), *rest]
+    kinds = [first]*(len(words) - len(last)) + last
+    try:
+        values = [(x.type or str)(str(word)) for x, word in zip(kinds, words)]
+    except (ValueError, argparse.ArgumentTypeError):
+        parser.error(f"the words behind an option do not fit: {' '.join(rest)}")
+    setattr(a, first.dest, values[:len(words) - len(last)])
+    for x, value in zip(last, values[len(words) - len(last):]):
+        setattr(a, x.dest, value)
+    return True
+
 def settle_output(
     parser: argparse.ArgumentParser,
     a: argparse.Namespace, # what the parser found; its output is settled in place
     rest: list[str], # words that the parser had no place for
 ) -> None:
-    "One output from -o and the last word; the parser's error if there is none, or two."
+    "One output from -o and the last word, all words of a list; the parser's error if there is none, or two."
     takes_place = hasattr(a, 'place')
+    if rest and not takes_place and _rejoin(parser, a, rest):
+        rest = []
     if takes_place and a.place is None and len(rest) == 1 and rest[0][0] != '-':
         a.place, rest = Path(rest[0]), []
     if rest:
