@@ -321,7 +321,7 @@ def fibre_positions(
             means = [np.bincount(fibre[good], a[good], len(n))/np.maximum(n, 1) for a in xy]
             return np.stack([a[fibres] for a in means], 1), True
     petal, i = fibres//500, fibres % 500
-    angle, radius = np.radians(36*(petal - 3) + 36*(i % 25 + .5)/25), 405*np.sqrt((i//25 + .5)/20)
+    angle, radius = np.radians(36*(petal - 3 + i*.618034 % 1)), 405*np.sqrt((i + .5)/500)  # evenly over the wedge
     return np.stack([radius*np.cos(angle), radius*np.sin(angle)], 1), False
 
 def plot_focal_plane(
@@ -337,7 +337,9 @@ def plot_focal_plane(
     xy, measured = fibre_positions(fibres['VALUE'], catalogue)
     ratio = (np.asarray(fibres['COUNT']) + .5)/(np.asarray(fibres['EXPECTED']) + .5)
     points = ax.scatter(*xy.T, c=ratio, s=5, norm='log', vmin=1/8, vmax=8, cmap='coolwarm')
-    plt.colorbar(points, ax=ax, label=f'{_WORDS[kind]}: (count + 0.5)/(expected + 0.5)')
+    bar = plt.colorbar(points, ax=ax, label=f'{_WORDS[kind]}: (count + 0.5)/(expected + 0.5)')
+    bar.set_ticks(ticks=[1/8, 1/4, 1/2, 1, 2, 4, 8], labels=['1/8', '1/4', '1/2', '1', '2', '4', '8'], minor=False)
+    bar.minorticks_off()
     for (x, y), row in zip(xy, fibres):
         if row['BAD']:
             ax.plot(x, y, 'o', ms=9, mfc='none', mec='k')

@@ -95,7 +95,8 @@ def fibres_command(
     waves = rates.recurring_waves(rates.evidence_waves(counted), fdr)
     bad, n = table[table['BAD']], table.meta['TARGETS']
     fibres = len(set(table['VALUE'][table['UNIT'] == 'FIBER']))
-    print(f"{catalogue}: {plural(n, 'target')} on {plural(fibres, 'fibre')}, {len(bad)} of {len(table)} counts too high")
+    print(f"{catalogue}: {plural(n, 'target')} on {plural(fibres, 'fibre')}, {len(bad)} of {len(table)} counts are "
+          f"too high")
     print(rates.format_bad_units(table))
     _say_waves(waves)
     for path, content, name in ((output, table, 'FIBRES'), (recurring, waves, 'WAVES')):
