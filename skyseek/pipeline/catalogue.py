@@ -187,12 +187,12 @@ def write_catalogue(
 # %% ../../nbs/pipeline/02_catalogue.ipynb #67ea0c1e
 def score(
     source: 'Spectra | Path | str | list[Path | str]', # spectra with redrock's columns, or files
-    weights: Weights | None = None, # None takes those of the package
+    weights: Weights | Path | str | None = None, # or their folder; None takes those of the package
     rates: tuple = (None, None), # see `make_catalogue`
     device: str = 'cpu', # torch device
 ) -> Table: # the catalogue
     "Score spectra or files. A file that cannot be read is logged; `ValueError` if none can be."
-    weights = load_weights() if weights is None else weights
+    weights = weights if isinstance(weights, Weights) else load_weights(weights)
     if isinstance(source, Spectra):
         return make_catalogue([score_spectra(match_grid(source, weights), weights, device)], weights, rates)
     paths = [source] if isinstance(source, (str, Path)) else list(source)

@@ -76,7 +76,7 @@ class FitsSource:
                 raise ReadError(f"{path}: no catalogue, this is {words}" if hdu is not None or not tables else
                                 f"{path}: no column TARGETID, so it is no catalogue of objects; this is {words}")
             self.n, self.data, self.header = hdu.header['NAXIS2'], hdu.data, hdu.header
-            len(self.data)
+            self.raw = self.data.view(np.ndarray)
         except (OSError, ValueError, TypeError, LookupError, fits.VerifyError) as e:
             raise e if isinstance(e, ReadError) else ReadError(f"{path}: no FITS file that can be read "
                                                                f"({str(e).splitlines()[0][:100]})") from e
@@ -89,10 +89,15 @@ class FitsSource:
     def _rows(self, rows):
         "Some rows of the table; the last ones are kept, because columns are asked for one after the other."
         if self._some[0] is None or not np.array_equal(rows, self._some[0]):
-            self._some = rows, self.data[rows]
+            self._some = rows, self.raw[rows]
         return self._some[1]
 
 # %% ../../nbs/pipeline/11_columns_on_disk.ipynb #107f0efa
+def _is_stored_as_it_is(column):
+    "Whether the bytes of a FITS column are its numbers or words: no scale, no shape, no bits."
+    flat = not column.dim or (column.format[-1] != 'A' and column.dim.count(',') == 0)
+    return flat and column.format[-1] in 'LBIJKEDA' and {column.bscale, column.bzero} <= {'', None}
+
 @patch
 def read(
     self: FitsSource,
@@ -100,8 +105,12 @@ def read(
     rows: np.ndarray | None = None, # (m,) int; None reads all
 ) -> np.ndarray: # (n,) or (m,), or (…, width)
     "A column, or some rows of it."
-    data = self.data[:] if rows is None else self._rows(np.asarray(rows, int))
-    column, values = self.columns[name], np.asarray(data[name])
+    column, rows = self.columns[name], rows if rows is None else np.asarray(rows, int)
+    if _is_stored_as_it_is(column):
+        values = (self.raw if rows is None else self._rows(rows))[name]
+        values = values == ord('T') if column.format.endswith('L') else values
+    else:
+        values = np.asarray((self.data[:] if rows is None else self.data[rows])[name])
     if column.null is not None and values.dtype.kind in 'iu':
         values = np.ma.masked_equal(values, column.null)
     return plain_column(values, name)

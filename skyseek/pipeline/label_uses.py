@@ -53,6 +53,7 @@ def draw_order(
 # %% ../../nbs/pipeline/12_label_uses.ipynb #1d8f8f9a
 def _labelled(cat, drawn, merged, tolerance, head):
     "(rows of the draw that are decided, whether they are wrong, how many were inspected and are not decided)."
+    merged = merged.as_array()  # a table is slow to go through
     at, mine = {cat.index(key_of_row(r)): k for k, r in enumerate(merged)}, drawn.tolist()
     seen = [(i, at[i]) for i in mine if i in at and (merged['N_VI'][at[i]] or merged['VI_FLAGS'][at[i]])]
     flag, name, unknown = ('R', 'VI_Z', np.isnan) if head == 'Z' else ('C', 'VI_SPECTYPE', lambda word: word == '')
