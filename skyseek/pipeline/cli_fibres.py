@@ -54,6 +54,12 @@ def _say_waves(waves, most=10):
     if len(waves) > most:
         print(f'and {len(waves) - most} more wavelengths')
 
+def _summary(table):
+    "What was counted."
+    fibres = len(set(table['VALUE'][table['UNIT'] == 'FIBER']))
+    return (f"{plural(table.meta['TARGETS'], 'target')} on {plural(fibres, 'fibre')}, {int(table['BAD'].sum())} of "
+            f"{len(table)} counts are too high")
+
 def _draw(table, kind, counted, dst):
     "Write the map of the focal plane."
     import matplotlib.pyplot as plt
@@ -93,10 +99,9 @@ def fibres_command(
     counted = read_columns(catalogue, rates.NEEDED_COLUMNS)
     table = rates.find_bad_units(counted, fdr, ratio)
     waves = rates.recurring_waves(rates.evidence_waves(counted), fdr)
-    bad, n = table[table['BAD']], table.meta['TARGETS']
-    fibres = len(set(table['VALUE'][table['UNIT'] == 'FIBER']))
-    print(f"{catalogue}: {plural(n, 'target')} on {plural(fibres, 'fibre')}, {len(bad)} of {len(table)} counts are "
-          f"too high")
+    if map_ is not None and not (table['KIND'] == kind).any():
+        raise ValueError(f"{catalogue}: no column tells of {kind}, so there is no map of it; choose another --kind")
+    print(f'{catalogue}: {_summary(table)}')
     print(rates.format_bad_units(table))
     _say_waves(waves)
     for path, content, name in ((output, table, 'FIBRES'), (recurring, waves, 'WAVES')):
