@@ -15,6 +15,7 @@ from skyseek.pipeline.catalogue import score
 from skyseek.pipeline.explorer import explore
 from skyseek.pipeline.explorer_table import open_catalogue
 from skyseek.pipeline.label_uses import draw_order
+from skyseek.pipeline.labels import rank_again
 from skyseek.pipeline.score import load_weights
 from skyseek.redshift.scan import redshift_file
 from skyseek.simulate.mock_survey import simulate_survey
@@ -74,6 +75,7 @@ def test_fifty_objects_by_keys(survey, chromium, tmp_path, monkeypatch, shortly)
         w.says('50 labels of 50 drawn: at most 20 % of the redshifts')
         w.button('rank again')
         w.says('ranked again by the ratings so far')
+        first, again = w.target(), rank_again(explorer.catalogue, explorer.store)
         w.button('export labels')
         w.says('catalogue-keep.csv')
         promise = explorer.store.guarantee(.2)
@@ -85,7 +87,10 @@ def test_fifty_objects_by_keys(survey, chromium, tmp_path, monkeypatch, shortly)
     kept = skyseek('keep', folder / 'catalogue.fits', '--truth', folder / 'catalogue-keep.csv', '--at-most', .2, '-o', tmp_path / 'kept.fits')
     assert kept.returncode == 0 and len(Table.read(tmp_path / 'kept.fits')) == promise['retained'], kept.stderr
     ranked = skyseek('rank', folder / 'catalogue.fits', '--marks', folder / 'catalogue-ratings.csv', '-o', tmp_path / 'ranked.fits')
-    assert ranked.returncode == 0 and len(Table.read(tmp_path / 'ranked.fits')) == len(cat), ranked.stderr
+    assert ranked.returncode == 0, ranked.stderr
+    order = Table.read(tmp_path / 'ranked.fits')['TARGETID'].tolist()
+    assert order == cat.column('TARGETID')[np.argsort(-again, kind='stable')].tolist()  # the page's order is the command's
+    assert first == next(t for t in order if t in done)
     trained = skyseek('train', folder / 'raw', '--truth', folder / 'catalogue-truth.csv', '--all', '--learn', 'none', '-o', tmp_path / 'weights', '--device', 'cpu')
     assert trained.returncode == 0 and (tmp_path / 'weights' / 'classifier').is_dir(), errors(trained)
     again = score(folder / f'spectra-main-dark-{HPX}.fits', load_weights(tmp_path / 'weights'))
