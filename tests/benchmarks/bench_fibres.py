@@ -7,7 +7,6 @@ Each command runs in a process of its own; its peak memory is that of the operat
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -53,8 +52,9 @@ def main():
         paths = [Path(d, f'{name}.{a.kind}') for name in 'ab']
         first = catalogue(a.rows)
         write_table(first, paths[0], 'CATALOGUE')
+        write_table(catalogue(a.rows, 1, first), paths[1], 'CATALOGUE')
         del first
-        for words in (['fibres', paths[0], '-o', Path(d, 'fibres.ecsv'), '--map', Path(d, 'map.png')],):
+        for words in (['fibres', paths[0], '-o', Path(d, 'fibres.ecsv'), '--map', Path(d, 'map.png')], ['compare', *paths, '-o', Path(d, 'differences.fits')]):
             seconds, peak, line = run(*words)
             print(f"{words[0]}: {a.rows:,} rows ({paths[0].stat().st_size/1e6:.0f} MB of {a.kind}) in {seconds:.1f} s, {peak} MB at the peak")
 
