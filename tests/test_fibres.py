@@ -13,6 +13,7 @@ from skyseek.data.files import read_spectra, write_table
 from skyseek.data.one_target import read_target
 from skyseek.detect.fibre_rates import evidence_waves, find_bad_units, recurring_waves
 from skyseek.pipeline.catalogue import make_catalogue
+from skyseek.pipeline.parts import complete, part_path, write_part
 from skyseek.pipeline.score import score_spectra
 
 
@@ -157,3 +158,13 @@ def test_command(tmp_path):
                              ([tmp_path/'catalogue.fits', '-o', tmp_path/'fibres.doc'], 'fibres.doc'), ([tmp_path/'catalogue.fits', '--map', tmp_path/'map.doc'], 'map.doc'), ([tmp_path/'catalogue.fits', '--fdr', 2], '--fdr')):
         done = skyseek('fibres', *arguments)
         assert done.returncode == 1 and len(errors(done)) == 1 and words in done.stderr
+
+
+def test_folder_of_a_survey_and_a_catalogue_without_fibres(tmp_path):
+    made = catalogue(1, 5000, 12)
+    for k in range(2): write_part(made[np.arange(len(made)) % 2 == k], part_path(tmp_path, 'main', 'dark', 10 + k), {})
+    done = skyseek('fibres', tmp_path)
+    assert done.returncode == 0 and 'fibre 77: ' in done.stdout, done.stderr
+    write_table(complete(made[[c for c in made.colnames if c != 'FIBER']]), tmp_path/'none.fits', 'CATALOGUE')
+    done = skyseek('fibres', tmp_path/'none.fits')
+    assert done.returncode == 1 and 'no target of the catalogue has a FIBER' in done.stderr

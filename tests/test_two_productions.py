@@ -10,6 +10,7 @@ from skyseek.data.files import write_table
 from skyseek.data.redshift_tables import read_truth
 from skyseek.detect.two_productions import compare_productions
 from skyseek.pipeline.explorer_table import open_catalogue
+from skyseek.pipeline.parts import part_path, write_part
 from skyseek.simulate.mock_survey import simulate_survey
 
 MASKED = 16  # spectra whose red arms one production has masked in part
@@ -127,3 +128,19 @@ def test_bad_input_is_one_line(tmp_path):
                                 ('b.fits', '--sure', ['--sure', 2]), ('b.fits', 'a.fits', ['-o', tmp_path/'a.fits', '--overwrite']), ('gone.fits', 'no such file', [])):
         done = skyseek('compare', tmp_path/'a.fits', tmp_path/second, *more)
         assert done.returncode == 1 and len(errors(done)) == 1 and words in done.stderr, (second, done.stderr)
+
+
+def test_folders_of_a_survey_and_versions_that_are_mixed(rerun, tmp_path):
+    folder, name = rerun
+    for which in ('old', 'new'): write_part(Table.read(folder/f'{which}.fits'), part_path(tmp_path/which, 'main', 'dark', 7), {})
+    done = skyseek('compare', tmp_path/'old', tmp_path/'new', '-o', tmp_path/'differences.fits')
+    direct = skyseek('compare', folder/'old.fits', folder/'new.fits')
+    assert done.returncode == 0 and done.stdout.splitlines()[1:-1] == direct.stdout.splitlines()[1:], done.stderr
+    assert len(open_catalogue(tmp_path/'differences.fits', [folder/'old']).read(0)) == 1
+    (tmp_path/'mixed').mkdir()
+    for k, hpx in enumerate((7, 8)):
+        with fits.open(folder/'new'/name.replace('coadd', 'redrock')) as hdus:
+            hdus[0].header['RRVER'] = f'0.{k}'
+            hdus.writeto(tmp_path/'mixed'/f'redrock-main-dark-{hpx}.fits')
+    done = skyseek('compare', tmp_path/'mixed', folder/'old')
+    assert done.returncode == 0 and '2 versions of redrock are mixed (0.0, 0.1)' in done.stderr and 'repeat a target' in done.stdout, done.stderr
