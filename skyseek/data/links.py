@@ -46,7 +46,8 @@ def desi_names(
     ra, dec = (np.atleast_1d(np.ma.filled(np.ma.asarray(a, float), np.nan)) for a in (ra, dec))
     known = np.isfinite(ra + dec) & (ra >= 0) & (ra < 360) & (np.abs(dec) <= 90)
     cut = lambda x: divmod(int(abs(x)*1e4), 10**4)
-    name = lambda r, d: 'DESI J{:03}.{:04}'.format(*cut(r)) + '{}{:02}.{:04}'.format('-' if d*1e4 <= -1 else '+', *cut(d))
+    sign = lambda d: '-' if d*1e4 <= -1 else '+'
+    name = lambda r, d: 'DESI J{:03}.{:04}{}{:02}.{:04}'.format(*cut(r), sign(d), *cut(d))
     return np.array([name(r, d) if ok else '' for r, d, ok in zip(ra, dec, known)], 'U22')
 
 # %% ../../nbs/data/24_links.ipynb #10263567

@@ -48,7 +48,7 @@ def _connected():
         try:
             client.connect()
         except (samp.SAMPHubError, OSError) as e:
-            raise ConnectionError("no SAMP hub is running; start TOPCAT or Aladin on this machine, and send again") from e
+            raise ConnectionError("no SAMP hub is running; start TOPCAT or Aladin here, and send again") from e
         try:
             yield client
         finally:
