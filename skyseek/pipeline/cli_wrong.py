@@ -89,7 +89,7 @@ RATE = Annotated[str | None, dict(type=_rate)]
 def score_command(
     coadds: list[Path], # coadd-*.fits files, compact spectra files, or spec-*.fits of SDSS and LAMOST
     *,
-    output: Path, # catalogue, .fits or .parquet
+    output: Path, # catalogue, .fits, .vot (VOTable) or .parquet
     redrock: Path | None = None,
     weights: Path | None = None,
     error_rate: RATE = None, # fraction of wrong redshifts in these files, or auto (default: as in the training)
@@ -104,8 +104,10 @@ def score_command(
     probabilities are corrected for another fraction of errors; flags stay."""
     from skyseek.data.desi import find_redrock
     from skyseek.data.files import check_destination
+    from skyseek.data.table_headers import provenance
     from skyseek.detect.calibration import check_rates
     from skyseek.pipeline.catalogue import make_catalogue, write_catalogue
+    from skyseek.pipeline.parts import complete
     from skyseek.pipeline.score import load_weights, score_files
     check_destination(output, [*coadds, redrock, *map(find_redrock, coadds)], overwrite)
     loaded, rates = load_weights(weights, device), (error_rate, type_error_rate)
@@ -116,8 +118,9 @@ def score_command(
     tables, failed = score_files(coadds, loaded, progress=None, redrock=redrock, keep_sky=keep_sky, device=device)
     if tables:
         catalogue = make_catalogue(tables, loaded, rates)
+        catalogue.meta |= provenance(_inputs(coadds, redrock, failed))
         count = plural(len(catalogue), 'target')
-        print(f"{write_catalogue(catalogue, output)}: {count}, {_flagged(catalogue)}{_more(catalogue)}")
+        print(f"{write_catalogue(complete(catalogue), output)}: {count}, {_flagged(catalogue)}{_more(catalogue)}")
     elif not failed:
         raise ValueError('no target to score, nothing but sky fibres; --keep-sky scores them')
     return report_failures(failed, len(coadds))
@@ -130,6 +133,12 @@ def _say_whose(pairs):
     if n:
         text = "%s of %d: Z is the redshift of `skyseek redshift`, not of the survey's pipeline"
         logging.getLogger('skyseek').warning(text, plural(n, 'file'), len(pairs))
+
+def _inputs(coadds, redrock, failed):
+    "The files that were scored, each with its redrock file."
+    from skyseek.data.desi import find_redrock
+    scored = [p for p in coadds if str(p) not in failed]
+    return list(dict.fromkeys(f for p in scored for f in (p, redrock or find_redrock(p)) if f is not None))
 
 def _flagged(catalogue):
     "How many are flagged, and of how many that could be judged."
@@ -267,7 +276,7 @@ def evaluate_command(
 def keep_command(
     catalogue: Path, # catalogue from skyseek score
     *,
-    output: Annotated[Path, LAST_WORD], # catalogue to write, .fits or .parquet
+    output: Annotated[Path, LAST_WORD], # catalogue to write, .fits, .vot or .parquet
     truth: list[Path], # truth tables; their targets must be a random draw of the catalogue
     at_most: float = 0.005, # largest fraction of wrong ones among the kept
     confidence: float = 0.95, # of the guarantee
@@ -283,10 +292,11 @@ def keep_command(
     from skyseek.data.redshift_tables import read_truth
     from skyseek.detect.guarantee import keep_sample
     from skyseek.pipeline.catalogue import read_catalogue, write_catalogue
+    from skyseek.pipeline.parts import complete
     check_destination(output, [catalogue, *truth], overwrite)
     whole, head = read_catalogue(catalogue), {'redshift': 'Z', 'type': 'S'}[what]
     kept, found = keep_sample(whole, read_truth(truth), at_most, confidence, head, tolerance, test_only)
-    print(f"{write_catalogue(kept, output)}: {len(kept)} of {len(whole)} targets. {found.text}")
+    print(f"{write_catalogue(complete(kept), output)}: {len(kept)} of {len(whole)} targets. {found.text}")
     return 0
 
 # %% ../../nbs/pipeline/23_cli_wrong.ipynb #13a3e30d

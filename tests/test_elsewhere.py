@@ -1,0 +1,130 @@
+"""Catalogues and spectra in other tools: TOPCAT, Aladin, astropy, specutils, LSDB."""
+import warnings
+
+import numpy as np
+import pytest
+from astropy.io import fits, votable
+from astropy.io.votable.ucd import check_ucd
+from astropy.table import Table, vstack
+from commands import errors, skyseek
+from surveys import write_lamost, write_pair, write_sdss
+
+from skyseek.data.files import read_written_table
+from skyseek.data.samp import find_samp
+from skyseek.pipeline.catalogue import COLUMNS, read_catalogue
+from skyseek.pipeline.column_ucds import UCDS
+from skyseek.pipeline.survey_catalogue import EXTRA
+
+
+@pytest.fixture(scope='module')
+def catalogues(tmp_path_factory):
+    "Catalogues of DESI, SDSS and LAMOST spectra, each as FITS, VOTable or Parquet: survey → path."
+    folder = tmp_path_factory.mktemp('elsewhere')
+    write_pair(folder)
+    found = dict(desi=next(folder.glob('coadd*.fits')), sdss=write_sdss(folder), lamost=write_lamost(folder))
+    for (survey, source), suffix in zip(found.items(), ('vot', 'fits', 'parquet')):
+        done = skyseek('score', source, '-o', folder/f'{survey}.{suffix}')
+        assert done.returncode == 0, done.stderr
+        found[survey] = folder/f'{survey}.{suffix}'
+    return found
+
+
+def test_every_column_has_a_ucd():
+    "A new column of the catalogue gets its word in nbs/pipeline/01_column_ucds.ipynb."
+    assert not [name for name in (COLUMNS | EXTRA) if name not in UCDS]
+    assert all(check_ucd(ucd, check_controlled_vocabulary=True) for ucd in UCDS.values())
+
+
+def test_the_columns_are_the_same_for_every_survey(catalogues):
+    tables = {survey: read_written_table(path) for survey, path in catalogues.items()}
+    assert all(t.colnames == list(COLUMNS) for t in tables.values())
+    kinds = [{c: t[c].dtype.kind for c in COLUMNS if t[c].dtype.kind not in 'OUS'} for t in tables.values()]
+    assert kinds[0] == kinds[1] == kinds[2]
+    sdss = tables['sdss']
+    assert sdss['DESI_TARGET'].mask.all() and sdss['HEALPIX'].mask.all() and np.isnan(sdss['TSNR2_LRG']).all()
+    assert not np.ma.getmaskarray(sdss['Z']).any()
+    joined = vstack(list(tables.values()), metadata_conflicts='silent')
+    assert len(joined) == sum(map(len, tables.values())) and joined.colnames == list(COLUMNS)
+    assert 'DESI_TARGET' not in read_catalogue(catalogues['sdss']).colnames  # as it was in memory
+
+
+def test_astropy_alone_finds_units_descriptions_and_ucds(catalogues):
+    for path in catalogues.values():
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            table = Table.read(path)
+        assert table['Z'].description == 'redrock redshift' and table['Z'].meta['ucd'] == UCDS['Z'], path
+        assert str(table['CAUSE_WAVE'].unit) == 'Angstrom' and table['P_ALT'].meta['ucd'] == UCDS['P_ALT']
+    header = fits.getheader(catalogues['sdss'], 1)
+    k = next(k for k in range(1, 200) if header[f'TTYPE{k}'] == 'Z')
+    assert (header[f'TCOMM{k}'], header[f'TUCD{k}']) == ('redrock redshift', UCDS['Z'])
+    with fits.open(catalogues['sdss']) as hdus: hdus.verify('exception')
+
+
+def test_the_header_says_what_a_catalogue_was_made_of(catalogues):
+    for path in catalogues.values():
+        meta = read_written_table(path).meta
+        assert {'DATE', 'SKYSEEK', 'WEIGHTS', 'WHASH', 'TH_Z', 'TH_S', 'INPUTS', 'INHASH', 'NINPUT'} <= set(meta)
+        assert len(meta['INHASH'].split(', ')) == meta['NINPUT']
+    assert read_written_table(catalogues['desi']).meta['NINPUT'] == 2  # coadd and redrock file
+
+
+def test_the_votable_is_valid(catalogues):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        table = votable.parse(str(catalogues['desi']), verify='exception').get_first_table()
+    assert len(table.array) == 4 and table.get_field_by_id_or_name('Z_CONF_SKYSEEK').datatype == 'unsignedByte'
+
+
+def test_another_suffix_is_refused(tmp_path, catalogues):
+    done = skyseek('keep', catalogues['desi'], '--truth', catalogues['desi'], '-o', tmp_path/'kept.xml')
+    assert done.returncode == 1 and '*.vot' in errors(done)[0]
+
+
+def test_a_catalogue_in_another_format_with_links(catalogues, tmp_path):
+    done = skyseek('export', catalogues['desi'], '-o', tmp_path/'all.fits', '--links', 'edr')
+    assert done.returncode == 0, done.stderr
+    table = read_written_table(tmp_path/'all.fits')
+    assert table['LINK_SPECTRUM'][0] == f"https://www.legacysurvey.org/viewer/desi-spectrum/edr/targetid{table['TARGETID'][0]}"
+    assert len(table) == 4 and {'DESINAME', 'LINK_SKY'} < set(table.colnames) and table['LINK_SKY'].meta['ucd'] == 'meta.ref.url'
+    done = skyseek('export', catalogues['desi'], '-o', tmp_path/'no.fits', '--links', 'DR 1')
+    assert done.returncode == 1 and 'edr or dr1' in errors(done)[0] and not (tmp_path/'no.fits').exists()
+    done = skyseek('export', catalogues['desi'], '-o', catalogues['desi'], '--overwrite')
+    assert done.returncode == 1 and 'would overwrite the input' in errors(done)[0]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "A SAMP hub of our own, on this machine only; a function that adds a receiver, which keeps what it loads."
+    samp, lock, clients = find_samp(), tmp_path/'samp', []
+    monkeypatch.setenv('SAMP_HUB', f'std-lockurl:{lock.as_uri()}')
+    with samp.conf.set_temp('use_internet', False):
+        server = samp.SAMPHubServer(web_profile=False, lockfile=str(lock), mode='single', timeout=0)
+        def add(name, message, status='samp.ok'):
+            client, got = samp.SAMPIntegratedClient(name=name), []
+            def load(private_key, sender, msg_id, mtype, params, extra):
+                got.append((params['name'], read_written_table(params['url'].removeprefix('file://'))))
+                client.reply(msg_id, {'samp.status': status, 'samp.result': {}, 'samp.error': {'samp.errortxt': 'no'}})
+            client.connect(); client.bind_receive_call(message, load); clients.append(client)
+            return got
+        add.server = server
+        yield add
+        for client in clients: client.disconnect()
+        if server.is_running: server.stop()
+
+
+def test_send_a_catalogue_to_topcat(hub, catalogues):
+    done = skyseek('send', catalogues['desi'])
+    assert done.returncode == 1 and 'no SAMP hub' in errors(done)[0] and 'TOPCAT' in errors(done)[0]
+    hub.server.start()
+    topcat, aladin = hub('topcat', 'table.load.votable'), hub('aladin', 'table.load.fits')
+    done = skyseek('send', catalogues['desi'])  # a VOTable
+    assert done.returncode == 0 and 'loaded by topcat' in done.stdout, done.stderr
+    assert topcat[0][0] == 'desi' and len(topcat[0][1]) == 4 and topcat[0][1].colnames == list(COLUMNS)
+    done = skyseek('send', catalogues['lamost'])  # Parquet, which becomes FITS
+    assert done.returncode == 0 and 'loaded by aladin' in done.stdout and len(aladin[0][1]) == 1
+    done = skyseek('send', catalogues['desi'], '--to', 'ds9')
+    assert done.returncode == 1 and 'only topcat' in errors(done)[0]
+    hub('deaf', 'table.load.votable', status='samp.error')
+    done = skyseek('send', catalogues['desi'])
+    assert done.returncode == 1 and 'deaf could not load' in errors(done)[0]
