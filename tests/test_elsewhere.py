@@ -1,5 +1,6 @@
 """Catalogues and spectra in other tools: TOPCAT, Aladin, astropy, specutils, LSDB."""
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,3 +129,24 @@ def test_send_a_catalogue_to_topcat(hub, catalogues):
     hub('deaf', 'table.load.votable', status='samp.error')
     done = skyseek('send', catalogues['desi'])
     assert done.returncode == 1 and 'deaf could not load' in errors(done)[0]
+
+
+def test_spectra_through_astropy_and_specutils(tmp_path):
+    specutils = pytest.importorskip('specutils')
+    folder = tmp_path/'in'
+    folder.mkdir()
+    write_pair(folder)
+    from skyseek import Spectra
+    from skyseek.data.unified_io import register_specutils
+    spectra = Spectra.read(next(folder.glob('coadd*.fits')))
+    assert len(spectra) == 4 and 'Z' in spectra.meta.colnames  # the redrock file beside it was read
+    spectra.write(tmp_path/'spectra.fits')
+    register_specutils()
+    theirs = specutils.SpectrumList.read(tmp_path/'spectra.fits', format='skyseek')
+    assert [int(s.meta['meta']['TARGETID'][0]) for s in theirs] == list(spectra.meta['TARGETID'])
+    assert all((s.mask == ~spectra.good[i]).all() for i, s in enumerate(theirs))
+
+
+def test_the_package_says_that_it_has_types():
+    import skyseek as package
+    assert Path(package.__file__).with_name('py.typed').is_file()
