@@ -327,6 +327,8 @@ def _specutils_ivar(spectrum, shape):
         return np.ones(shape)
     from astropy.nddata import InverseVariance
     unit, axis = spectrum.flux.unit, spectrum.spectral_axis
-    inverse = spectrum.uncertainty.represent_as(InverseVariance)
+    inverse = spectrum.uncertainty
+    if not isinstance(inverse, InverseVariance):
+        inverse = inverse.represent_as(InverseVariance)
     own = np.atleast_2d((inverse.array*(inverse.unit or unit**-2)).to_value(unit**-2))
     return own/(np.ones(shape[1])*unit).to_value(FLUX_UNIT, u.spectral_density(axis))**2
