@@ -1,4 +1,6 @@
 """Where a spectrum comes from, rates of fibres, petals, amplifiers and nights."""
+import warnings
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -165,6 +167,10 @@ def test_folder_of_a_survey_and_a_catalogue_without_fibres(tmp_path):
     for k in range(2): write_part(made[np.arange(len(made)) % 2 == k], part_path(tmp_path, 'main', 'dark', 10 + k), {})
     done = skyseek('fibres', tmp_path)
     assert done.returncode == 0 and 'fibre 77: ' in done.stdout, done.stderr
+    write_table(complete(made), tmp_path/'all.vot', 'CATALOGUE')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', RuntimeWarning)
+        assert 'fibre 77: ' in skyseek('fibres', tmp_path/'all.vot').stdout
     write_table(complete(made[[c for c in made.colnames if c != 'FIBER']]), tmp_path/'none.fits', 'CATALOGUE')
     done = skyseek('fibres', tmp_path/'none.fits')
     assert done.returncode == 1 and 'no target of the catalogue has a FIBER' in done.stderr

@@ -159,7 +159,8 @@ def _ranks(score):
     out[known[np.argsort(-score[known], kind='stable')]] = 1 + np.arange(len(known))
     return out
 
-NOT_KNOWN = {'ZWARN': ZWARN_NODATA} | dict.fromkeys(('HEALPIX', 'COADD_FIBERSTATUS', 'LABEL_USED', *PLACE_COLUMNS), -1)
+NOT_KNOWN = {'ZWARN': ZWARN_NODATA} | dict.fromkeys((c for c in COLUMNS if c.endswith('_TARGET')), 0)
+NOT_KNOWN |= dict.fromkeys(('HEALPIX', 'COADD_FIBERSTATUS', 'LABEL_USED', *PLACE_COLUMNS), -1)
 
 def _filled(table):
     "Values that mean nothing where a file had no such column: nan, empty, those of NOT_KNOWN, else 0."
