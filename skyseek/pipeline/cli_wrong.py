@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..data.messages import plural
-from .cli_tools import LAST_WORD, Natural, for_each_file, report_failures
+from .cli_tools import LAST_WORD, Natural, check_page, for_each_file, report_failures
 
 # %% ../../nbs/pipeline/23_cli_wrong.ipynb #1a6faa61
 def _done_line(where, failed, paths, what):
@@ -95,6 +95,7 @@ def score_command(
     error_rate: RATE = None, # fraction of wrong redshifts in these files, or auto (default: as in the training)
     type_error_rate: RATE = None, # the same for wrong types and P_S_WRONG
     keep_sky: bool = False, # score sky fibres and broken fibres too
+    report: Path | None = None, # page to write, .html, with the evidence on the most suspicious targets
     device: str = 'auto',
     overwrite: bool = False,
 ) -> int: # exit code
@@ -108,6 +109,7 @@ def score_command(
     from skyseek.pipeline.catalogue import make_catalogue, write_catalogue
     from skyseek.pipeline.score import load_weights, score_files
     check_destination(output, [*coadds, redrock, *map(find_redrock, coadds)], overwrite)
+    check_page(report, [*coadds, redrock, output], overwrite)
     loaded, rates = load_weights(weights, device), (error_rate, type_error_rate)
     check_rates(loaded.rates, rates)
     _say_whose([[p, redrock or find_redrock(p)] for p in dict.fromkeys(coadds)])
@@ -117,7 +119,10 @@ def score_command(
     if tables:
         catalogue = make_catalogue(tables, loaded, rates)
         count = plural(len(catalogue), 'target')
-        print(f"{write_catalogue(catalogue, output)}: {count}, {_flagged(catalogue)}{_more(catalogue)}")
+        line = f"{write_catalogue(catalogue, output)}: {count}, {_flagged(catalogue)}{_more(catalogue)}"
+        print(line)
+        if report:
+            _score_report(report, output, coadds, f'{line}\nweights {loaded.name}: {loaded.about}')
     elif not failed:
         raise ValueError('no target to score, nothing but sky fibres; --keep-sky scores them')
     return report_failures(failed, len(coadds))
@@ -130,6 +135,12 @@ def _say_whose(pairs):
     if n:
         text = "%s of %d: Z is the redshift of `skyseek redshift`, not of the survey's pipeline"
         logging.getLogger('skyseek').warning(text, plural(n, 'file'), len(pairs))
+
+def _score_report(report, output, coadds, summary):
+    "Write the report of a catalogue and say where it is."
+    from skyseek.pipeline.explorer_table import open_catalogue
+    from skyseek.pipeline.reports import score_report
+    print(score_report(report, open_catalogue(output, list(coadds)), summary))
 
 def _flagged(catalogue):
     "How many are flagged, and of how many that could be judged."
@@ -273,6 +284,8 @@ def keep_command(
     what: Literal['redshift', 'type'] = 'redshift', # what may be wrong
     tolerance: float = 0.001, # largest redshift error that is right
     test_only: bool = False, # use labels of the test side only (labels of the training are left out in any case)
+    report: Path | None = None, # page to write, .html: curves, and the wrong ones among the kept labels
+    spectra: list[str] | None = None, # folders, files or archive of the spectra, for the report (default: beside it)
     overwrite: bool = False,
 ) -> int: # exit code
     """Keep the largest sample of a catalogue with a guaranteed bound on its errors.
@@ -283,9 +296,17 @@ def keep_command(
     from skyseek.detect.guarantee import keep_sample
     from skyseek.pipeline.catalogue import read_catalogue, write_catalogue
     check_destination(output, [catalogue, *truth], overwrite)
+    check_page(report, [catalogue, output, *truth], overwrite)
     whole, head = read_catalogue(catalogue), {'redshift': 'Z', 'type': 'S'}[what]
     kept, found = keep_sample(whole, read_truth(truth), at_most, confidence, head, tolerance, test_only)
-    print(f"{write_catalogue(kept, output)}: {len(kept)} of {len(whole)} targets. {found.text}")
+    line = f"{write_catalogue(kept, output)}: {len(kept)} of {len(whole)} targets. {found.text}"
+    print(line)
+    if report:
+        from skyseek.detect.guarantee import labels_used
+        from skyseek.pipeline.explorer_table import open_catalogue
+        from skyseek.pipeline.reports import keep_report
+        labels = labels_used(whole, read_truth(truth), head, tolerance, test_only)
+        print(keep_report(report, open_catalogue(catalogue, spectra), line, labels, found))
     return 0
 
 # %% ../../nbs/pipeline/23_cli_wrong.ipynb #13a3e30d
@@ -327,12 +348,12 @@ def demo_command(
     *,
     output: Path = Path('skyseek-demo'), # folder
     n: int = 1750, # simulated fibres
-    epochs: int = 12, # of the autoencoder
+    epochs: int = 2, # of the autoencoder
     seed: Natural = 0,
     device: str = 'auto',
     overwrite: bool = False,
 ) -> int: # exit code
-    "Simulate a small survey, fit, train, evaluate, write catalogue, weights and report: under five minutes."
+    "Simulate a small survey, fit, train, evaluate, write catalogue, weights and report, in about two minutes."
     from skyseek.pipeline.demo import DemoSettings, run_demo
     settings = DemoSettings(n=n, epochs=epochs, seed=seed, device=device)
     result = run_demo(output, settings, overwrite=overwrite)
