@@ -1,6 +1,7 @@
 """What the tests share."""
 import logging
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,18 @@ def train_shortly():
 def shortly(monkeypatch, train_shortly):
     "Models of labelled spectra are trained for three epochs, in one test."
     train_shortly(monkeypatch)
+
+
+@pytest.fixture(scope='module')
+def chromium():
+    "The browser, without a screen."
+    playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
+    path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
+    if path is None: pytest.skip('no Chromium on this machine')
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=path, args=['--no-sandbox'])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ from skyseek.data.archive import Archive, list_pixels, open_archive
 from skyseek.redshift.scan import redshift_file
 from skyseek.simulate.mock_archive import write_archive
 from skyseek.pipeline.parts import is_whole, list_parts, part_path, read_dataset, write_part
-from skyseek.pipeline.survey_catalogue import close_dataset, export_fits, read_repeats, summarise, truth_from_repeats
+from skyseek.pipeline.survey_catalogue import close_dataset, export_catalogue, read_repeats, summarise, truth_from_repeats
 from skyseek.data.desi import read_coadd
 from skyseek.simulate.mock_archive import simulate_edr
 from skyseek.data.hdus import ReadError, open_fits
@@ -197,7 +197,7 @@ def test_a_rehearsal_is_not_written_over_an_archive(tmp_path, make):
 def test_a_part_is_not_overwritten_by_its_export(iron, tmp_path, quickly):
     do(iron, tmp_path/'c', pixels=(5,))
     part = list_parts(tmp_path/'c')[0]
-    with pytest.raises(ValueError, match='would overwrite the input'): export_fits(tmp_path/'c', part)
+    with pytest.raises(ValueError, match='would overwrite the input'): export_catalogue(tmp_path/'c', part)
     assert len(pq.read_table(part)) == 2
 
 
@@ -499,7 +499,7 @@ def test_a_part_that_is_cut_is_done_again(tmp_path, caplog, how):
     pixels = Table(dict(SURVEY=['main']*3, PROGRAM=['dark']*3, HEALPIX=[5, 6, 7]))
     todo, done, _ = open_jobs(dest, pixels)
     assert list(todo['HEALPIX']) == [6] and done == 2 and part.name in caplog.text
-    for work in (lambda: read_dataset(dest), lambda: export_fits(dest, tmp_path/'x.fits')):
+    for work in (lambda: read_dataset(dest), lambda: export_catalogue(dest, tmp_path/'x.fits')):
         with pytest.raises(ValueError, match=part.name): work()
     assert len(summarise(dest)) == 2 and not (tmp_path/'x.fits').exists()
 
@@ -554,20 +554,20 @@ CHANGED = {'gone': lambda dest: list_parts(dest)[2].unlink(), 'new': lambda dest
 
 @pytest.mark.parametrize('how', CHANGED)
 def test_parts_that_come_and_go_while_they_are_exported(tmp_path, monkeypatch, how):
-    dest, real, done = write_parts(tmp_path/'c'), skyseek.pipeline.survey_catalogue._rows, []
+    dest, real, done = write_parts(tmp_path/'c'), skyseek.pipeline.survey_catalogue._with_extra, []
     def rows(*args):
-        if not done: done.append(1); CHANGED[how](dest)
+        if len(args[0]) and not done: done.append(1); CHANGED[how](dest)
         return real(*args)
-    monkeypatch.setattr(skyseek.pipeline.survey_catalogue, '_rows', rows)
+    monkeypatch.setattr(skyseek.pipeline.survey_catalogue, '_with_extra', rows)
     (tmp_path/'x.fits').write_text('what was there')
-    with pytest.raises(ValueError, match='again'): export_fits(dest, tmp_path/'x.fits')
+    with pytest.raises(ValueError, match='again'): export_catalogue(dest, tmp_path/'x.fits')
     assert (tmp_path/'x.fits').read_text() == 'what was there' and len(list(tmp_path.iterdir())) == 2
 
 
 def test_an_export_says_what_the_catalogue_was_made_with(made, tmp_path, in_process, weights, monkeypatch):
     monkeypatch.setattr('skyseek.pipeline.survey.close_dataset', lambda dest: None)
     do(made, tmp_path/'c', pixels=(5,))
-    for meta in (Table.read(export_fits(tmp_path/'c', tmp_path/'x.fits')).meta, read_dataset(tmp_path/'c').meta):
+    for meta in (Table.read(export_catalogue(tmp_path/'c', tmp_path/'x.fits')).meta, read_dataset(tmp_path/'c').meta):
         assert (meta['WEIGHTS'], meta['ARCHIVE']) == (weights.name, 'iron') and meta['SKYSEEK'] and meta['TRAINED'].startswith(weights.about[:20])
         assert (meta['TH_Z'], meta['TH_S']) == pytest.approx(weights.thresholds)
     with fits.open(tmp_path/'x.fits') as hdus:

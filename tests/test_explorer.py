@@ -25,12 +25,10 @@ from skyseek.pipeline.explorer_table import open_catalogue
 from skyseek.pipeline.labels import LabelStore
 from skyseek.redshift.scan import redshift_file
 from skyseek.simulate.mock_survey import simulate_survey
+from windows import ROOT, Window, serve
 
-ROOT = Path(__file__).resolve().parent.parent
-BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 EVIL = '<img src=x onerror="window.hacked=1"> $$\\alpha$$ \x07'
 SAVED = re.compile(r'^saved \d\d:')
-RUN = 'import sys; from skyseek.pipeline.cli import main; sys.exit(main())'
 
 
 @pytest.fixture(scope='module')
@@ -51,53 +49,7 @@ def here(survey, tmp_path):
     return tmp_path / 'catalogue.fits'
 
 
-@pytest.fixture(scope='module')
-def chromium():
-    playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
-    if BROWSER is None: pytest.skip('no Chromium on this machine')
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=BROWSER, args=['--no-sandbox'])
-        yield browser
-        browser.close()
-
-
-class Window:
-    "A browser window with the explorer."
-    def __init__(self, browser, address, width=1400, height=1000):
-        self.page, self.errors = browser.new_page(viewport=dict(width=width, height=height)), []
-        self.page.on('pageerror', lambda e: self.errors.append(str(e)))
-        self.page.set_default_timeout(20_000)
-        self.page.goto(address)
-        self.says(' inspected')
-
-    def says(self, text): self.page.get_by_text(text).first.wait_for()
-
-    def press(self, keys, *answers):
-        for key in keys.split(): self.page.keyboard.press(key)
-        for text in answers: self.says(text)
-
-    def field(self, label): return self.page.get_by_label(label, exact=True)
-
-    def target(self): return int(self.page.locator('.object b').first.inner_text())
-
-    def figure(self, n):
-        box = self.page.locator('.bk-Figure').nth(n).bounding_box()
-        return lambda x, y: (box['x'] + x*box['width'], box['y'] + y*box['height'])
-
-    def type_into(self, field, text):
-        field.fill(text)
-        field.press('Enter')
-        time.sleep(.2)
-
-
 MAP, STRIP, SPECTRUM = 0, 1, 2
-
-
-def serve(catalogue, inspector='me'):
-    "The command in a process of its own, and its address."
-    words = [sys.executable, '-c', RUN, 'explore', str(catalogue), '--no-browser', '--port', '0', '--inspector', inspector]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    return process, process.stdout.readline().strip()
 
 
 # The whole way

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,23 +24,27 @@ PICKLERS = {'pickle', 'cPickle', 'dill', 'cloudpickle', 'joblib', 'shelve'}
 def named(paths): return pytest.mark.parametrize('path', paths, ids=lambda p: p.relative_to(ROOT).as_posix())
 
 
+@cache
 def cells(path, kind):
     "(source, outputs) of the cells of one kind."
     nb = json.loads(path.read_text(encoding='utf-8'))
     return [(''.join(c['source']), c.get('outputs', [])) for c in nb['cells'] if c['cell_type'] == kind]
 
 
+@cache
 def parse(source):
     "Syntax tree of a cell, without its magics."
     return ast.parse(re.sub(r'(?m)^(\s*)[%!].*$', r'\1pass', source))
 
 
+@cache
 def trees(path):
     "Syntax trees of a module or of the code cells of a notebook."
     return [ast.parse(path.read_text(encoding='utf-8'))] if path.suffix == '.py' else [parse(s) for s, _ in cells(path, 'code')]
 
 
-def walk(path): return (node for tree in trees(path) for node in ast.walk(tree))
+@cache
+def walk(path): return [node for tree in trees(path) for node in ast.walk(tree)]
 
 
 def imports(path):
@@ -123,6 +128,7 @@ def test_outputs_hold_no_warning_or_error(path):
 
 # The pages of reference: their outputs are made from the code, and name all of it
 
+@cache
 def shown(name):
     "What the outputs of a notebook in nbs/start show."
     return '\n'.join(text for _, outputs in cells(ROOT / 'nbs' / 'start' / f'{name}.ipynb', 'code') for text in printed(outputs))
@@ -145,7 +151,7 @@ def test_every_command_and_option_is_explained():
 
 @named(MODULES)
 def test_api_index_names_every_public_function_and_class(path):
-    tree = ast.parse(path.read_text(encoding='utf-8'))
+    tree = trees(path)[0]
     kinds, page = (ast.FunctionDef, ast.ClassDef), shown('api')
     public = [n.name for n in tree.body if isinstance(n, kinds) and n.name[0] != '_'
               and not any(ast.unparse(d).startswith('patch') for d in n.decorator_list)]
@@ -234,7 +240,7 @@ def test_one_statement_a_line(path):
 
 def public_functions(path):
     "(name, node) of the public functions and methods of a module."
-    for node in ast.parse(path.read_text(encoding='utf-8')).body:
+    for node in trees(path)[0].body:
         if isinstance(node, ast.FunctionDef) and node.name[0] != '_': yield node.name, node
         if isinstance(node, ast.ClassDef) and node.name[0] != '_':
             for sub in node.body:
@@ -265,7 +271,7 @@ def test_the_front_door_hands_out_what_it_lists():
 @named(MODULES)
 def test_public_names_have_docstrings(path):
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    tree = ast.parse(path.read_text(encoding='utf-8'))
+    tree = trees(path)[0]
     assert not [n.name for n in tree.body if isinstance(n, kinds) and n.name[0] != '_' and not ast.get_docstring(n)]
 
 

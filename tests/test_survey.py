@@ -375,4 +375,4 @@ def test_export_and_truth_from_repeats(release, tmp_path, capsys, in_process):
     assert known.sum() == len(truth) and set(rows['SURVEY'][known]) == {'main'}  # the deep observation is not its own judge
     assert main(['truth-from-repeats', str(tmp_path/'c'), '-o', str(tmp_path/'truth.parquet'), '--secure', '20']) == 0 and len(read_truth(tmp_path/'truth.parquet')) == len(truth)
     assert np.mean(np.array(off) < .0033) > .6
-    assert main(['export', str(tmp_path/'c'), '-o', str(tmp_path/'all.parquet')]) == 1 and 'name it *.fits' in capsys.readouterr().err
+    assert main(['export', str(tmp_path/'c'), '-o', str(tmp_path/'all.csv')]) == 1 and '*.fits' in capsys.readouterr().err

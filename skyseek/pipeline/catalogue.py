@@ -7,6 +7,7 @@ __all__ = ['log', 'COLUMNS', 'NOT_KNOWN', 'make_catalogue', 'read_catalogue', 'w
 
 # %% ../../nbs/pipeline/02_catalogue.ipynb #c9d3ff80
 import logging
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from ..data.fibres import PLACE_COLUMNS
 from ..data.files import ascii_text, read_written_table, write_table
 from ..data.plots import embed, plot_spectrum, write_page
 from ..data.spectra import Spectra
+from ..data.table_headers import date_card
 from ..detect.calibration import rebase_opinion, restate
+from ..learn.training import fingerprint
+from .column_ucds import add_ucds
 from .score import Weights, load_weights, match_grid, score_files, score_spectra
 
 log = logging.getLogger('skyseek')
@@ -132,6 +136,7 @@ def make_catalogue(
     for name, (unit, description) in COLUMNS.items():
         if name in out.colnames:
             out[name].unit, out[name].description = unit, description
+    add_ucds(out)
     out.meta |= {'SKYSEEK': __version__} | cards
     if weights is not None:
         out.meta |= _provenance(weights, thresholds)
@@ -141,7 +146,10 @@ def make_catalogue(
 def _provenance(weights, thresholds):
     "Header cards: weights, thresholds, training sample; LABELS is -1 where their number is not recorded."
     labels = weights.classifier.config['labels']
-    return {'WEIGHTS': weights.name, 'TH_Z': thresholds[0], 'TH_S': thresholds[1], 'TRAINED': ascii_text(weights.about),
+    models = weights.autoencoder, weights.classifier, weights.judge, weights.familiarity, weights.anomaly
+    sums = ' '.join(fingerprint(m) for m in models if hasattr(m, 'state_dict'))
+    return {'WEIGHTS': weights.name, 'WHASH': sha256(sums.encode()).hexdigest()[:12],
+            'TH_Z': thresholds[0], 'TH_S': thresholds[1], 'TRAINED': ascii_text(weights.about),
             'LABELS': -1 if labels is None else labels, 'JUDGE': 'own' if weights.own_judge else 'shipped'}
 
 def _ranks(score):
@@ -151,7 +159,8 @@ def _ranks(score):
     out[known[np.argsort(-score[known], kind='stable')]] = 1 + np.arange(len(known))
     return out
 
-NOT_KNOWN = {'ZWARN': ZWARN_NODATA} | dict.fromkeys(('HEALPIX', 'COADD_FIBERSTATUS', 'LABEL_USED', *PLACE_COLUMNS), -1)
+NOT_KNOWN = {'ZWARN': ZWARN_NODATA} | dict.fromkeys((c for c in COLUMNS if c.endswith('_TARGET')), 0)
+NOT_KNOWN |= dict.fromkeys(('HEALPIX', 'COADD_FIBERSTATUS', 'LABEL_USED', *PLACE_COLUMNS), -1)
 
 def _filled(table):
     "Values that mean nothing where a file had no such column: nan, empty, those of NOT_KNOWN, else 0."
@@ -170,6 +179,7 @@ def read_catalogue(
 ) -> Table:
     "Read a catalogue; `ValueError` if it is none."
     table = read_written_table(path)
+    table.remove_columns([c for c in table.meta.pop('ABSENT', '').split() if c in table.colnames])
     lacking = [c for c in _NEEDED if c not in table.colnames]
     if lacking:
         raise ValueError(f"{path}: lacks the columns {', '.join(lacking)}; "
@@ -179,20 +189,22 @@ def read_catalogue(
 # %% ../../nbs/pipeline/02_catalogue.ipynb #38306a06
 def write_catalogue(
     catalogue: Table, # from `make_catalogue`
-    dst: Path | str, # destination; .parquet writes Parquet, anything else FITS
+    dst: Path | str, # destination: .fits, .vot (VOTable) or .parquet
 ) -> Path: # dst
-    "Write a catalogue, whole or not at all."
+    "Write a catalogue, with the date, whole or not at all."
+    catalogue = catalogue.copy(copy_data=False)
+    catalogue.meta |= date_card()
     return write_table(catalogue, dst, 'CATALOGUE')
 
 # %% ../../nbs/pipeline/02_catalogue.ipynb #67ea0c1e
 def score(
     source: 'Spectra | Path | str | list[Path | str]', # spectra with redrock's columns, or files
-    weights: Weights | None = None, # None takes those of the package
+    weights: Weights | Path | str | None = None, # or their folder; None takes those of the package
     rates: tuple = (None, None), # see `make_catalogue`
     device: str = 'cpu', # torch device
 ) -> Table: # the catalogue
     "Score spectra or files. A file that cannot be read is logged; `ValueError` if none can be."
-    weights = load_weights() if weights is None else weights
+    weights = weights if isinstance(weights, Weights) else load_weights(weights)
     if isinstance(source, Spectra):
         return make_catalogue([score_spectra(match_grid(source, weights), weights, device)], weights, rates)
     paths = [source] if isinstance(source, (str, Path)) else list(source)

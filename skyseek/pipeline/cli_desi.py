@@ -17,7 +17,7 @@ from .cli_tools import LAST_WORD
 def confidence_command(
     catalogue: Path, # catalogue from skyseek score, of DESI targets
     *,
-    output: Annotated[Path, LAST_WORD], # catalogue with Z_CONF_SKYSEEK to write, .fits or .parquet
+    output: Annotated[Path, LAST_WORD], # catalogue with Z_CONF_SKYSEEK to write, .fits, .vot or .parquet
     truth: list[Path], # truth tables: EDR_VI_*.csv, simulated or from repeats; targets drawn at random
     purity: float = 0.99, # least fraction of right redshifts in level 2
     confidence: float = 0.95, # of the guarantee
@@ -31,6 +31,7 @@ def confidence_command(
     from skyseek.data.redshift_tables import read_truth
     from skyseek.detect import confidence as rules
     from skyseek.pipeline.catalogue import COLUMNS, read_catalogue, write_catalogue
+    from skyseek.pipeline.parts import complete
     check_destination(output, [catalogue, *truth, suspects], overwrite)
     if suspects is not None:
         check_destination(suspects, [catalogue, *truth], overwrite)
@@ -43,7 +44,8 @@ def confidence_command(
     table['Z_CONF_SKYSEEK'].description = COLUMNS['Z_CONF_SKYSEEK'][1]
     table.meta |= dict(CONF_TH=found.threshold if found.holds else -1., CONFPURE=purity, CONFCONF=confidence)
     counts = [plural(int((table['Z_CONF_SKYSEEK'] == k).sum()), 'target') for k in (3, 2, 1, 0)]
-    print(f'{write_catalogue(table, output)}: ' + ', '.join(f'level {k}: {n}' for k, n in zip((3, 2, 1, 0), counts)))
+    written = write_catalogue(complete(table), output)
+    print(f'{written}: ' + ', '.join(f'level {k}: {n}' for k, n in zip((3, 2, 1, 0), counts)))
     if found.holds:
         print(f'level 2. {found.text}')
     doubtful = table[rules.contradictions(table)]

@@ -78,17 +78,15 @@ def _list_todo(source, output, settings):
 def export_command(
     dest: Path, # folder of a catalogue
     *,
-    output: Path, # FITS table to write
+    output: Path, # table to write: .fits, .vot (VOTable) or .parquet
     primary: bool = False, # one row for each target: no warning first, then the deepest
     overwrite: bool = False,
 ) -> int: # exit code
-    "Write the catalogue of a survey as one FITS table."
-    from skyseek.data.safe_writing import check_new
-    if output.suffix not in ('.fits', '.fit'):
-        raise ValueError(f"{output}: name it *.fits; as Parquet the catalogue is there already, in {dest}/catalogue")
-    check_new(output, overwrite)
-    from skyseek.pipeline.survey_catalogue import export_fits
-    print(export_fits(dest, output, primary))
+    "Write the catalogue of a survey as one table: FITS, VOTable or Parquet."
+    from skyseek.data.files import check_destination
+    check_destination(output, overwrite=overwrite)
+    from skyseek.pipeline.survey_catalogue import export_catalogue
+    print(export_catalogue(dest, output, primary))
     return 0
 
 def truth_from_repeats_command(

@@ -81,7 +81,8 @@ def say(text: str) -> None:
     print(f'{datetime.now():%H:%M:%S} {text}', file=sys.stderr, flush=True)
 
 # %% ../../nbs/pipeline/20_cli_tools.ipynb #d16a2c12
-OUTPUTS = 'output', 'suspects', 'place', 'report', 'results'  # what is written; every other path is read
+# what is written; every other path is read
+OUTPUTS = 'output', 'suspects', 'place', 'report', 'results', 'map_', 'recurring'
 _COMMON = {
     'device': 'torch device: auto (CUDA if there is a GPU, else the CPU), cpu or cuda',
     'overwrite': 'replace what is there already, also a file without write permission',

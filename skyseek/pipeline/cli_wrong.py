@@ -89,7 +89,7 @@ RATE = Annotated[str | None, dict(type=_rate)]
 def score_command(
     coadds: list[Path], # coadd-*.fits files, compact spectra files, or spec-*.fits of SDSS and LAMOST
     *,
-    output: Path, # catalogue, .fits or .parquet
+    output: Path, # catalogue, .fits, .vot (VOTable) or .parquet
     redrock: Path | None = None,
     weights: Path | None = None,
     error_rate: RATE = None, # fraction of wrong redshifts in these files, or auto (default: as in the training)
@@ -105,8 +105,10 @@ def score_command(
     probabilities are corrected for another fraction of errors; flags stay."""
     from skyseek.data.desi import find_redrock
     from skyseek.data.files import check_destination
+    from skyseek.data.table_headers import provenance
     from skyseek.detect.calibration import check_rates
     from skyseek.pipeline.catalogue import make_catalogue, write_catalogue
+    from skyseek.pipeline.parts import complete
     from skyseek.pipeline.score import load_weights, score_files
     check_destination(output, [*coadds, redrock, *map(find_redrock, coadds)], overwrite)
     check_page(report, [*coadds, redrock, output], overwrite)
@@ -118,8 +120,9 @@ def score_command(
     tables, failed = score_files(coadds, loaded, progress=None, redrock=redrock, keep_sky=keep_sky, device=device)
     if tables:
         catalogue = make_catalogue(tables, loaded, rates)
+        catalogue.meta |= provenance(_inputs(coadds, redrock, failed))
         count = plural(len(catalogue), 'target')
-        line = f"{write_catalogue(catalogue, output)}: {count}, {_flagged(catalogue)}{_more(catalogue)}"
+        line = f"{write_catalogue(complete(catalogue), output)}: {count}, {_flagged(catalogue)}{_more(catalogue)}"
         print(line)
         if report:
             _score_report(report, output, coadds, f'{line}\nweights {loaded.name}: {loaded.about}')
@@ -141,6 +144,12 @@ def _score_report(report, output, coadds, summary):
     from skyseek.pipeline.explorer_table import open_catalogue
     from skyseek.pipeline.reports import score_report
     print(score_report(report, open_catalogue(output, list(coadds)), summary))
+
+def _inputs(coadds, redrock, failed):
+    "The files that were scored, each with its redrock file."
+    from skyseek.data.desi import find_redrock
+    scored = [p for p in coadds if str(p) not in failed]
+    return list(dict.fromkeys(f for p in scored for f in (p, redrock or find_redrock(p)) if f is not None))
 
 def _flagged(catalogue):
     "How many are flagged, and of how many that could be judged."
@@ -277,7 +286,7 @@ def evaluate_command(
 def keep_command(
     catalogue: Path, # catalogue from skyseek score
     *,
-    output: Annotated[Path, LAST_WORD], # catalogue to write, .fits or .parquet
+    output: Annotated[Path, LAST_WORD], # catalogue to write, .fits, .vot or .parquet
     truth: list[Path], # truth tables; their targets must be a random draw of the catalogue
     at_most: float = 0.005, # largest fraction of wrong ones among the kept
     confidence: float = 0.95, # of the guarantee
@@ -295,11 +304,12 @@ def keep_command(
     from skyseek.data.redshift_tables import read_truth
     from skyseek.detect.guarantee import keep_sample
     from skyseek.pipeline.catalogue import read_catalogue, write_catalogue
+    from skyseek.pipeline.parts import complete
     check_destination(output, [catalogue, *truth], overwrite)
     check_page(report, [catalogue, output, *truth], overwrite)
     whole, head = read_catalogue(catalogue), {'redshift': 'Z', 'type': 'S'}[what]
     kept, found = keep_sample(whole, read_truth(truth), at_most, confidence, head, tolerance, test_only)
-    line = f"{write_catalogue(kept, output)}: {len(kept)} of {len(whole)} targets. {found.text}"
+    line = f"{write_catalogue(complete(kept), output)}: {len(kept)} of {len(whole)} targets. {found.text}"
     print(line)
     if report:
         from skyseek.detect.guarantee import labels_used

@@ -9,6 +9,7 @@ __all__ = ['log', 'SIMILAR', 'DRAWN', 'TEMPLATE']
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -191,18 +192,21 @@ def draw_at_random(self: ExplorerPage) -> None:
 def tell_guarantee(self: ExplorerPage) -> None:
     "Say what the labels of the random sample guarantee."
     try:
-        self.promise.text = html_text(self.store.guarantee()['text'])
+        at_most = float(self.at_most.value.split()[0])/100
+        self.promise.text = html_text(self.store.guarantee(at_most)['text'])
     except Exception as e:
         self.promise.text = html_text(explain(e))
 
 # %% ../../nbs/pipeline/18_explorer_actions.ipynb #dc247086
 @patch
 def export_labels(self: ExplorerPage) -> None:
-    "Write labels beside the catalogue: for inspectors, for `train`, `evaluate` and `keep`, for `rank`."
+    "Write labels beside the catalogue: for inspectors, for `train` and `evaluate`, for `rank`, for `keep`."
     stem, done = Path(self.catalogue.path), []
     name = stem.name.split('.')[0]
-    for kind, write in (('vi', self.store.export_vi), ('truth', self.store.export_truth),
-                        ('ratings', self.store.export_ratings)):
+    kinds = dict(vi=self.store.export_vi, truth=self.store.export_truth, ratings=self.store.export_ratings)
+    if len(self.store.drawn()):
+        kinds['keep'] = partial(self.store.export_truth, drawn=True)
+    for kind, write in kinds.items():
         try:
             done.append(html_text(write(stem.parent/f'{name}-{kind}.csv', overwrite=True)))
         except Exception as e:
@@ -241,7 +245,7 @@ def layouts(self: ExplorerPage) -> tuple: # three of bokeh's layouts: the lists,
              self.problem, self.listed, self.table.table,
              row(self.table.before, self.table.after, self.table.where, self.clear, self.save, self.export, **stretch),
              row(m.kind, m.x, m.y, m.colour, **stretch), m.figure, m.key,
-             row(self.rank, self.more, self.draw_random, **stretch), self.news, self.promise)
+             row(self.rank, self.more, self.draw_random, self.at_most, **stretch), self.news, self.promise)
     self.progress.width_policy = self.saved.width_policy = 'min'
     label = row(self.label, self.saved, self.again, self.progress, **stretch, stylesheets=[':host{background:#f1f8e9}'])
     lists = column(*parts, name='lists', **stretch, tags=[self.keys])  # what no part holds is not in the document

@@ -99,15 +99,21 @@ def keys_page() -> str: # HTML
 KEY_SCRIPT = """
 if (window.skyseek_keys) return;
 window.skyseek_keys = true;
-let n = 0;
+let n = 0, mouse = false;
 const plain = ['checkbox', 'radio', 'button', 'submit', 'range'];
+document.addEventListener('pointerdown', () => { mouse = true; }, true);
+document.addEventListener('input', (e) => {
+  const t = e.composedPath()[0];
+  if (mouse && t.tagName === 'SELECT') setTimeout(() => t.blur(), 0);
+}, true);
 document.addEventListener('keydown', (e) => {
+  mouse = false;
   if (e.ctrlKey || e.metaKey || e.altKey) return;
   const t = e.composedPath()[0];
   const field = t.tagName === 'TEXTAREA' || t.tagName === 'SELECT' || t.isContentEditable
     || (t.tagName === 'INPUT' && !plain.includes(t.type));
   if (field) {
-    if (e.key === 'Escape' || (e.key === 'Enter' && t.tagName === 'INPUT')) setTimeout(() => t.blur(), 50);
+    if (e.key === 'Escape' || (e.key === 'Enter' && t.tagName === 'INPUT')) t.blur();
     return;
   }
   if (e.key.length > 1 && !e.key.startsWith('Arrow')) return;

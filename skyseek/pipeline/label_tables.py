@@ -181,7 +181,8 @@ def merge_labels(
     groups = {}
     for k, key in enumerate(zip(*(table[n].tolist() for n in names))):
         groups.setdefault(key, []).append(k)
-    return Table([_merged_row(table[rows], merger) for rows in groups.values()])
+    plain = table.as_array()  # a table is slow to cut
+    return Table([_merged_row(plain[rows], merger) for rows in groups.values()])
 
 # %% ../../nbs/pipeline/12_label_tables.ipynb #bd3aafbe
 VI_FIELDS = ('TARGETID', 'EXPID', 'NIGHT', 'TILEID', 'Spec_version', 'Redrock_version', 'Template_version',
