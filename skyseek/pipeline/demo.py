@@ -180,11 +180,14 @@ def run_demo(
 SHOWN = 6  # objects whose evidence the report shows
 
 def _chosen(catalogue):
-    "Rows for which another redshift is proposed without a warning of the pipeline, then the most suspicious ones."
+    "Rows for which another redshift is proposed without a warning of the pipeline, else suspicious ones; a heading."
     p = np.nan_to_num(np.asarray(catalogue['P_Z_WRONG'], float), nan=-1)
     differ = np.asarray(catalogue['FLAG_ALT'], bool) & (np.asarray(catalogue['ZWARN']) == 0)
     unseen = split_of(catalogue['TARGETID']) == 'test'
-    return np.lexsort((-p, ~unseen, ~differ))[:SHOWN]
+    rows = np.lexsort((-p, ~unseen, ~differ))[:SHOWN]
+    if differ[rows].any():
+        return rows[differ[rows]], 'No warning, and yet another redshift is proposed'
+    return rows, 'The most suspicious redshifts'
 
 def _report(dst, catalogue, truth, found, paths):
     "Write the report: evidence with the truth beside it, curves, metrics, and what to do next."
@@ -193,7 +196,7 @@ def _report(dst, catalogue, truth, found, paths):
     test = np.asarray(label['KNOWN']) & np.isfinite(p) & (split_of(catalogue['TARGETID']) == 'test')
     other = {'DELTACHI2': -np.asarray(catalogue['DELTACHI2'], float)[test]}
     figure = curves_figure(np.asarray(label['Z_WRONG'])[test], p[test], other)
-    rows = _chosen(catalogue)
+    rows, heading = _chosen(catalogue)
     notes = [truth_words(catalogue[i], true['TRUE_Z'][i], true['TRUE_SPECTYPE'][i]) for i in rows.tolist()]
     cat = open_catalogue(paths['catalogue'], [Path(c) for c in paths['coadds']])
     intro = (f"{plural(len(catalogue), 'simulated target')}, redshifts from a scan, weights trained on the training "
@@ -202,7 +205,7 @@ def _report(dst, catalogue, truth, found, paths):
     bands = 'Bars and bands: 68 % intervals (binomial; bootstrap of the targets).'
     return write_html(dst, 'skyseek demo', words_part(intro, wrap=True),
                       section('How good the flags are', figure_part(figure, about, bands)),
-                      section('No warning, and yet another redshift is proposed', objects_part(cat, rows, notes)),
+                      section(heading, objects_part(cat, rows, notes)),
                       section('Numbers', words_part(found['text'])), section('Next', words_part(found['next'])))
 
 # %% ../../nbs/pipeline/19_demo.ipynb #fb6d28f9

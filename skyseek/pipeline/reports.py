@@ -45,11 +45,12 @@ def words_part(
     "Lines as they are, in a font of fixed width; or a paragraph."
     return f'<p>{html_words(text)}</p>' if wrap else f'<pre>{html_words(text)}</pre>'
 
-def _cell(value):
-    "A value of a table."
+def _cell(value, name):
+    "A value of a column in a table."
     if np.ma.is_masked(value) or isinstance(value, (float, np.floating)) and not np.isfinite(value):
         return '–'
-    return f'{value:.4g}' if isinstance(value, (float, np.floating)) else html_words(value)
+    digits = 4 if name in ('Z', 'Z_ALT') else 2
+    return f'{value:.{digits}f}' if isinstance(value, (float, np.floating)) else html_words(value)
 
 def table_part(
     table: Table,
@@ -61,8 +62,8 @@ def table_part(
     head, rows = ''.join(f'<th>{html_words(n)}' for n in names), []
     for row in table:
         link = lambda n: anchors.get(int(row[n])) if n == 'TARGETID' else None
-        cell = lambda n: f'{row[n]:.4f}' if n in ('Z', 'Z_ALT') and np.isfinite(row[n]) else _cell(row[n])
-        rows.append(''.join(f'<td><a href="#{a}">{cell(n)}</a>' if (a := link(n)) else f'<td>{cell(n)}' for n in names))
+        cells = [(_cell(row[n], n), link(n)) for n in names]
+        rows.append(''.join(f'<td><a href="#{a}">{cell}</a>' if a else f'<td>{cell}' for cell, a in cells))
     return f'<div class="wide"><table><tr>{head}<tr>{"<tr>".join(rows)}</table></div>'
 
 # %% ../../nbs/pipeline/14_reports.ipynb #0658ec32
@@ -76,7 +77,7 @@ def figure_part(
     big, small = BytesIO(), BytesIO()
     figure.savefig(big, dpi=dpi)
     plt.close(figure)
-    image = PIL.Image.open(big).convert('RGB').quantize(48, method=PIL.Image.Quantize.MAXCOVERAGE)
+    image = PIL.Image.open(big).convert('RGB').quantize(128, method=PIL.Image.Quantize.MAXCOVERAGE)
     image.save(small, 'png', optimize=True)
     source = f'data:image/png;base64,{b64encode(small.getvalue()).decode()}'
     below = f'<figcaption>{html_words(caption)}</figcaption>' if caption else ''
