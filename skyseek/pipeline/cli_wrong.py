@@ -243,21 +243,22 @@ def explore_command(
     no_browser: bool = False, # print the address, open no browser
     inspector: str | None = None, # name for the labels (default: that of the user)
     url: str = '', # address of the notebook server, if the page is shown through its proxy
+    labels: str | None = None, # folder of the labels (default: CATALOGUE.labels, beside the catalogue)
+    cutouts: Path | None = None, # folder of pictures to show beside the objects, TARGETID.png or .jpg
     report: _HTML = None, # write one page to send instead, with the objects of --most
     most: Natural = 50, # objects of that page, the most suspicious first
     overwrite: bool = False,
 ) -> int: # exit code
     """Look at the objects of a catalogue, label them and rank them again, in the browser.
 
-    The page is on this machine only (127.0.0.1), and its address is secret. Labels are kept beside the catalogue; stop
-    with Ctrl-C."""
+    The page is on this machine only (127.0.0.1), and its address is secret. Stop with Ctrl-C; the labels are kept."""
     from skyseek.pipeline.explorer import explore, export_page, open_browser, wait
     if report is not None:
         page, n, lost = export_page(catalogue, spectra, report, most, inspector or '', overwrite)
         without = f', {plural(lost, "object")} without spectrum left out' if lost else ''
         print(f'{page}: {plural(n, "object")}{without}')
         return 0
-    explorer = explore(catalogue, spectra, inspector=inspector, port=port, url=url)
+    explorer = explore(catalogue, spectra, inspector=inspector, port=port, url=url, labels=labels, cutouts=cutouts)
     print(f'{explorer.address}\n{explorer.store}; stop with Ctrl-C', flush=True)
     wait(explorer, None if no_browser else open_browser(explorer.address))
     return 0
