@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LISTED', 'FIRST', 'MENTIONED', 'html_words', 'words_part', 'table_part', 'figure_part', 'purity_band',
-           'curves_figure', 'kept_figure', 'evidence_figure', 'truth_words', 'evidence_part', 'objects_part',
-           'check_report', 'section', 'write_html', 'catalogue_report', 'score_report', 'rank_report', 'keep_report']
+           'curves_figure', 'kept_figure', 'evidence_figure', 'truth_words', 'evidence_part', 'objects_part', 'section',
+           'write_html', 'catalogue_report', 'score_report', 'rank_report', 'keep_report']
 
 # %% ../../nbs/pipeline/14_reports.ipynb #0c0c1475
 from base64 import b64encode
@@ -24,7 +24,7 @@ from ..data.files import failure_text
 from ..data.hdus import printable
 from ..data.messages import OutputError
 from ..data.plots import z_words
-from ..data.safe_writing import check_new, write_atomic
+from ..data.safe_writing import write_atomic
 from ..detect.guarantee import Guarantee
 from ..detect.metrics import count_flagged, reliability
 from ..explain.inspect import Evidence
@@ -239,17 +239,6 @@ border-bottom:1px solid #e3e3e3}code{font-size:13px}"""
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
-def check_report(
-    dst: Path | str | None, # .html; None: no report is wanted
-    overwrite: bool = False, # replace a file that exists
-) -> Path | None: # the same
-    "Raise `ValueError` unless a report can be written there."
-    if dst is None:
-        return None
-    if Path(dst).suffix.lower() not in ('.html', '.htm'):
-        raise ValueError(f"{dst}: a report is an .html file; choose such a name")
-    return check_new(dst, overwrite)
-
 def section(
     heading: str, # plain text
     *parts, # HTML
@@ -334,6 +323,7 @@ def rank_report(
     return catalogue_report(dst, f'Most anomalous objects of {cat.path.name}', summary, cat,
                             np.arange(min(cat.n, MENTIONED)), figure)
 
+# %% ../../nbs/pipeline/14_reports.ipynb #3320b8e5
 def keep_report(
     dst: Path | str, # .html
     cat: Catalogue, # the whole catalogue
