@@ -27,6 +27,7 @@ def _check_outputs(paths, inputs, overwrite):
         if path.resolve() in [p.resolve() for p in paths[:k]]:
             raise ValueError(f"{path}: would be written twice; give each output a name of its own")
 
+# %% ../../nbs/pipeline/22_cli_anomaly.ipynb #f14c68ed
 def rank_command(
     catalogue: Path, # catalogue from skyseek score
     *,

@@ -86,6 +86,7 @@ def _rate(text):
 
 RATE = Annotated[str | None, dict(type=_rate)]
 
+# %% ../../nbs/pipeline/23_cli_wrong.ipynb #8c9cc98e
 def score_command(
     coadds: list[Path], # coadd-*.fits files, compact spectra files, or spec-*.fits of SDSS and LAMOST
     *,
@@ -115,17 +116,13 @@ def score_command(
     loaded, rates = load_weights(weights, device), (error_rate, type_error_rate)
     check_rates(loaded.rates, rates)
     _say_whose([[p, redrock or find_redrock(p)] for p in dict.fromkeys(coadds)])
-    whose = '' if weights else ' (those in the package)'
-    logging.getLogger('skyseek').warning('weights %s%s: %s', loaded.name, whose, loaded.about)
+    _say_weights(loaded, weights)
     tables, failed = score_files(coadds, loaded, progress=None, redrock=redrock, keep_sky=keep_sky, device=device)
     if tables:
         catalogue = make_catalogue(tables, loaded, rates)
         catalogue.meta |= provenance(_inputs(coadds, redrock, failed))
-        count = plural(len(catalogue), 'target')
-        line = f"{write_catalogue(complete(catalogue), output)}: {count}, {_flagged(catalogue)}{_more(catalogue)}"
-        print(line)
-        if report:
-            _score_report(report, output, coadds, f'{line}\nweights {loaded.name}: {loaded.about}')
+        write_catalogue(complete(catalogue), output)
+        _tell_scores(catalogue, output, loaded, report, coadds)
     elif not failed:
         raise ValueError('no target to score, nothing but sky fibres; --keep-sky scores them')
     return report_failures(failed, len(coadds))
@@ -139,11 +136,15 @@ def _say_whose(pairs):
         text = "%s of %d: Z is the redshift of `skyseek redshift`, not of the survey's pipeline"
         logging.getLogger('skyseek').warning(text, plural(n, 'file'), len(pairs))
 
-def _score_report(report, output, coadds, summary):
-    "Write the report of a catalogue and say where it is."
-    from skyseek.pipeline.explorer_table import open_catalogue
-    from skyseek.pipeline.reports import score_report
-    print(score_report(report, open_catalogue(output, list(coadds)), summary))
+def _tell_scores(catalogue, output, loaded, report, coadds):
+    "Say what was written, and write the report if one is wanted."
+    line = f"{output}: {plural(len(catalogue), 'target')}, {_flagged(catalogue)}{_more(catalogue)}"
+    print(line)
+    if report:
+        from skyseek.pipeline.explorer_table import open_catalogue
+        from skyseek.pipeline.reports import score_report
+        summary = f'{line}\nweights {loaded.name}: {loaded.about}'
+        print(score_report(report, open_catalogue(output, list(coadds)), summary))
 
 def _inputs(coadds, redrock, failed):
     "The files that were scored, each with its redrock file."
@@ -151,6 +152,11 @@ def _inputs(coadds, redrock, failed):
     scored = [p for p in coadds if str(p) not in failed]
     return list(dict.fromkeys(f for p in scored for f in (p, redrock or find_redrock(p)) if f is not None))
 
+def _say_weights(loaded, folder):
+    whose = '' if folder else ' (those in the package)'
+    logging.getLogger('skyseek').warning('weights %s%s: %s', loaded.name, whose, loaded.about)
+
+# %% ../../nbs/pipeline/23_cli_wrong.ipynb #6d1710bd
 def _flagged(catalogue):
     "How many are flagged, and of how many that could be judged."
     lost = sum(p != p for p in catalogue['P_Z_WRONG'])

@@ -109,6 +109,7 @@ def _purity(wrong, score, grid):
     at = np.searchsorted(hits/hits[-1], grid - 1e-9)
     return hits[at]/np.maximum(hits[at] + false[at], 1)
 
+# %% ../../nbs/pipeline/14_reports.ipynb #840408e8
 def curves_figure(
     wrong: np.ndarray, # (N,) bool: labels of targets that took no part in the training
     p: np.ndarray, # (N,) their probabilities
