@@ -1,5 +1,6 @@
 """Catalogues and spectra in other tools: TOPCAT, Aladin, astropy, specutils, LSDB."""
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from commands import errors, skyseek
 from surveys import write_lamost, write_pair, write_sdss
 
 from skyseek.data.files import read_written_table
+from skyseek.data.samp import find_samp
 from skyseek.pipeline.catalogue import COLUMNS, read_catalogue
 from skyseek.pipeline.column_ucds import UCDS
 from skyseek.pipeline.survey_catalogue import EXTRA
@@ -78,3 +80,73 @@ def test_the_votable_is_valid(catalogues):
 def test_another_suffix_is_refused(tmp_path, catalogues):
     done = skyseek('keep', catalogues['desi'], '--truth', catalogues['desi'], '-o', tmp_path/'kept.xml')
     assert done.returncode == 1 and '*.vot' in errors(done)[0]
+
+
+def test_a_catalogue_in_another_format_with_links(catalogues, tmp_path):
+    done = skyseek('export', catalogues['desi'], '-o', tmp_path/'all.fits', '--links', 'edr')
+    assert done.returncode == 0, done.stderr
+    table = read_written_table(tmp_path/'all.fits')
+    assert table['LINK_SPECTRUM'][0] == f"https://www.legacysurvey.org/viewer/desi-spectrum/edr/targetid{table['TARGETID'][0]}"
+    assert len(table) == 4 and {'DESINAME', 'LINK_SKY'} < set(table.colnames) and table['LINK_SKY'].meta['ucd'] == 'meta.ref.url'
+    done = skyseek('export', catalogues['desi'], '-o', tmp_path/'no.fits', '--links', 'DR 1')
+    assert done.returncode == 1 and 'edr or dr1' in errors(done)[0] and not (tmp_path/'no.fits').exists()
+    done = skyseek('export', catalogues['desi'], '-o', catalogues['desi'], '--overwrite')
+    assert done.returncode == 1 and 'would overwrite the input' in errors(done)[0]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "A SAMP hub of our own, on this machine only; a function that adds a receiver, which keeps what it loads."
+    samp, lock, clients = find_samp(), tmp_path/'samp', []
+    monkeypatch.setenv('SAMP_HUB', f'std-lockurl:{lock.as_uri()}')
+    with samp.conf.set_temp('use_internet', False):
+        server = samp.SAMPHubServer(web_profile=False, lockfile=str(lock), mode='single', timeout=0)
+        def add(name, message, status='samp.ok'):
+            client, got = samp.SAMPIntegratedClient(name=name), []
+            def load(private_key, sender, msg_id, mtype, params, extra):
+                got.append((params['name'], read_written_table(params['url'].removeprefix('file://'))))
+                client.reply(msg_id, {'samp.status': status, 'samp.result': {}, 'samp.error': {'samp.errortxt': 'no'}})
+            client.connect(); client.bind_receive_call(message, load); clients.append(client)
+            return got
+        add.server = server
+        yield add
+        for client in clients: client.disconnect()
+        if server.is_running: server.stop()
+
+
+def test_send_a_catalogue_to_topcat(hub, catalogues):
+    done = skyseek('send', catalogues['desi'])
+    assert done.returncode == 1 and 'no SAMP hub' in errors(done)[0] and 'TOPCAT' in errors(done)[0]
+    hub.server.start()
+    topcat, aladin = hub('topcat', 'table.load.votable'), hub('aladin', 'table.load.fits')
+    done = skyseek('send', catalogues['desi'])  # a VOTable
+    assert done.returncode == 0 and 'loaded by topcat' in done.stdout, done.stderr
+    assert topcat[0][0] == 'desi' and len(topcat[0][1]) == 4 and topcat[0][1].colnames == list(COLUMNS)
+    done = skyseek('send', catalogues['lamost'])  # Parquet, which becomes FITS
+    assert done.returncode == 0 and 'loaded by aladin' in done.stdout and len(aladin[0][1]) == 1
+    done = skyseek('send', catalogues['desi'], '--to', 'ds9')
+    assert done.returncode == 1 and 'only topcat' in errors(done)[0]
+    hub('deaf', 'table.load.votable', status='samp.error')
+    done = skyseek('send', catalogues['desi'])
+    assert done.returncode == 1 and 'deaf could not load' in errors(done)[0]
+
+
+def test_spectra_through_astropy_and_specutils(tmp_path):
+    specutils = pytest.importorskip('specutils')
+    folder = tmp_path/'in'
+    folder.mkdir()
+    write_pair(folder)
+    from skyseek import Spectra
+    from skyseek.data.unified_io import register_specutils
+    spectra = Spectra.read(next(folder.glob('coadd*.fits')))
+    assert len(spectra) == 4 and 'Z' in spectra.meta.colnames  # the redrock file beside it was read
+    spectra.write(tmp_path/'spectra.fits')
+    register_specutils()
+    theirs = specutils.SpectrumList.read(tmp_path/'spectra.fits', format='skyseek')
+    assert [int(s.meta['meta']['TARGETID'][0]) for s in theirs] == list(spectra.meta['TARGETID'])
+    assert all((s.mask == ~spectra.good[i]).all() for i, s in enumerate(theirs))
+
+
+def test_the_package_says_that_it_has_types():
+    import skyseek as package
+    assert Path(package.__file__).with_name('py.typed').is_file()

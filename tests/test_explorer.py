@@ -230,19 +230,19 @@ def test_only_who_knows_the_address_gets_in(opened):
     assert len(opened.server.token) >= 22
 
 
-def socket_status(address, origin):
+def socket_status(address, origin, words=(), page=None):
     "HTTP status of a socket that is asked for by a page of this origin; in a thread, as playwright has the loop here."
     from tornado.httpclient import HTTPRequest
     from tornado.websocket import websocket_connect
-    page = urllib.request.urlopen(address).read().decode()
-    token = re.search(r'"token":"([^"]+)"', page)[1]
+    token = re.search(r'"token":"([^"]+)"', urllib.request.urlopen(page or address).read().decode())[1]
+    words = ['bokeh', token] if words == () else words
     url = address.replace('http://', 'ws://') + 'ws'
     async def connect():
         request = HTTPRequest(url, headers={'Origin': origin})
-        return await websocket_connect(request, subprotocols=['bokeh', token])
-    try: ThreadPoolExecutor(1).submit(lambda: asyncio.run(connect())).result()
+        socket = await websocket_connect(request, subprotocols=words)
+        return 101 if await socket.read_message() else 'closed'
+    try: return ThreadPoolExecutor(1).submit(lambda: asyncio.run(connect())).result()
     except Exception as e: return getattr(e, 'code', str(e))
-    return 101
 
 
 def test_a_foreign_page_cannot_connect(opened):

@@ -28,6 +28,7 @@ from ..data.hdus import ReadError
 from ..data.read import file_kind
 from ..data.safe_writing import check_new, keep_apart
 from .catalogue import score
+from .explorer_cutouts import Cutouts
 from .explorer_table import Catalogue, open_catalogue
 from .labels import LabelStore
 
@@ -169,15 +170,16 @@ class Explorer:
         store: LabelStore, # its labels
         port: int = 5006, # first port to try
         url: str = '', # of a proxy
+        cutouts: Cutouts | None = None, # pictures beside the objects
     ):
         need('bokeh', 'the explorer')
-        self.catalogue, self.store, self._rows = catalogue, store, np.zeros(0, int)
+        self.catalogue, self.store, self.cutouts, self._rows = catalogue, store, cutouts, np.zeros(0, int)
         self.server = ExplorerServer(self._fill, port, url).start()
 
     def _fill(self, document):
         "A new page."
         from skyseek.pipeline.explorer_actions import ExplorerPage
-        ExplorerPage(self.catalogue, self.store, self._take).add_to(document)
+        ExplorerPage(self.catalogue, self.store, self._take, self.cutouts).add_to(document)
 
     def _take(self, rows):
         self._rows = np.asarray(rows)
@@ -228,13 +230,15 @@ def explore(
     inspector: str | None = None, # name for the labels; None takes that of the user
     port: int = 5006, # the first port to try; the next free one is taken
     url: str = '', # address of the notebook server, if it is behind a proxy, e.g. https://jupyter.nersc.gov
+    labels: Path | str | None = None, # folder of the labels; None: CATALOGUE.labels, beside the catalogue
+    cutouts: Path | str | None = None, # folder of pictures named after the TARGETID, .png or .jpg
 ) -> Explorer: # shows itself in a notebook
     """Look at the objects of a catalogue, label them, and rank them again.
 
-    Behind a proxy (jupyter-server-proxy) give `url`: the page is then at URL/…/proxy/PORT/. Labels are kept beside the
-    catalogue."""
+    Behind a proxy (jupyter-server-proxy) give `url`: the page is then at URL/…/proxy/PORT/."""
+    pictures = None if cutouts is None else Cutouts(cutouts)
     cat = _open_any(catalogue, spectra)
-    return Explorer(cat, LabelStore(cat, inspector or getpass.getuser()), port, url)
+    return Explorer(cat, LabelStore(cat, inspector or getpass.getuser(), labels), port, url, pictures)
 
 # %% ../../nbs/pipeline/19_explorer.ipynb #6a5b23f2
 def wait(

@@ -200,12 +200,14 @@ def tell_guarantee(self: ExplorerPage) -> None:
 # %% ../../nbs/pipeline/18_explorer_actions.ipynb #dc247086
 @patch
 def export_labels(self: ExplorerPage) -> None:
-    "Write labels beside the catalogue: for inspectors, for `train` and `evaluate`, for `rank`, for `keep`."
+    "Write labels beside the catalogue: for inspectors, `train` and `evaluate`, `rank`, `keep`; and what disagrees."
     stem, done = Path(self.catalogue.path), []
     name = stem.name.split('.')[0]
     kinds = dict(vi=self.store.export_vi, truth=self.store.export_truth, ratings=self.store.export_ratings)
     if len(self.store.drawn()):
         kinds['keep'] = partial(self.store.export_truth, drawn=True)
+    if (self.store.merged()['CONFLICT'] != '').any():
+        kinds['conflicts'] = self.store.export_conflicts
     for kind, write in kinds.items():
         try:
             done.append(html_text(write(stem.parent/f'{name}-{kind}.csv', overwrite=True)))
@@ -250,7 +252,8 @@ def layouts(self: ExplorerPage) -> tuple: # three of bokeh's layouts: the lists,
     label = row(self.label, self.saved, self.again, self.progress, **stretch, stylesheets=[':host{background:#f1f8e9}'])
     lists = column(*parts, name='lists', **stretch, tags=[self.keys])  # what no part holds is not in the document
     keys = column(self.help, name='keys', **stretch)
-    return lists, column(self.panel.layout(label), self.comment, name='object', **stretch), keys
+    foot = row(self.cutout, self.comment, **stretch)
+    return lists, column(self.panel.layout(label), foot, name='object', **stretch), keys
 
 # %% ../../nbs/pipeline/18_explorer_actions.ipynb #365054b0
 @patch

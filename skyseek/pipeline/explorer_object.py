@@ -15,6 +15,7 @@ from fastcore.basics import patch
 
 from ..data.constants import ABSORPTION, C_KMS, EMISSION, SKY_LINES, TYPES
 from ..data.hdus import printable
+from ..data.links import sky_link, spectrum_link
 from ..data.plots import format_z, smooth
 from ..data.spectra import Spectra
 from ..explain.artefacts import suspect_pixels
@@ -389,12 +390,11 @@ def links(
     meta: object, # Table of one row, Row or dict
 ) -> dict[str, str]: # name: address
     "Addresses of public viewers for this object."
-    out, viewer = {}, 'https://www.legacysurvey.org/viewer'
+    out = {}
     if (place := position(meta)) is not None:
-        ra, dec = (f'{x:.6f}' for x in place)
-        out['sky'] = f"{viewer}?{urlencode(dict(ra=ra, dec=dec, layer='ls-dr10', zoom=15, mark=f'{ra},{dec}'))}"
-        query = urlencode({'Coord': f'{ra} {dec}', 'Radius': 5, 'Radius.unit': 'arcsec'})
+        out['sky'] = sky_link(*place)
+        query = urlencode({'Coord': '{:.6f} {:.6f}'.format(*place), 'Radius': 5, 'Radius.unit': 'arcsec'})
         out['SIMBAD'] = f'https://simbad.cds.unistra.fr/simbad/sim-coo?{query}'
     if isinstance(target := cell(meta, 'TARGETID'), int) and target > 0:
-        out['DESI spectrum'] = f'{viewer}/desi-spectrum/dr1/targetid{target}'
+        out['DESI spectrum'] = spectrum_link(target)
     return out

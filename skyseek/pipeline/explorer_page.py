@@ -16,6 +16,7 @@ from bokeh.models import Button, ColumnDataSource, Div, Select, TextInput
 from fastcore.basics import patch
 
 from ..data.messages import explain, plural
+from .explorer_cutouts import Cutouts
 from .explorer_keys import keys_page, label_words
 from .explorer_listing import FILE_ORDER, Listing
 from .explorer_lists import MapPanel, TablePanel, numeric_columns
@@ -37,8 +38,9 @@ class ExplorerPage:
         catalogue: Catalogue, # from `open_catalogue`
         store: LabelStore, # its labels
         selected: Callable | None = None, # called with the rows of each selection
+        cutouts: Cutouts | None = None, # pictures beside the objects
     ):
-        self.catalogue, self.store = catalogue, store
+        self.catalogue, self.store, self.cutouts = catalogue, store, cutouts
         self.selected, self.document, self.rating = selected or (lambda rows: None), None, False
         self.busy, self.quiet, self.ahead, self.pool = None, False, {}, ThreadPoolExecutor(1)
         self.listing, self.panel = Listing(catalogue), ObjectPanel(self.redraw_label)
@@ -96,6 +98,7 @@ def _make_list_widgets(page):
 def _make_label_widgets(page):
     "What shows and takes the label of the open object."
     page.label, page.saved, page.progress, page.promise = _words(14), _words(), _words(), _words()
+    page.cutout = Div(text='', disable_math=True, visible=page.cutouts is not None, width=170, margin=(0, 6, 0, 6))
     page.comment = TextInput(title='comment', sizing_mode='stretch_width', margin=(0, 6, 0, 6))
     page.comment.on_change('value', lambda attr, old, new: None if page.quiet else page.put(comment=new))
     page.at_most = Select(title='at most wrong', value='0.5 %', options=list(MOST_WRONG), width=92, margin=(0, 3, 0, 3))
@@ -182,6 +185,8 @@ def show(self: ExplorerPage) -> None:
     i = self.listing.row
     self.rating = False
     self.map.mark(i)
+    if self.cutouts is not None:
+        self.cutout.text = '' if i is None else self.cutouts.html(self.catalogue.column('TARGETID')[i])
     if i is None:
         self.panel.clear('no object is listed', {}, 'the list is empty')
         self.redraw_label()

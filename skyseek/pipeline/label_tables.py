@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FLAGS', 'LONGEST', 'FIELDS', 'VI_FIELDS', 'GOOD_QUALITY', 'LabelError', 'clean_text', 'check_fields', 'label_table',
-           'key_of_row', 'merge_labels', 'write_csv', 'vi_rows', 'read_vi', 'is_certain', 'truth_table',
-           'ratings_table', 'write_labels']
+           'key_of_row', 'merge_labels', 'conflict_table', 'write_csv', 'vi_rows', 'read_vi', 'is_certain',
+           'truth_table', 'ratings_table', 'write_labels']
 
 # %% ../../nbs/pipeline/12_label_tables.ipynb #c0883baa
 import csv
@@ -183,6 +183,16 @@ def merge_labels(
         groups.setdefault(key, []).append(k)
     plain = table.as_array()  # a table is slow to cut
     return Table([_merged_row(plain[rows], merger) for rows in groups.values()])
+
+def conflict_table(
+    table: Table, # from `label_table`
+) -> Table: # its rows about which inspectors disagree, and CONFLICT: in what
+    "What inspectors disagree about."
+    merged = merge_labels(table)
+    about = {key_of_row(r): r['CONFLICT'] for r in merged.as_array()}
+    out = table.copy()
+    out['CONFLICT'] = np.array([about[key_of_row(r)] for r in table.as_array()] or [], 'U40')
+    return out[out['CONFLICT'] != '']
 
 # %% ../../nbs/pipeline/12_label_tables.ipynb #bd3aafbe
 VI_FIELDS = ('TARGETID', 'EXPID', 'NIGHT', 'TILEID', 'Spec_version', 'Redrock_version', 'Template_version',

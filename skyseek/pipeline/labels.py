@@ -21,10 +21,10 @@ from ..data.hdus import ReadError, printable
 from ..data.safe_writing import check_new, keep_apart
 from .explorer_table import Catalogue
 from .journal import Journal, append_lines, journal_name
-from .label_tables import FIELDS, LabelError, VI_FIELDS, check_fields, clean_text, key_of_row
+from .label_tables import FIELDS, LabelError, VI_FIELDS, check_fields, clean_text, conflict_table, key_of_row
 from .label_tables import label_table, merge_labels, ratings_table, read_vi, truth_table, vi_rows, write_csv
 from .label_tables import write_labels
-from .label_uses import draw_order, feature_matrix, guarantee_so_far, rank_by
+from .label_uses import distances_from, draw_order, guarantee_so_far, rank_by
 
 log = logging.getLogger('skyseek')
 
@@ -307,6 +307,14 @@ def export_ratings(self: LabelStore,
     "Write the ratings for `skyseek rank --marks`."
     return write_labels(ratings_table(self.merged()), dst, self._inputs(), overwrite)
 
+@patch
+def export_conflicts(self: LabelStore,
+    dst: Path | str, # .csv, .fits or .parquet
+    overwrite: bool = False, # replace a file that exists
+) -> Path: # dst
+    "Write the labels of the objects about which inspectors disagree, and in what (CONFLICT)."
+    return write_labels(conflict_table(self.table()), dst, self._inputs(), overwrite)
+
 # %% ../../nbs/pipeline/12_labels.ipynb #f63889d6
 @patch
 def import_vi(self: LabelStore,
@@ -373,18 +381,12 @@ def rank_again(
     marks = match_marks(Table({'TARGETID': cat.column('TARGETID')}), ratings_table(store.merged()))
     return rank_by(cat, marks, score)
 
-_BLOCK = 100_000  # rows that are compared at a time
-
 def similar(
     cat: Catalogue, # with ODD_… or LATENT
     i: int, # row
     k: int = 20, # how many
 ) -> np.ndarray: # (k,) int, the nearest first, without the object itself
     "The objects nearest to one object in latents and anomaly scores."
-    x, scale = feature_matrix(cat)
-    distance = np.concatenate([np.square((x[k:k + _BLOCK] - x[i])/scale[1].astype(np.float32)).sum(1)
-                               for k in range(0, cat.n, _BLOCK)])
-    distance[i] = np.inf
-    k = min(k, cat.n - 1)
+    k, distance = min(k, cat.n - 1), distances_from(cat, i)
     near = np.argpartition(distance, k - 1)[:k] if k else np.zeros(0, int)
     return near[np.argsort(distance[near], kind='stable')]

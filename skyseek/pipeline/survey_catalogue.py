@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'REPEAT_COLUMNS', 'REPEAT_TRUTH', 'EXTRA', 'primary_rows', 'truth_from_repeats', 'read_repeats', 'summarise',
-           'describe', 'plot_sky', 'close_dataset', 'export_catalogue']
+           'describe', 'plot_sky', 'close_dataset', 'export_catalogue', 'export_file']
 
 # %% ../../nbs/pipeline/05_survey_catalogue.ipynb #92f78380
 import logging
@@ -19,11 +19,12 @@ from astropy.table import Table
 from .. import __version__
 from ..data.blocks import write_blocks
 from ..data.files import ascii_text, check_destination, read_ids, text, write_table
+from ..data.links import add_links
 from ..data.safe_writing import write_atomic
 from ..data.table_headers import date_card, describe_columns
-from .catalogue import COLUMNS
+from .catalogue import COLUMNS, read_catalogue, write_catalogue
 from .column_ucds import add_ucds
-from .parts import as_arrow, as_table, is_whole, join_parts, list_parts
+from .parts import as_arrow, as_table, complete, is_whole, join_parts, list_parts
 from .parts import part_facts, read_dataset, read_part, shared_header
 
 log = logging.getLogger('skyseek')
@@ -273,9 +274,10 @@ EXTRA = {
     'PRIMARY': (None, 'the row of choice for its TARGETID: no warning first, then the deepest'),
     'ANOMALY_RANK': COLUMNS['ANOMALY_RANK']}
 
-def _with_extra(table, first, rank):
+def _with_extra(table, first, rank, links):
     "A table with the columns that are defined in the whole catalogue only."
     table['PRIMARY'], table['ANOMALY_RANK'] = first, rank
+    table = add_links(table, links) if links else table
     return add_ucds(describe_columns(table, EXTRA))
 
 # %% ../../nbs/pipeline/05_survey_catalogue.ipynb #d0a0ecd5
@@ -306,6 +308,7 @@ def export_catalogue(
     dest: Path | str, # folder of a catalogue
     dst: Path | str, # file to write: .fits, .vot (VOTable) or .parquet
     primary: bool = False, # only one row for each target
+    links: str | None = None, # public release of DESI: add DESINAME and links to the viewers
 ) -> Path: # the path
     "The whole catalogue as one table, in bounded memory; `ValueError` if it changes meanwhile."
     parts = list_parts(dest)
@@ -315,13 +318,15 @@ def export_catalogue(
     before = _state(parts)
     few = [read_part(p, ['TARGETID', 'ZWARN', 'TSNR2_LRG', 'ANOMALY']) for p in parts]
     keep, first, rank = _choose(as_table(join_parts(few, parts)), primary)
-    template = _with_extra(as_table(as_arrow(Table(dict(TARGETID=np.zeros(0, int))))), np.zeros(0, bool), rank[:0])
+    template = as_table(as_arrow(Table(dict(TARGETID=np.zeros(0, int)))))
+    template = _with_extra(template, first[:0], rank[:0], links)
     template.meta = shared_header([part_facts(t.schema) for t in few]) | date_card()
     sizes = list(map(len, few))
     del few
-    return write_blocks(dst, template, _blocks(dest, before, sizes, keep, first, rank), int(keep.sum()), 'CATALOGUE')
+    blocks = _blocks(dest, before, sizes, keep, first, rank, links)
+    return write_blocks(dst, template, blocks, int(keep.sum()), 'CATALOGUE')
 
-def _blocks(dest, before, sizes, keep, first, rank):
+def _blocks(dest, before, sizes, keep, first, rank, links):
     "The rows of each part; `ValueError` in the end if the parts are not what they were."
     start = 0
     for (path, *_), n in zip(before, sizes):
@@ -329,8 +334,20 @@ def _blocks(dest, before, sizes, keep, first, rank):
         part = as_table(read_part(path, n=n))
         for k in range(0, n, _ROWS):
             some = slice(rows.start + k, min(rows.start + k + _ROWS, rows.stop))
-            block = _with_extra(part[k:k + _ROWS], first[some], rank[some])
+            block = _with_extra(part[k:k + _ROWS], first[some], rank[some], links)
             yield block[keep[some]]
     if _state(list_parts(dest)) != before:
         raise ValueError(f"{dest}: parts came, went or changed while they were exported; export again when "
                          f"`skyseek survey` has ended")
+
+# %% ../../nbs/pipeline/05_survey_catalogue.ipynb #bcfbb955
+def export_file(
+    path: Path | str, # catalogue in one file
+    dst: Path | str, # file to write: .fits, .vot (VOTable) or .parquet
+    primary: bool = False, # only one row for each target
+    links: str | None = None, # public release of DESI: add DESINAME and links to the viewers
+) -> Path: # dst
+    "A catalogue in another format."
+    table = read_catalogue(path)
+    table = table[primary_rows(table)] if primary else table
+    return write_catalogue(complete(add_links(table, links) if links else table), dst)
