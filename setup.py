@@ -58,7 +58,7 @@ setup(
     ],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]),
-    package_data={cfg['lib_path']: [f'weights/**/*.{ext}' for ext in ('safetensors', 'json', 'md')]},
+    package_data={cfg['lib_path']: ['py.typed'] + [f'weights/**/*.{ext}' for ext in ('safetensors', 'json', 'md')]},
     install_requires=cfg['requirements'].split(),
     extras_require=read_extras(cfg),
     entry_points={'console_scripts': cfg['console_scripts'].split(),

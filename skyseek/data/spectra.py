@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WAVE_START', 'WAVE_STEP', 'N_WAVE', 'FLUX_UNIT', 'Spectra', 'all_finite', 'same_grid', 'concatenate', 'wave_desi',
-           'grid_slice', 'merge_arms', 'pixel_edges', 'resample', 'bin_average', 'from_specutils']
+           'grid_slice', 'merge_arms', 'pixel_edges', 'resample', 'bin_average', 'SpectraRead', 'SpectraWrite',
+           'from_specutils']
 
 # %% ../../nbs/data/01_spectra.ipynb #bdedf896
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from importlib import import_module
 
 import numpy as np
 from astropy import units as u
+from astropy.io.registry import UnifiedReadWrite, UnifiedReadWriteMethod
 from astropy.table import Table, vstack
 from fastcore.basics import patch
 from scipy import sparse
@@ -245,6 +247,41 @@ def bin_average(
     at_edge = total[i] + x * (flux[i] + 0.5 * x * (flux[i + 1] - flux[i]) / (wave[i + 1] - wave[i]))
     return np.diff(at_edge) / np.diff(edges)
 
+# %% ../../nbs/data/01_spectra.ipynb #e3173bab
+class SpectraRead(UnifiedReadWrite):
+    """Read spectra: `Spectra.read(path)`.
+
+    The format `skyseek`, taken if none is named, reads every file that `read_any` reads.
+    """
+    def __init__(
+        self,
+        instance: Spectra | None, # None, as `read` is called on the class
+        cls: type, # Spectra
+    ):
+        super().__init__(instance, cls, 'read')
+
+    def __call__(self, *args, format: str = 'skyseek', **options) -> Spectra: # from the file
+        import_module('skyseek.data.unified_io')
+        return self.registry.read(self._cls, *args, format=format, **options)
+
+class SpectraWrite(UnifiedReadWrite):
+    """Write spectra: `spectra.write(path)`.
+
+    The format `skyseek`, taken if none is named, is a compact file; `overwrite=True` replaces an old one.
+    """
+    def __init__(
+        self,
+        instance: Spectra | None, # what is written
+        cls: type, # Spectra
+    ):
+        super().__init__(instance, cls, 'write')
+
+    def __call__(self, *args, format: str = 'skyseek', **options) -> object: # what the writer returns
+        import_module('skyseek.data.unified_io')
+        return self.registry.write(self._instance, *args, format=format, **options)
+
+Spectra.read, Spectra.write = UnifiedReadWriteMethod(SpectraRead), UnifiedReadWriteMethod(SpectraWrite)
+
 # %% ../../nbs/data/01_spectra.ipynb #5b30b69d
 def _spectrum_class():
     "specutils' spectrum class: `Spectrum` since version 2, `Spectrum1D` before."
@@ -270,6 +307,7 @@ def from_specutils(
 ) -> Spectra: # wavelengths ascending, fluxes in `FLUX_UNIT`
     """Convert a specutils spectrum.
 
+    Without `meta` the table that `to_specutils` put there is taken, if it is.
     Wavelengths are used as they are: convert air to vacuum first. Without an uncertainty ivar is 1, in the units of
     `Spectra`."""
     axis = spectrum.spectral_axis
@@ -279,7 +317,8 @@ def from_specutils(
     bad = ~np.isfinite(flux) | ~np.isfinite(ivar) | (ivar < 0)
     if spectrum.mask is not None:
         bad |= np.atleast_2d(spectrum.mask)
-    order = np.argsort(wave)
+    order, table = np.argsort(wave), spectrum.meta.get('meta') if meta is None else meta
+    meta = table if isinstance(table, Table) and len(table) == len(flux) else meta
     return Spectra(wave[order], np.where(bad, 0, flux)[:, order], np.where(bad, 0, ivar)[:, order], meta)
 
 def _specutils_ivar(spectrum, shape):
@@ -288,6 +327,8 @@ def _specutils_ivar(spectrum, shape):
         return np.ones(shape)
     from astropy.nddata import InverseVariance
     unit, axis = spectrum.flux.unit, spectrum.spectral_axis
-    inverse = spectrum.uncertainty.represent_as(InverseVariance)
+    inverse = spectrum.uncertainty
+    if not isinstance(inverse, InverseVariance):
+        inverse = inverse.represent_as(InverseVariance)
     own = np.atleast_2d((inverse.array*(inverse.unit or unit**-2)).to_value(unit**-2))
     return own/(np.ones(shape[1])*unit).to_value(FLUX_UNIT, u.spectral_density(axis))**2

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..data.messages import plural
-from .cli_tools import Natural, report_failures
+from .cli_tools import Natural, check_page, report_failures
 
 MODEL = Annotated[Path | None, dict(flags='--weights --model')]
 MODEL_NEEDED = Annotated[Path, dict(flags='--weights --model')]
@@ -27,6 +27,7 @@ def _check_outputs(paths, inputs, overwrite):
         if path.resolve() in [p.resolve() for p in paths[:k]]:
             raise ValueError(f"{path}: would be written twice; give each output a name of its own")
 
+# %% ../../nbs/pipeline/22_cli_anomaly.ipynb #f14c68ed
 def rank_command(
     catalogue: Path, # catalogue from skyseek score
     *,
@@ -34,6 +35,8 @@ def rank_command(
     marks: Path | None = None, # csv table of TARGETID and MARK, from 0 (of no interest) to 5
     what: Literal['all', 'objects', 'artefacts'] = 'all', # what to list; objects are sorted by ANOMALY_CLEAN
     most: int | None = None, # rows to list (default: all)
+    report: Path | None = None, # page to write, .html, with the evidence on the first objects
+    spectra: list[str] | None = None, # folders, files or archive of the spectra, for the report (default: beside it)
     overwrite: bool = False,
 ) -> int: # exit code
     "List the most anomalous objects of a catalogue; with --marks (csv: TARGETID, MARK from 0 to 5), those of interest."
@@ -42,6 +45,7 @@ def rank_command(
     from skyseek.data.table_headers import describe_columns, provenance
     from skyseek.pipeline.catalogue import COLUMNS
     check_destination(output, [catalogue, marks], overwrite)
+    check_page(report, [catalogue, marks, output], overwrite)
     ratings = read_marks(marks) if marks else None
     whole = read_written_table(catalogue)
     try:
@@ -53,7 +57,12 @@ def rank_command(
     given = None if ratings is None else len(ratings)
     table.meta |= provenance(inputs, CATVER=whole.meta.get('SKYSEEK'), MOST=most, NMARKS=given)
     count = plural(len(table), 'row')
-    print(f"{write_table(table, output)}: {count}, sorted by {table.meta['SORTED']} (dex)\n{rank_text(table)}")
+    line = f"{write_table(table, output)}: {count}, sorted by {table.meta['SORTED']} (dex)"
+    print(f"{line}\n{rank_text(table)}")
+    if report:
+        from skyseek.pipeline.explorer_table import open_catalogue
+        from skyseek.pipeline.reports import rank_report
+        print(rank_report(report, open_catalogue(output, spectra or [catalogue.parent]), line))
     return 0
 
 # %% ../../nbs/pipeline/22_cli_anomaly.ipynb #93fbcd83

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'LAST_WORD', 'for_each_file', 'report_failures', 'say', 'Natural', 'add_command', 'call', 'settle_output',
-           'check_paths']
+           'check_page', 'check_paths']
 
 # %% ../../nbs/pipeline/20_cli_tools.ipynb #4c353a61
 import argparse
@@ -203,6 +203,20 @@ def _put_back(path):
     "Whether a model folder is there again that a killed run had set aside."
     from skyseek.data.safe_writing import restore_folder
     return restore_folder(path)
+
+def check_page(
+    page: Path | None, # report to write; None: none is wanted
+    others: list[Path | None], # what is read or written beside it
+    overwrite: bool, # replace a page that exists
+) -> None:
+    "Raise `ValueError` unless a report can be written."
+    if page is None:
+        return
+    from skyseek.data.safe_writing import check_new, keep_apart
+    if page.suffix.lower() not in ('.html', '.htm'):
+        raise ValueError(f"{page}: a report is an .html file; choose such a name")
+    keep_apart(page, others)
+    check_new(page, overwrite)
 
 def check_paths(
     a: argparse.Namespace, # what the parser found

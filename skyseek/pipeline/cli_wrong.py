@@ -9,11 +9,12 @@ __all__ = ['RATE', 'MANY', 'extract_command', 'features_command', 'redshift_comm
 # %% ../../nbs/pipeline/23_cli_wrong.ipynb #55cba4c4
 import logging
 import re
+from os.path import isdir  # Path.is_dir raises for a name that is too long, before Python 3.12
 from pathlib import Path
 from typing import Annotated, Literal
 
 from ..data.messages import plural
-from .cli_tools import LAST_WORD, Natural, for_each_file, report_failures
+from .cli_tools import LAST_WORD, Natural, check_page, for_each_file, report_failures
 
 # %% ../../nbs/pipeline/23_cli_wrong.ipynb #1a6faa61
 def _done_line(where, failed, paths, what):
@@ -86,6 +87,7 @@ def _rate(text):
 
 RATE = Annotated[str | None, dict(type=_rate)]
 
+# %% ../../nbs/pipeline/23_cli_wrong.ipynb #8c9cc98e
 def score_command(
     coadds: list[Path], # coadd-*.fits files, compact spectra files, or spec-*.fits of SDSS and LAMOST
     *,
@@ -95,6 +97,7 @@ def score_command(
     error_rate: RATE = None, # fraction of wrong redshifts in these files, or auto (default: as in the training)
     type_error_rate: RATE = None, # the same for wrong types and P_S_WRONG
     keep_sky: bool = False, # score sky fibres and broken fibres too
+    report: Path | None = None, # page to write, .html, with the evidence on the most suspicious targets
     device: str = 'auto',
     overwrite: bool = False,
 ) -> int: # exit code
@@ -110,17 +113,17 @@ def score_command(
     from skyseek.pipeline.parts import complete
     from skyseek.pipeline.score import load_weights, score_files
     check_destination(output, [*coadds, redrock, *map(find_redrock, coadds)], overwrite)
+    check_page(report, [*coadds, redrock, output], overwrite)
     loaded, rates = load_weights(weights, device), (error_rate, type_error_rate)
     check_rates(loaded.rates, rates)
     _say_whose([[p, redrock or find_redrock(p)] for p in dict.fromkeys(coadds)])
-    whose = '' if weights else ' (those in the package)'
-    logging.getLogger('skyseek').warning('weights %s%s: %s', loaded.name, whose, loaded.about)
+    _say_weights(loaded, weights)
     tables, failed = score_files(coadds, loaded, progress=None, redrock=redrock, keep_sky=keep_sky, device=device)
     if tables:
         catalogue = make_catalogue(tables, loaded, rates)
         catalogue.meta |= provenance(_inputs(coadds, redrock, failed))
-        count = plural(len(catalogue), 'target')
-        print(f"{write_catalogue(complete(catalogue), output)}: {count}, {_flagged(catalogue)}{_more(catalogue)}")
+        write_catalogue(complete(catalogue), output)
+        _tell_scores(catalogue, output, loaded, report, coadds)
     elif not failed:
         raise ValueError('no target to score, nothing but sky fibres; --keep-sky scores them')
     return report_failures(failed, len(coadds))
@@ -134,12 +137,27 @@ def _say_whose(pairs):
         text = "%s of %d: Z is the redshift of `skyseek redshift`, not of the survey's pipeline"
         logging.getLogger('skyseek').warning(text, plural(n, 'file'), len(pairs))
 
+def _tell_scores(catalogue, output, loaded, report, coadds):
+    "Say what was written, and write the report if one is wanted."
+    line = f"{output}: {plural(len(catalogue), 'target')}, {_flagged(catalogue)}{_more(catalogue)}"
+    print(line)
+    if report:
+        from skyseek.pipeline.explorer_table import open_catalogue
+        from skyseek.pipeline.reports import score_report
+        summary = f'{line}\nweights {loaded.name}: {loaded.about}'
+        print(score_report(report, open_catalogue(output, list(coadds)), summary))
+
 def _inputs(coadds, redrock, failed):
     "The files that were scored, each with its redrock file."
     from skyseek.data.desi import find_redrock
     scored = [p for p in coadds if str(p) not in failed]
     return list(dict.fromkeys(f for p in scored for f in (p, redrock or find_redrock(p)) if f is not None))
 
+def _say_weights(loaded, folder):
+    whose = '' if folder else ' (those in the package)'
+    logging.getLogger('skyseek').warning('weights %s%s: %s', loaded.name, whose, loaded.about)
+
+# %% ../../nbs/pipeline/23_cli_wrong.ipynb #6d1710bd
 def _flagged(catalogue):
     "How many are flagged, and of how many that could be judged."
     lost = sum(p != p for p in catalogue['P_Z_WRONG'])
@@ -207,7 +225,8 @@ def inspect_command(
     from skyseek.data.plots import check_picture
     from skyseek.data.safe_writing import check_new
     several = len(targetid) != 1
-    if output is None and not several or output is not None and not output.is_dir() and (output.suffix or not several):
+    one_file = output is not None and not isdir(output) and (output.suffix or not several)
+    if one_file or output is None and not several:
         check_new(check_picture(output or f'evidence-{targetid[0]}.png'), overwrite)
     pages = _evidence_pages(targetid, file, redrock, spectra, (most, by, where))
     from skyseek.pipeline.evidence_pages import page_files, write_pages
@@ -283,6 +302,8 @@ def keep_command(
     what: Literal['redshift', 'type'] = 'redshift', # what may be wrong
     tolerance: float = 0.001, # largest redshift error that is right
     test_only: bool = False, # use labels of the test side only (labels of the training are left out in any case)
+    report: Path | None = None, # page to write, .html: curves, and the wrong ones among the kept labels
+    spectra: list[str] | None = None, # folders, files or archive of the spectra, for the report (default: beside it)
     overwrite: bool = False,
 ) -> int: # exit code
     """Keep the largest sample of a catalogue with a guaranteed bound on its errors.
@@ -294,9 +315,17 @@ def keep_command(
     from skyseek.pipeline.catalogue import read_catalogue, write_catalogue
     from skyseek.pipeline.parts import complete
     check_destination(output, [catalogue, *truth], overwrite)
+    check_page(report, [catalogue, output, *truth], overwrite)
     whole, head = read_catalogue(catalogue), {'redshift': 'Z', 'type': 'S'}[what]
     kept, found = keep_sample(whole, read_truth(truth), at_most, confidence, head, tolerance, test_only)
-    print(f"{write_catalogue(complete(kept), output)}: {len(kept)} of {len(whole)} targets. {found.text}")
+    line = f"{write_catalogue(complete(kept), output)}: {len(kept)} of {len(whole)} targets. {found.text}"
+    print(line)
+    if report:
+        from skyseek.detect.guarantee import labels_used
+        from skyseek.pipeline.explorer_table import open_catalogue
+        from skyseek.pipeline.reports import keep_report
+        labels = labels_used(whole, read_truth(truth), head, tolerance, test_only)
+        print(keep_report(report, open_catalogue(catalogue, spectra), line, labels, found))
     return 0
 
 # %% ../../nbs/pipeline/23_cli_wrong.ipynb #13a3e30d
@@ -338,12 +367,12 @@ def demo_command(
     *,
     output: Path = Path('skyseek-demo'), # folder
     n: int = 1750, # simulated fibres
-    epochs: int = 12, # of the autoencoder
+    epochs: int = 2, # of the autoencoder
     seed: Natural = 0,
     device: str = 'auto',
     overwrite: bool = False,
 ) -> int: # exit code
-    "Simulate a small survey, fit, train, evaluate, write catalogue, weights and report: under five minutes."
+    "Simulate a small survey, fit, train, evaluate, write catalogue, weights and report, in about two minutes."
     from skyseek.pipeline.demo import DemoSettings, run_demo
     settings = DemoSettings(n=n, epochs=epochs, seed=seed, device=device)
     result = run_demo(output, settings, overwrite=overwrite)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'PASSED_COLUMNS', 'Weights', 'load_weights', 'Seen', 'look', 'pipeline_columns', 'wrong_columns',
-           'opinion_columns', 'cause_columns', 'odd_columns', 'quality_columns', 'score_spectra', 'match_grid',
-           'score_file', 'score_files']
+           'opinion_columns', 'cause_columns', 'odd_columns', 'quality_columns', 'score_spectra', 'score_seen',
+           'match_grid', 'score_file', 'score_files']
 
 # %% ../../nbs/pipeline/01_score.ipynb #f7913045
 import logging
@@ -92,7 +92,6 @@ def load_weights(
     return Weights(autoencoder=autoencoder, classifier=classifier, judge=judge, name=folder.name, own_judge=own,
                    judge_labels=_judge_labels(judge), **optional, **facts)
 
-# %% ../../nbs/pipeline/01_score.ipynb #88b74b29
 def _facts(folder):
     "What a classifier's config.json says beside its settings; thresholds and rates as pairs of numbers."
     extra = read_config(folder)['extra']
@@ -189,7 +188,6 @@ def look(
     stream = ArrayStream({k: features[k] for k in ('flux', 'weight', 'scale', 'exptime')}, 64, shuffle=False)
     return Seen(spectra, opinion, fit, features, encode(weights.autoencoder, stream, device))
 
-# %% ../../nbs/pipeline/01_score.ipynb #9bd9a51d
 def _lacks_chi2(meta):
     "(N,) bool: the pipeline gives a redshift, and no χ² or no Δχ²."
     if not {'Z', 'CHI2', 'NPIXELS', 'DELTACHI2'} <= set(meta.colnames):
@@ -254,7 +252,6 @@ def opinion_columns(
     out['FLAG_ALT'], out['FLAG_OFFSET'] = proposal_flags(out, *_solution(spectra), *flags, acceptance)
     return out
 
-# %% ../../nbs/pipeline/01_score.ipynb #7ab60dee
 _NO_CAUSE = {'CAUSE': ('', 'U16'), 'CAUSE_SCORE': (np.nan, 'f4'), 'CAUSE_WAVE': (np.full(3, np.nan), 'f8'),
              'CAUSE_TEXT': ('', 'U240')}
 
@@ -308,7 +305,15 @@ def score_spectra(
 ) -> Table: # one row a spectrum, in their order: see `COLUMNS`
     "Probabilities, second opinion, cause, anomaly scores and quality of each spectrum."
     _check_grid(spectra, weights)
-    seen = look(spectra, weights, device)
+    return score_seen(spectra, look(spectra, weights, device), weights, device)
+
+def score_seen(
+    spectra: Spectra, # redrock's columns in meta
+    seen: Seen, # of `look` at them
+    weights: Weights, # they may have gained a reference since
+    device: str = 'cpu', # torch device
+) -> Table: # see `score_spectra`
+    "Score spectra that were looked at before."
     probability = _probabilities(spectra, seen, weights)
     if seen.opinion is not None:
         both = probability, seen.opinion, weights.tolerance, *_solution(spectra)
@@ -379,7 +384,6 @@ def _score_some(paths, weights, options):
         return [t for tables, _ in parts for t in tables], {k: v for _, failed in parts for k, v in failed.items()}
     return [table]*bool(len(table)), failed
 
-# %% ../../nbs/pipeline/01_score.ipynb #94c30b4f
 def score_files(
     paths: list[Path | str], # coadds, compact files, spectra of SDSS or LAMOST
     weights: Weights,
