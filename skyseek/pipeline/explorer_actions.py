@@ -176,6 +176,7 @@ def map_latents(self: ExplorerPage) -> None:
         self.news.text = f'UMAP of {np.isfinite(found[:, 0]).sum():,} objects'
     self.in_background(make, done, 'a map of the latents')
 
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #81fc9f43
 @patch
 def _list_rows(self: ExplorerPage, rows, name):
     "List rows in their order, and open the first."

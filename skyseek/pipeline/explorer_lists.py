@@ -58,6 +58,7 @@ def first_columns(
     "Columns that the table shows at first: those of `FIRST`, or the first of the file."
     return [name for name in FIRST if name in names][:most] or list(names)[:8]
 
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #befd9170
 _REDRAW = """
 const view = Bokeh.index.find_one(table);
 if (view != null && view.updateGrid != null) view.updateGrid();"""  # the grid misses changes that keep its length
@@ -114,6 +115,7 @@ def choose(self: TablePanel,
     marked = self.source.selected.indices
     self.show(self.order, self.page*ROWS_OF_PAGE + marked[0] if marked else None, self.page)
 
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #28e695ff
 @patch
 def show(self: TablePanel,
     order: np.ndarray, # (M,) rows of the catalogue in the order of the list
