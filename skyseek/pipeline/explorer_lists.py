@@ -77,9 +77,9 @@ class TablePanel:
                                index_position=None, sortable=False, reorderable=False, row_height=22,
                                autosize_mode='none', selectable=True)
         self.where = Div(text='', disable_math=True, margin=(6, 6, 0, 6))
-        self.choice = MultiChoice(title='columns of the table', value=list(self.names), visible=False, delete_button=True,
-                                  options=[(name, _title(name)) for name in catalogue.columns], margin=(2, 6, 2, 6),
-                                  sizing_mode='stretch_width')
+        names = [(name, _title(name)) for name in catalogue.columns]
+        self.choice = MultiChoice(title='columns of the table', value=list(self.names), options=names, visible=False,
+                                  margin=(2, 6, 2, 6), sizing_mode='stretch_width')
         self.choice.on_change('value', lambda attr, old, new: self.choose(new))
         self.columns = Button(label='columns', height=28, width_policy='min', margin=(0, 6, 2, 3))
         self.columns.on_click(lambda: setattr(self.choice, 'visible', not self.choice.visible))
