@@ -6,6 +6,8 @@
 __all__ = ['PIXEL', 'ZEROPOINT', 'BANDS', 'NOISE', 'SEEING', 'ODDITIES', 'ARTEFACTS', 'simulate_cutout', 'simulate_cutouts']
 
 # %% ../../nbs/anomaly/09_simulated_images.ipynb #42b07c6b
+from functools import cache
+
 import numpy as np
 
 from .cutouts import Cutouts, cutout_table, lupton_rgb
@@ -23,6 +25,11 @@ ARTEFACTS = ('TRAIL', 'STAR', 'MISSING')  # trail of a satellite, saturated star
 def _galsim():
     "GalSim, or an error that says how to get it."
     return need('galsim', 'a simulated image')
+
+@cache
+def _seeing():
+    "A Moffat profile of width 1, to be stretched: GalSim computes the transform of a truncated one anew for each."
+    return _galsim().Moffat(beta=3, fwhm=1., trunc=6.)
 
 # %% ../../nbs/anomaly/09_simulated_images.ipynb #648d189b
 def _magnitudes(i_mag, red): # colours from blue (red = 0) to red (1), AB
@@ -132,7 +139,7 @@ def simulate_cutout(
     profile = _neighbours(rng, 16., _galaxy(rng, 16., i_mag))
     if kind in ODDITIES:
         profile = _rare(kind, rng, 16., i_mag, profile)
-    psf = {b: galsim.Moffat(beta=3, fwhm=SEEING[b]*np.exp(rng.normal(0, .1)), trunc=4.) for b in BANDS}
+    psf = {b: _seeing().dilate(SEEING[b]*np.exp(rng.normal(0, .1))) for b in BANDS}
     stamp = dict(nx=pixels, ny=pixels, scale=scale, dtype=float)
     draw = lambda b: galsim.Convolve(profile[b], psf[b], real_space=False).drawImage(**stamp).array
     images = np.array([draw(b) + rng.normal(0, NOISE[b]*scale/PIXEL, (pixels, pixels)) for b in BANDS])

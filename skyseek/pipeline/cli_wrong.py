@@ -9,6 +9,7 @@ __all__ = ['RATE', 'MANY', 'extract_command', 'features_command', 'redshift_comm
 # %% ../../nbs/pipeline/23_cli_wrong.ipynb #55cba4c4
 import logging
 import re
+from os.path import isdir  # Path.is_dir raises for a name that is too long, before Python 3.12
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -224,7 +225,8 @@ def inspect_command(
     from skyseek.data.plots import check_picture
     from skyseek.data.safe_writing import check_new
     several = len(targetid) != 1
-    if output is None and not several or output is not None and not output.is_dir() and (output.suffix or not several):
+    one_file = output is not None and not isdir(output) and (output.suffix or not several)
+    if one_file or output is None and not several:
         check_new(check_picture(output or f'evidence-{targetid[0]}.png'), overwrite)
     pages = _evidence_pages(targetid, file, redrock, spectra, (most, by, where))
     from skyseek.pipeline.evidence_pages import page_files, write_pages
