@@ -135,6 +135,10 @@ const put = (change) => {
 };
 const go = (n) => { S.at = Math.min(Math.max(S.at + n, 0), items.length - 1); tell();
                     cards[S.at].scrollIntoView({block: 'nearest'}); };
+"""
+
+# %% ../../nbs/anomaly/12_rank_images.ipynb #7dc1e09f
+_SAVE = """
 S.csv = () => {
   const quoted = (t) => /[",\\n\\r]/.test(t) ? `"${t.replace(/"/g, '""')}"` : t;
   const cell = (v) => quoted(v == null ? '' : String(v));
@@ -212,7 +216,7 @@ def write_gallery(
     name = f'skyseek gallery {Path(path).name} {len(ids)} {ids[0] if ids else ""}'
     html = (f'{_HEAD}<style>{_STYLE}</style>{_BAR}{"".join(cards)}'
             f'<script type="application/json" id="items">{_safe(ids)}</script>'
-            f'<script>const name = {_safe(name)};{_SCRIPT}{_CONNECT}</script>')
+            f'<script>const name = {_safe(name)};{_SCRIPT}{_SAVE}{_CONNECT}</script>')
     with write_atomic(dst) as tmp:
         tmp.write_text(html, encoding='utf-8')
     return Path(dst), len(ids)

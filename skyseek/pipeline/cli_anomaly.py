@@ -38,6 +38,7 @@ def _rank_images(results, output, marks, most):
           f"{'the score' if labels is None else plural(len(labels), 'label')}")
     return 0
 
+# %% ../../nbs/pipeline/22_cli_anomaly.ipynb #f78ab144
 def rank_command(
     catalogue: Path, # catalogue from skyseek score, or .h5 of skyseek score-galaxies --results
     *,
