@@ -71,7 +71,7 @@ class GalleryPage:
         self.order, self.stamps, self.sorted_by = np.zeros(0, int), None, SCORES[0]
         self.keys = ColumnDataSource({'key': [], 'code': [], 'shift': [], 'n': []})
         self.keys.on_change('data', lambda attr, old, new: self.key_event(new))
-        text = lambda: Div(text='', disable_math=True)
+        text = lambda: Div(text='', disable_math=True, margin=0)
         self.pictures, self.words = [text() for _ in range(CARDS)], [text() for _ in range(CARDS)]
         _make_widgets(self)
         self.sort_by(SCORES[0])
@@ -168,8 +168,8 @@ def _card(self: GalleryPage, k, i):
     mark = label.get('interest')
     words = ', '.join(filter(None, (label.get('kind'), '' if mark is None else f'rating {mark:g}')))
     colour = _COLOURS.get(label.get('kind'), '#e3f2fd' if mark is not None else '#fff')
-    style = (f'width:120px;padding:2px 4px;font-size:12px;line-height:1.35;background:{colour};overflow-wrap:anywhere;'
-             f'border-top:4px solid {"#1565c0" if here else "#fff"}')
+    style = (f'box-sizing:border-box;width:128px;padding:2px 4px;font-size:12px;line-height:1.35;background:{colour};overflow-wrap:anywhere;'
+             f'margin-bottom:8px;border-top:6px solid {"#1565c0" if here else "#fff"}')
     name, score = html_text(self.results.table['OBJECT_ID'][i]), self.scores[self.sorted_by][i]
     return (f'<div data-card="{k}" style="{style}">{name[:200]}<br>{score:.2f} σ<br>'
             f'<b>{html_text(words) or "&nbsp;"}</b></div>')
