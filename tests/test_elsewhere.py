@@ -3,6 +3,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits, votable
 from astropy.io.votable.ucd import check_ucd
@@ -10,7 +11,7 @@ from astropy.table import Table, vstack
 from commands import errors, skyseek
 from surveys import write_lamost, write_pair, write_sdss
 
-from skyseek.data.files import read_written_table
+from skyseek.data.files import read_written_table, write_table
 from skyseek.data.samp import find_samp
 from skyseek.pipeline.catalogue import COLUMNS, read_catalogue
 from skyseek.pipeline.column_ucds import UCDS
@@ -150,3 +151,33 @@ def test_spectra_through_astropy_and_specutils(tmp_path):
 def test_the_package_says_that_it_has_types():
     import skyseek as package
     assert Path(package.__file__).with_name('py.typed').is_file()
+
+
+@pytest.fixture
+def two_skies(tmp_path):
+    "HATS folders of 3000 targets and of 50 of them, 0.036 arcsec away."
+    rng, n = np.random.default_rng(0), 3000
+    table = Table(dict(TARGETID=np.arange(n), TARGET_RA=rng.uniform(140, 160, n), TARGET_DEC=rng.uniform(-5, 5, n), Z=np.full(n, .5), ZWARN=np.zeros(n, int), SPECTYPE=['GALAXY']*n,
+                       DELTACHI2=np.ones(n), P_Z_WRONG=rng.random(n), P_S_WRONG=np.zeros(n), SNR=np.ones(n)))
+    for name, rows in (('all', table), ('some', table[:50])):
+        if name == 'some': rows['TARGET_RA'] += 1e-5
+        write_table(rows, tmp_path/f'{name}.fits')
+        done = skyseek('export', tmp_path/f'{name}.fits', '-o', tmp_path/name, '--hats')
+        assert done.returncode == 0, done.stderr
+    return tmp_path/'all', tmp_path/'some'
+
+
+def test_a_hats_folder_is_whole(two_skies):
+    about = dict(line.split('=') for line in (two_skies[0]/'hats.properties').read_text().split('\n') if line)
+    assert (about['hats_nrows'], about['hats_col_ra'], about['dataproduct_type']) == ('3000', 'TARGET_RA', 'object')
+    assert pq.read_metadata(two_skies[0]/'dataset/_metadata').num_rows == 3000
+    done = skyseek('export', two_skies[0].with_suffix('.fits'), '-o', two_skies[1], '--hats')
+    assert done.returncode == 1 and 'exists already' in errors(done)[0]
+
+
+def test_lsdb_opens_and_cross_matches(two_skies):
+    lsdb = pytest.importorskip('lsdb', reason='lsdb is not installed; it is tried by hand, see the page on other tools')
+    whole = lsdb.open_catalog(two_skies[0], columns=['TARGETID', 'TARGET_RA', 'TARGET_DEC', 'P_Z_WRONG'])
+    few = lsdb.open_catalog(two_skies[1], columns=['TARGETID', 'TARGET_RA', 'TARGET_DEC'])
+    pairs = few.crossmatch(whole, radius_arcsec=1, suffixes=('_a', '_b')).compute()
+    assert len(whole.compute()) == 3000 and len(pairs) == 50 and (pairs['TARGETID_a'] == pairs['TARGETID_b']).all()

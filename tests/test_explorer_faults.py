@@ -155,3 +155,26 @@ def test_cutouts_stand_beside_their_objects(here, opening, chromium, tmp_path):
     done = skyseek('explore', here, '--cutouts', tmp_path/'none', '--no-browser')
     assert done.returncode == 1 and 'no such file or folder' in errors(done)[0]
     with pytest.raises(ReadError, match='no such folder'): opening(here, cutouts=tmp_path/'none')
+
+
+def test_columns_are_chosen_and_latents_mapped(opening, chromium, tmp_path, monkeypatch):
+    t = table(6)
+    t['LATENT'], t[EVIL[:40]] = np.random.default_rng(0).normal(size=(6, 4)), np.arange(6) + 1000
+    w = Window(chromium, opening(write_table(t, tmp_path/'c.parquet')).address, width=1000, height=1500)
+    w.button('columns')
+    w.page.locator('.choices__input--cloned').press_sequentially('onerr')
+    w.page.keyboard.press('Enter')
+    w.page.get_by_text('1005', exact=True).wait_for()  # a cell of the new column
+    w.page.keyboard.press('Escape')
+    w.button('columns')
+    place = np.random.default_rng(1).normal(size=(6, 2))
+    monkeypatch.setattr('skyseek.pipeline.explorer_actions.umap_positions', lambda cat: place)
+    w.field('map of').select_option('UMAP')
+    w.says('UMAP of 6 objects')
+    def missing(cat): raise ImportError("a map needs umap; pip install 'skyseek[maps]'")
+    monkeypatch.setattr('skyseek.pipeline.explorer_actions.umap_positions', missing)
+    other = Window(chromium, opening(tmp_path/'c.parquet').address)
+    other.field('map of').select_option('UMAP')
+    other.says("pip install 'skyseek[maps]'")
+    assert other.field('map of').input_value() == 'latents'
+    assert w.page.evaluate('window.hacked') is None and not w.page.locator('img').count() and not w.errors + other.errors

@@ -233,7 +233,9 @@ def _arrow_array(column, arrow):
     "Values of a column in Arrow."
     values = np.ma.asarray(column)
     if values.ndim > 1:
-        return pa.FixedSizeListArray.from_arrays(pa.array(np.ma.getdata(values).ravel()), arrow.list_size)
+        flat = np.ma.getdata(values).ravel()
+        flat = flat if flat.dtype.kind in 'US' else flat.astype(flat.dtype.newbyteorder('='))
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat), arrow.list_size)
     mask = None if values.mask is np.ma.nomask else np.ma.getmaskarray(values)
     data = np.ma.getdata(values)
     data = data.astype(str).astype(object) if data.dtype.kind in 'US' else data.astype(data.dtype.newbyteorder('='))

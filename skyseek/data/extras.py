@@ -16,6 +16,7 @@ EXTRAS = {
     'maps': 'umap',
     'specutils': 'specutils',
     'explore': 'bokeh',
+    'hats': 'astropy_healpix',
 }  # extra: modules that it brings
 
 def extra_of(

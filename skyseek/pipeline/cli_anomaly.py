@@ -28,8 +28,19 @@ def _check_outputs(paths, inputs, overwrite):
             raise ValueError(f"{path}: would be written twice; give each output a name of its own")
 
 # %% ../../nbs/pipeline/22_cli_anomaly.ipynb #f14c68ed
+def _rank_images(results, output, marks, most):
+    "Rank the images of `skyseek score-galaxies --results`."
+    from skyseek.anomaly.rank_images import rank_images, read_image_labels
+    from skyseek.data.files import write_table
+    labels = read_image_labels(marks) if marks else None
+    table = rank_images(results, labels)[:most]
+    print(f"{write_table(table, output)}: {plural(len(table), 'image')}, sorted by "
+          f"{'the score' if labels is None else plural(len(labels), 'label')}")
+    return 0
+
+# %% ../../nbs/pipeline/22_cli_anomaly.ipynb #f78ab144
 def rank_command(
-    catalogue: Path, # catalogue from skyseek score
+    catalogue: Path, # catalogue from skyseek score, or .h5 of skyseek score-galaxies --results
     *,
     output: Path, # table to write, .fits or .parquet
     marks: Path | None = None, # csv table of TARGETID and MARK, from 0 (of no interest) to 5
@@ -46,6 +57,8 @@ def rank_command(
     from skyseek.pipeline.catalogue import COLUMNS
     check_destination(output, [catalogue, marks], overwrite)
     check_page(report, [catalogue, marks, output], overwrite)
+    if catalogue.suffix.lower() in ('.h5', '.hdf5'):
+        return _rank_images(catalogue, output, marks, most)
     ratings = read_marks(marks) if marks else None
     whole = read_written_table(catalogue)
     try:

@@ -12,16 +12,21 @@ from pathlib import Path
 def export_command(
     dest: Path, # folder of a catalogue of skyseek survey, or a catalogue in one file
     *,
-    output: Path, # table to write: .fits, .vot (VOTable) or .parquet
+    output: Path, # table to write: .fits, .vot (VOTable) or .parquet; a new folder with --hats
     primary: bool = False, # only one row for each target: no warning first, then the deepest
     links: str | None = None, # public release of DESI (edr, dr1): add DESINAME and links to the public viewers
+    hats: bool = False, # a folder cut into pixels of the sky, as LSDB opens it
     overwrite: bool = False,
 ) -> int: # exit code
-    "Write a catalogue as one table: FITS, VOTable or Parquet."
+    "Write a catalogue as one table: FITS, VOTable or Parquet; or as a HATS folder for LSDB."
     from skyseek.data.files import check_destination
     from skyseek.data.links import spectrum_link
-    check_destination(output, [dest], overwrite)
     spectrum_link(1, links or 'dr1')
+    if hats:
+        from skyseek.pipeline.hats import export_hats
+        print(export_hats(dest, output, primary, links))
+        return 0
+    check_destination(output, [dest], overwrite)
     from skyseek.pipeline.survey_catalogue import export_catalogue, export_file
     write = export_file if dest.is_file() else export_catalogue
     print(write(dest, output, primary, links))

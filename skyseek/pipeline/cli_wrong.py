@@ -243,8 +243,17 @@ def inspect_command(
 # %% ../../nbs/pipeline/23_cli_wrong.ipynb #261b0141
 _HTML = Annotated[Path | None, dict(flags='--html')]
 
+def _gallery(results, page, most, overwrite):
+    "Write the gallery of the images of `skyseek score-galaxies --results`."
+    from skyseek.anomaly.rank_images import write_gallery
+    if page is None:
+        raise ValueError(f"{results}: images are shown on a page of their own; give --html PAGE.html, and open it")
+    page, n = write_gallery(page, results, most, overwrite)
+    print(f"{page}: {plural(n, 'image')}; rank them again with `skyseek rank {results} --marks LABELS.csv`")
+    return 0
+
 def explore_command(
-    catalogue: Path, # catalogue from skyseek score, folder of skyseek survey, or a file of spectra
+    catalogue: Path, # catalogue, folder of skyseek survey, file of spectra; or .h5 of score-galaxies (with --html)
     *,
     spectra: list[str] | None = None, # folders, files or archive of the spectra (default: beside the catalogue)
     port: Natural = 5006, # first port to try; the next free one is taken
@@ -261,6 +270,8 @@ def explore_command(
 
     The page is on this machine only (127.0.0.1), and its address is secret. Stop with Ctrl-C; the labels are kept."""
     from skyseek.pipeline.explorer import explore, export_page, open_browser, wait
+    if catalogue.suffix.lower() in ('.h5', '.hdf5'):
+        return _gallery(catalogue, report, most, overwrite)
     if report is not None:
         page, n, lost = export_page(catalogue, spectra, report, most, inspector or '', overwrite)
         without = f', {plural(lost, "object")} without spectrum left out' if lost else ''

@@ -23,6 +23,7 @@ from .explorer_keys import KEY_SCRIPT, LABEL_ACTIONS, action_of, label_change
 from .explorer_listing import FILE_ORDER
 from .explorer_page import RANKED, SAMPLE, ExplorerPage
 from .explorer_panel import error_page, html_text
+from .explorer_umap import umap_positions
 from .labels import rank_again as scores_by_ratings, similar
 
 log = logging.getLogger('skyseek')
@@ -158,6 +159,25 @@ def rank_again(self: ExplorerPage) -> None:
 
 # %% ../../nbs/pipeline/18_explorer_actions.ipynb #73e7386f
 @patch
+def map_latents(self: ExplorerPage) -> None:
+    "Lay the latents out by UMAP; where that fails, their principal components are shown, and why."
+    def make():
+        try:
+            return umap_positions(self.catalogue)
+        except Exception as e:
+            return e
+    def done(found):
+        if isinstance(found, Exception):
+            self.map.kind.value, self.news.text = 'latents', error_page(found)
+            return
+        self.map.umap = found
+        self.map.draw()
+        self.map.mark(self.listing.row)
+        self.news.text = f'UMAP of {np.isfinite(found[:, 0]).sum():,} objects'
+    self.in_background(make, done, 'a map of the latents')
+
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #81fc9f43
+@patch
 def _list_rows(self: ExplorerPage, rows, name):
     "List rows in their order, and open the first."
     self.set_quietly(self.sort, FILE_ORDER)
@@ -244,7 +264,7 @@ def layouts(self: ExplorerPage) -> tuple: # three of bokeh's layouts: the lists,
     stretch = dict(sizing_mode='stretch_width')
     m = self.map
     parts = (row(self.preset, self.sort, self.direction, **stretch), row(self.filter, self.find, **stretch),
-             self.problem, self.listed, self.table.table,
+             self.problem, row(self.listed, self.table.columns, **stretch), self.table.choice, self.table.table,
              row(self.table.before, self.table.after, self.table.where, self.clear, self.save, self.export, **stretch),
              row(m.kind, m.x, m.y, m.colour, **stretch), m.figure, m.key,
              row(self.rank, self.more, self.draw_random, self.at_most, **stretch), self.news, self.promise)

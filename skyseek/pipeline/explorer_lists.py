@@ -12,8 +12,8 @@ from html import escape
 
 import numpy as np
 from bokeh.events import RangesUpdate, Reset, SelectionGeometry
-from bokeh.models import Button, ColorBar, ColumnDataSource, CustomJS, DataTable, Div, LinearColorMapper, PlainText
-from bokeh.models import Range1d, Select, StringFormatter, TableColumn
+from bokeh.models import Button, ColorBar, ColumnDataSource, CustomJS, DataTable, Div, LinearColorMapper
+from bokeh.models import MultiChoice, PlainText, Range1d, Select, StringFormatter, TableColumn
 from bokeh.palettes import Category10, Viridis256
 from fastcore.basics import patch
 from matplotlib.path import Path as Outline
@@ -58,6 +58,7 @@ def first_columns(
     "Columns that the table shows at first: those of `FIRST`, or the first of the file."
     return [name for name in FIRST if name in names][:most] or list(names)[:8]
 
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #befd9170
 _REDRAW = """
 const view = Bokeh.index.find_one(table);
 if (view != null && view.updateGrid != null) view.updateGrid();"""  # the grid misses changes that keep its length
@@ -76,6 +77,12 @@ class TablePanel:
                                index_position=None, sortable=False, reorderable=False, row_height=22,
                                autosize_mode='none', selectable=True)
         self.where = Div(text='', disable_math=True, margin=(6, 6, 0, 6))
+        names = [(name, _title(name)) for name in catalogue.columns]
+        self.choice = MultiChoice(title='columns of the table', value=list(self.names), options=names, visible=False,
+                                  margin=(2, 6, 2, 6), sizing_mode='stretch_width')
+        self.choice.on_change('value', lambda attr, old, new: self.choose(new))
+        self.columns = Button(label='columns', height=28, width_policy='min', margin=(0, 6, 2, 3))
+        self.columns.on_click(lambda: setattr(self.choice, 'visible', not self.choice.visible))
         self.before, self.after = (Button(label=label, width=36, height=28) for label in '‹›')
         self.before.on_click(lambda: self.turn(-1))
         self.after.on_click(lambda: self.turn(1))
@@ -100,6 +107,16 @@ def turn(self: TablePanel,
     self.show(self.order, None, min(max(self.page + step, 0), last))
 
 @patch
+def choose(self: TablePanel,
+    names: list[str], # of columns
+) -> None:
+    "Show other columns; without any the usual ones."
+    self.names = list(names) or first_columns(self.catalogue.columns)
+    marked = self.source.selected.indices
+    self.show(self.order, self.page*ROWS_OF_PAGE + marked[0] if marked else None, self.page)
+
+# %% ../../nbs/pipeline/15_explorer_lists.ipynb #28e695ff
+@patch
 def show(self: TablePanel,
     order: np.ndarray, # (M,) rows of the catalogue in the order of the list
     place: int | None = None, # place in the list of the row to mark; None marks none
@@ -113,8 +130,8 @@ def show(self: TablePanel,
     columns = self.labels(some) | {name: cell_texts(rows[name]) for name in self.names}
     self.quiet = True
     keys = [f'c{i}' for i in range(len(columns))]
-    if [c.title for c in self.table.columns] != list(map(printable, columns)):
-        self.table.columns = [TableColumn(field=k, title=printable(name), formatter=StringFormatter(), sortable=False,
+    if [c.title for c in self.table.columns] != list(map(_title, columns)):
+        self.table.columns = [TableColumn(field=k, title=_title(name), formatter=StringFormatter(), sortable=False,
                                           width=_width(name, texts)) for k, (name, texts) in zip(keys, columns.items())]
     self.source.data = dict(zip(keys, columns.values()))
     marked = place is not None and first <= place < first + len(some)
@@ -123,6 +140,10 @@ def show(self: TablePanel,
     last = first + len(some)
     begin = first + 1 if len(some) else 0
     self.where.text = f'{begin:,}–{last:,} of {len(order):,} listed, {self.catalogue.n:,} in all'
+
+def _title(name):
+    "The name of a column where the browser takes HTML."
+    return escape(printable(name))
 
 def _width(name, texts):
     "Pixels for a column of the table."
@@ -216,7 +237,8 @@ class MapPanel:
         numbers, colours = numeric_columns(catalogue)
         names = set(catalogue.columns)
         self.sky = next((pair for pair in SKY if set(pair) <= names), None)
-        kinds = ['columns'] + ['sky']*(self.sky is not None) + ['latents']*('LATENT' in names)
+        kinds = ['columns'] + ['sky']*(self.sky is not None) + ['latents', 'UMAP']*('LATENT' in names)
+        self.umap, self.ask_umap = None, lambda: None  # positions (n, 2); called when they are wanted
         pick = lambda wanted, among, other: next((w for w in wanted if w in among), among[other] if among else '')
         self.kind = Select(title='map of', value='columns', options=kinds, width=88)
         wide = dict(sizing_mode='stretch_width', min_width=90)
@@ -262,6 +284,8 @@ def coordinates(self: MapPanel,
         if self._latents is None:
             self._latents = principal_axes(self.catalogue.column('LATENT'))
         return *self._latents[rows].T, ('first principal component', 'second principal component')
+    if self.kind.value == 'UMAP':
+        return *(np.full((2, len(rows)), np.nan) if self.umap is None else self.umap[rows].T), ('UMAP 1', 'UMAP 2')
     names = self.sky if self.kind.value == 'sky' else (self.x.value, self.y.value)
     x, y = (np.asarray(np.ma.filled(self.catalogue.column(n)[rows].astype(float), np.nan)) for n in names)
     return x, y, names
@@ -282,6 +306,8 @@ def draw(self: MapPanel,
 ) -> None:
     "Draw other rows or columns, and show all of them."
     self.rows = self.rows if rows is None else rows
+    if self.kind.value == 'UMAP' and self.umap is None:
+        self.ask_umap()
     x, y, names = self.coordinates(self.rows)
     ok = np.isfinite(x) & np.isfinite(y)
     self._drawn, self._xy = self.rows[ok], (x[ok], y[ok])

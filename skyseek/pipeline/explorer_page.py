@@ -46,6 +46,7 @@ class ExplorerPage:
         self.listing, self.panel = Listing(catalogue), ObjectPanel(self.redraw_label)
         self.table = TablePanel(catalogue, self._label_columns, self.open)
         self.map = MapPanel(catalogue, lambda rows: self.select(rows))
+        self.map.ask_umap = lambda: self.map_latents()
         self.keys = ColumnDataSource({'key': [], 'code': [], 'shift': [], 'n': []})
         self.keys.on_change('data', lambda attr, old, new: self.key_event(new))
         _make_list_widgets(self)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['log', 'REPEAT_COLUMNS', 'REPEAT_TRUTH', 'EXTRA', 'primary_rows', 'truth_from_repeats', 'read_repeats', 'summarise',
-           'describe', 'plot_sky', 'close_dataset', 'export_catalogue', 'export_file']
+           'describe', 'plot_sky', 'close_dataset', 'export_catalogue', 'open_blocks', 'export_file']
 
 # %% ../../nbs/pipeline/05_survey_catalogue.ipynb #92f78380
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -311,10 +312,19 @@ def export_catalogue(
     links: str | None = None, # public release of DESI: add DESINAME and links to the viewers
 ) -> Path: # the path
     "The whole catalogue as one table, in bounded memory; `ValueError` if it changes meanwhile."
+    check_destination(dst, list_parts(dest))
+    template, blocks, n = open_blocks(dest, primary, links)
+    return write_blocks(dst, template, blocks(), n, 'CATALOGUE')
+
+def open_blocks(
+    dest: Path | str, # folder of a catalogue
+    primary: bool = False, # only one row for each target
+    links: str | None = None, # public release of DESI: add DESINAME and links to the viewers
+) -> tuple[Table, Callable, int]: # columns without rows; a function that gives the rows in blocks; number of rows
+    "What an export needs: some columns are read in full, the rows when they are asked for."
     parts = list_parts(dest)
     if not parts:
         raise ValueError(f"{dest}: no parts of a catalogue there; run `skyseek survey` first, or check the folder")
-    check_destination(dst, parts)
     before = _state(parts)
     few = [read_part(p, ['TARGETID', 'ZWARN', 'TSNR2_LRG', 'ANOMALY']) for p in parts]
     keep, first, rank = _choose(as_table(join_parts(few, parts)), primary)
@@ -323,8 +333,7 @@ def export_catalogue(
     template.meta = shared_header([part_facts(t.schema) for t in few]) | date_card()
     sizes = list(map(len, few))
     del few
-    blocks = _blocks(dest, before, sizes, keep, first, rank, links)
-    return write_blocks(dst, template, blocks, int(keep.sum()), 'CATALOGUE')
+    return template, lambda: _blocks(dest, before, sizes, keep, first, rank, links), int(keep.sum())
 
 def _blocks(dest, before, sizes, keep, first, rank, links):
     "The rows of each part; `ValueError` in the end if the parts are not what they were."
