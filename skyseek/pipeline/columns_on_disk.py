@@ -224,8 +224,9 @@ def read(
 ) -> np.ndarray: # (n,) or (m,), or (…, width)
     "A column, or some rows of it."
     if rows is None:
+        kept = lambda k: self.kept.pop((k, name), None)  # the whole column takes its place
         with ThreadPoolExecutor(2) as pool:
-            tables = list(pool.map(lambda k: _read_file(self, k, [name]), range(len(self.paths))))
+            tables = list(pool.map(lambda k: kept(k) or _read_file(self, k, [name]), range(len(self.paths))))
         return _column(self, pa.concat_tables(tables, promote_options='permissive'), name)
     rows, parts = np.asarray(rows, int), []
     place = np.searchsorted(self.starts, rows, side='right') - 1

@@ -137,8 +137,9 @@ def feature_matrix(
 ) -> tuple: # features (n, F) float32, and their scale, see `standard_features`
     "Anomaly scores, types and latents of all objects; made once."
     def make():
-        blocks = [np.arange(k, min(k + _BLOCK, cat.n)) for k in range(0, cat.n, _BLOCK)]
-        x = np.concatenate([_some_features(cat, rows) for rows in blocks])
+        x = np.empty((cat.n, _some_features(cat, np.arange(min(cat.n, 1))).shape[1]), np.float32)
+        for k in range(0, cat.n, _BLOCK):
+            x[k:k + _BLOCK] = _some_features(cat, np.arange(k, min(k + _BLOCK, cat.n)))
         return x, feature_scale(x)
     return cat.once('features', make)
 
