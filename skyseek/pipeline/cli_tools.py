@@ -133,6 +133,8 @@ def _add(parser, parameter, kind, comment):
         options['required'] = True
     elif kind is not bool:
         options['default'] = parameter.default
+    if parameter.name.endswith('_') and not options.keys() & {'action', 'choices'}:
+        options['metavar'] = word.upper()
     flags = flags or _SHORT.get(parameter.name, f'--{word}')
     return [parser.add_argument(*flags.split(), dest=parameter.name, **options)]
 
