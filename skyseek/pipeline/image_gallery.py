@@ -97,7 +97,7 @@ def _make_widgets(page):
         '.k{display:inline-block;margin:0 12px 1px 0;color:#455a64;font-size:12px}'
         '.k b{color:#000;background:#eceff1;border-radius:3px;padding:0 4px}'])
 
-# %% ../../nbs/pipeline/18_image_gallery.ipynb #bb68547e
+# %% ../../nbs/pipeline/18_image_gallery.ipynb #04f564bd
 @patch
 def sort_by(self: GalleryPage,
     name: str, # COMBINED, CRITIC, GENERATOR or RANKED
@@ -124,6 +124,7 @@ def page_rows(self: GalleryPage) -> np.ndarray: # (≤ CARDS,) of the file
     first = self.at//CARDS*CARDS
     return self.order[first:first + CARDS]
 
+# %% ../../nbs/pipeline/18_image_gallery.ipynb #6831d82b
 @patch
 def draw(self: GalleryPage,
     read: bool = False, # the stamps anew
@@ -169,7 +170,8 @@ def _card(self: GalleryPage, k, i):
     words = ', '.join(filter(None, (label.get('kind'), '' if mark is None else f'rating {mark:g}')))
     colour = _COLOURS.get(label.get('kind'), '#e3f2fd' if mark is not None else '#fff')
     style = (f'box-sizing:border-box;width:128px;padding:2px 4px;font-size:12px;line-height:1.35;background:{colour};overflow-wrap:anywhere;'
-             f'margin-bottom:8px;border-top:6px solid {"#1565c0" if here else "#fff"}')
+             'margin-bottom:8px;'
+             f'border-top:6px solid {"#1565c0" if here else "#fff"}')
     name, score = html_text(self.results.table['OBJECT_ID'][i]), self.scores[self.sorted_by][i]
     return (f'<div data-card="{k}" style="{style}">{name[:200]}<br>{score:.2f} σ<br>'
             f'<b>{html_text(words) or "&nbsp;"}</b></div>')
@@ -220,7 +222,7 @@ def turn(self: GalleryPage,
     if 0 <= place < self.results.n:
         self.go(place)
 
-# %% ../../nbs/pipeline/18_image_gallery.ipynb #31e628a1
+# %% ../../nbs/pipeline/18_image_gallery.ipynb #e783389a
 @patch
 def save(self: GalleryPage,
     write: Callable, # () → anything; writes to the journal
@@ -250,6 +252,7 @@ def undo(self: GalleryPage) -> None:
         self.go(int(np.flatnonzero(self.order == label['index'])[0]))
     self.tell()
 
+# %% ../../nbs/pipeline/18_image_gallery.ipynb #0b28941b
 @patch
 def rank_again(self: GalleryPage) -> None:
     "Order the images by what the labels so far say."
@@ -269,7 +272,7 @@ def export_labels(self: GalleryPage) -> None:
     except Exception as e:
         self.news.text = error_page(e)
 
-# %% ../../nbs/pipeline/18_image_gallery.ipynb #f4ed1ebe
+# %% ../../nbs/pipeline/18_image_gallery.ipynb #6f0239d6
 CLICK_SCRIPT = """
 if (window.skyseek_clicks) return;
 window.skyseek_clicks = true;
@@ -297,6 +300,7 @@ body { margin: 0; background: #fff; font-family: system-ui, sans-serif; }
 {% endblock %}
 """
 
+# %% ../../nbs/pipeline/18_image_gallery.ipynb #530f5705
 @patch
 def add_to(self: GalleryPage,
     document: Document, # of bokeh

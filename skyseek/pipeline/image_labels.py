@@ -23,7 +23,7 @@ from ..data.safe_writing import check_new, keep_apart
 from .label_tables import LabelError, check_fields, write_csv
 from .labels import LabelStore
 
-# %% ../../nbs/pipeline/13_image_labels.ipynb #3f9ac518
+# %% ../../nbs/pipeline/13_image_labels.ipynb #326096a6
 _WANTED = {'images': 4, 'drawn': 4, 'latent': 2, 'score_generator': 1, 'score_critic': 1, 'object_id': 1}  # dimensions
 SCORES = 'COMBINED', 'CRITIC', 'GENERATOR'  # in standard deviations of the sample
 
@@ -41,6 +41,7 @@ def _opened(path):
     except (OSError, RuntimeError, KeyError, ValueError) as e:
         raise ReadError(f"{path}: not a whole HDF5 file ({printable(e).splitlines()[0]}); copy it again") from e
 
+# %% ../../nbs/pipeline/13_image_labels.ipynb #db614220
 def _check_results(f, path):
     "Raise `ReadError` unless the file holds results."
     advice = 'give the file of `skyseek score-galaxies --results`'
@@ -148,7 +149,7 @@ class ImageLabels(LabelStore):
         columns = list(zip(*rows)) if rows else [()]*len(names)
         return Table([np.array(c, k) for c, k in zip(columns, kinds)], names=names)
 
-# %% ../../nbs/pipeline/13_image_labels.ipynb #f3c96c4f
+# %% ../../nbs/pipeline/13_image_labels.ipynb #be30af5a
 def image_marks(
     store: ImageLabels,
 ) -> np.ndarray: # (N,) ratings from 0 to 5, nan where there is none
@@ -177,6 +178,7 @@ def rank_images_again(
             results._features = image_features(f['latent'][()], np.concatenate(parts))
     return image_interest(results._features, np.asarray(results.table['COMBINED']), marks)
 
+# %% ../../nbs/pipeline/13_image_labels.ipynb #a449bccf
 def read_stamps(
     results: ImageResults,
     rows: np.ndarray, # (M,) of the file
