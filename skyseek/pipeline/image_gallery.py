@@ -169,8 +169,8 @@ def _card(self: GalleryPage, k, i):
     mark = label.get('interest')
     words = ', '.join(filter(None, (label.get('kind'), '' if mark is None else f'rating {mark:g}')))
     colour = _COLOURS.get(label.get('kind'), '#e3f2fd' if mark is not None else '#fff')
-    style = (f'box-sizing:border-box;width:128px;padding:2px 4px;font-size:12px;line-height:1.35;background:{colour};overflow-wrap:anywhere;'
-             'margin-bottom:8px;'
+    style = (f'box-sizing:border-box;width:128px;padding:2px 4px;font-size:12px;line-height:1.35;'
+             f'background:{colour};overflow-wrap:anywhere;margin-bottom:8px;'
              f'border-top:6px solid {"#1565c0" if here else "#fff"}')
     name, score = html_text(self.results.table['OBJECT_ID'][i]), self.scores[self.sorted_by][i]
     return (f'<div data-card="{k}" style="{style}">{name[:200]}<br>{score:.2f} σ<br>'
