@@ -57,7 +57,7 @@ def test_labels_are_kept_saved_and_rank_again(results, tmp_path):
 
 
 def test_what_cannot_be_shown_is_said(results, tmp_path):
-    for line, words in ((('explore', results), 'give --html'), (('explore', results, '--html', tmp_path/'x.txt'), '.html'),
+    for line, words in ((('explore', results, '--cutouts', tmp_path), 'leave them out'), (('explore', results, '--html', tmp_path/'x.txt'), '.html'),
                         (('rank', results, '-o', tmp_path/'r.fits', '--marks', results), 'csv')):
         done = skyseek(*line)
         assert done.returncode == 1 and words in done.stderr and len(errors(done)) == 1
