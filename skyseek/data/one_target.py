@@ -8,6 +8,7 @@ __all__ = ['NotInFile', 'cut_coadd', 'read_target', 'fetch_target']
 # %% ../../nbs/data/23_one_target.ipynb #b8b18914
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -109,6 +110,22 @@ def _pick(spectra, targetid, which, path):
     row = rows[min(which, len(rows) - 1)]
     return spectra[row:row + 1]
 
+def _kind(path):
+    "What a file is, and the TARGETIDs of a compact file; kept for the last files as long as they do not change."
+    if not path.is_file():
+        return _look(path)
+    about = path.stat()
+    return _look_once(path, about.st_mtime_ns, about.st_size, about.st_ino)
+
+def _look(path):
+    with open_fits(path, 'a file of spectra') as hdus:
+        kind = spectra_kind(hdus)
+        return kind, np.array(hdus['TARGETS'].data['TARGETID']) if kind == 'compact' else None
+
+@lru_cache(16)
+def _look_once(path, *_):
+    return _look(path)
+
 def read_target(
     path: Path | str, # coadd-*.fits, compact file, spectrum of SDSS or LAMOST
     targetid: int, # TARGETID
@@ -116,9 +133,7 @@ def read_target(
 ) -> Spectra: # one row, without redrock's columns
     "The spectrum of one target; `ReadError` if it is not in the file, or the file cannot be read."
     path, targetid = Path(path), int(targetid)
-    with open_fits(path, 'a file of spectra') as hdus:
-        kind = spectra_kind(hdus)
-        ids = np.asarray(hdus['TARGETS'].data['TARGETID']) if kind == 'compact' else None
+    kind, ids = _kind(path)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         if kind == 'compact':
