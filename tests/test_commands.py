@@ -594,7 +594,7 @@ def commands():
 def test_options_are_the_same_everywhere():
     for name, parser in commands():
         options = {flag: action for action in parser._actions for flag in action.option_strings}
-        assert {'-o', '--output'} <= set(options) or name in ('evaluate', 'explore'), name
+        assert {'-o', '--output'} <= set(options) or name in ('evaluate', 'explore', 'send'), name
         assert '--device' not in options or options['--device'].default == 'auto', name
         if '--overwrite' in options:
             assert (

@@ -57,8 +57,14 @@ def test_labels_are_kept_saved_and_rank_again(results, tmp_path):
 
 
 def test_what_cannot_be_shown_is_said(results, tmp_path):
-    for line, words in ((('explore', results), 'give --html'), (('explore', results, '--html', tmp_path/'x.txt'), '.html'),
+    for line, words in ((('explore', results, '--cutouts', tmp_path), 'leave them out'), (('explore', results, '--html', tmp_path/'x.txt'), '.html'),
                         (('rank', results, '-o', tmp_path/'r.fits', '--marks', results), 'csv')):
         done = skyseek(*line)
         assert done.returncode == 1 and words in done.stderr and len(errors(done)) == 1
     assert skyseek('rank', results, '-o', tmp_path/'r.fits', '--most', 5).returncode == 0 and len(Table.read(tmp_path/'r.fits')) == 5
+
+
+def test_options_for_spectra_are_refused_for_images(results, tmp_path):
+    for extra in (('--what', 'objects'), ('--report', tmp_path/'r.html')):
+        done = skyseek('rank', results, '-o', tmp_path/'r.fits', *extra)
+        assert done.returncode == 1 and 'holds images' in errors(done)[0] and not list(tmp_path.iterdir())

@@ -58,6 +58,8 @@ def rank_command(
     check_destination(output, [catalogue, marks], overwrite)
     check_page(report, [catalogue, marks, output], overwrite)
     if catalogue.suffix.lower() in ('.h5', '.hdf5'):
+        if what != 'all' or report:
+            raise ValueError(f"{catalogue}: holds images; --what and --report are for catalogues of spectra")
         return _rank_images(catalogue, output, marks, most)
     ratings = read_marks(marks) if marks else None
     whole = read_written_table(catalogue)

@@ -246,14 +246,12 @@ _HTML = Annotated[Path | None, dict(flags='--html')]
 def _gallery(results, page, most, overwrite):
     "Write the gallery of the images of `skyseek score-galaxies --results`."
     from skyseek.anomaly.rank_images import write_gallery
-    if page is None:
-        raise ValueError(f"{results}: images are shown on a page of their own; give --html PAGE.html, and open it")
     page, n = write_gallery(page, results, most, overwrite)
     print(f"{page}: {plural(n, 'image')}; rank them again with `skyseek rank {results} --marks LABELS.csv`")
     return 0
 
 def explore_command(
-    catalogue: Path, # catalogue, folder of skyseek survey, file of spectra; or .h5 of score-galaxies (with --html)
+    catalogue: Path, # catalogue, folder of skyseek survey, file of spectra; or .h5 of score-galaxies --results
     *,
     spectra: list[str] | None = None, # folders, files or archive of the spectra (default: beside the catalogue)
     port: Natural = 5006, # first port to try; the next free one is taken
@@ -270,7 +268,7 @@ def explore_command(
 
     The page is on this machine only (127.0.0.1), and its address is secret. Stop with Ctrl-C; the labels are kept."""
     from skyseek.pipeline.explorer import explore, export_page, open_browser, wait
-    if catalogue.suffix.lower() in ('.h5', '.hdf5'):
+    if catalogue.suffix.lower() in ('.h5', '.hdf5') and report is not None:
         return _gallery(catalogue, report, most, overwrite)
     if report is not None:
         page, n, lost = export_page(catalogue, spectra, report, most, inspector or '', overwrite)

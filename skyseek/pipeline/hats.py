@@ -35,7 +35,7 @@ _COLUMN = f'_healpix_{_DEEP}'
 def sky_pixels(
     ra: np.ndarray, # (N,) deg
     dec: np.ndarray, # (N,) deg
-    order: int = _DEEP, # 0 to 29; there are 12*4**order pixels
+    order: int = _DEEP, # 0 to 29; there are 12·4^order pixels
 ) -> np.ndarray: # (N,) int64, nested; -1 without a position
     "HEALPix pixels of positions."
     healpix = need('astropy_healpix', 'the HATS format')

@@ -9,6 +9,7 @@ __all__ = ['log', 'LabelStore', 'Entries', 'rank_again', 'similar']
 import logging
 import secrets
 import threading
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def _now():
 # %% ../../nbs/pipeline/12_labels.ipynb #8665dfb1
 class LabelStore:
     "The labels of one inspector, and those of the others to read."
+    check = staticmethod(check_fields)  # of what a label may say
     def __init__(
         self,
         cat: Catalogue, # from `open_catalogue`
@@ -54,7 +56,7 @@ class LabelStore:
                            catalogue=cat.path.name, inspector=self.inspector)
         self.unsaved, self._run, self._lock = [], secrets.token_hex(4), threading.RLock()
         self._made, self._others = 0, {}
-        self._mine = Entries(Journal(self.folder/journal_name(self.inspector), self.header))
+        self._mine = Entries(Journal(self.folder/journal_name(self.inspector), self.header), self.check)
         self._mine.update()
         if (name := self._mine.journal.found.get('inspector', self.inspector)) != self.inspector:
             raise ReadError(f"{self._mine.journal.path}: holds the labels of {name}; give that name, or another folder")
@@ -68,8 +70,9 @@ class Entries:
     def __init__(
         self,
         journal: Journal,
+        check: Callable = check_fields, # fields → the same; raises `LabelError`
     ):
-        self.journal = journal
+        self.journal, self.check = journal, check
         self._clear()
 
     def _clear(self):
@@ -95,7 +98,7 @@ class Entries:
             self.undone.add(entry['undo'])
         elif isinstance(entry.get('draw'), dict):
             self.draws.append(entry)
-        elif (key := _key_of(entry)) is not None:
+        elif (key := self._key_of(entry)) is not None:
             self.order.append((entry['id'], key))
             self.by_key.setdefault(key, []).append(entry)
 
@@ -108,7 +111,7 @@ def label(
 ) -> dict: # its fields; empty if none is set
     "The label of an object: of each field the latest entry."
     undone = self.undone | {e['undo'] for e in more if 'undo' in e}
-    entries = self.by_key.get(key, []) + [e for e in more if 'set' in e and _key_of(e) == key]
+    entries = self.by_key.get(key, []) + [e for e in more if 'set' in e and self._key_of(e) == key]
     entries = [e for e in entries if e['id'] not in undone]
     fields = dict.fromkeys(FIELDS)
     for e in entries:
@@ -120,14 +123,15 @@ def label(
     return fields | dict(pipeline_z=z, pipeline_spectype=spectype, time=entries[-1].get('time', ''), inspector=name)
 
 # %% ../../nbs/pipeline/12_labels.ipynb #eebe9039
-def _key_of(entry):
+@patch
+def _key_of(self: Entries, entry):
     "The name of the object of an entry, None if the entry makes no sense."
     key, fields = entry.get('key'), entry.get('set')
     kinds = [int] if isinstance(key, list) and len(key) == 1 else [int, str, int]
     if not isinstance(key, list) or list(map(type, key)) != kinds or not isinstance(fields, dict):
         return None
     try:
-        check_fields(fields)
+        self.check(fields)
     except LabelError:
         return None
     return tuple(key)
@@ -151,7 +155,7 @@ def put(self: LabelStore,
     **fields, # of `FIELDS`: quality, spectype, z, flags, comment, interest; None takes one back
 ) -> dict: # the whole label of the object
     "Label an object; the fields that are not given stay. Raises `LabelError` and `NotSaved`."
-    fields, i = check_fields(fields), self._row(i)
+    fields, i = self.check(fields), self._row(i)
     with self._lock:
         names = [c for c in ('Z', 'SPECTYPE') if c in self.cat.columns]
         row = self.cat.rows([i], names)[0] if names else {}
@@ -186,7 +190,7 @@ def undo(self: LabelStore) -> dict | None: # the label as it is now, with index;
     with self._lock:
         self._mine.update()
         gone = self._mine.undone | {e['undo'] for e in self.unsaved if 'undo' in e}
-        waiting = [(e['id'], _key_of(e)) for e in self.unsaved if 'set' in e]
+        waiting = [(e['id'], self._mine._key_of(e)) for e in self.unsaved if 'set' in e]
         there = [(k, key) for k, key in self._mine.order + waiting if k not in gone]
         last = next((x for x in reversed(there) if x[0].startswith(self._run)), there[-1] if there else None)
         if last is None:
@@ -208,7 +212,7 @@ def progress(self: LabelStore) -> tuple[int, int]: # (objects with a label by th
 @patch
 def _labels(self: LabelStore, entries, more=()):
     "(key, label) of all labelled objects of a journal."
-    keys = dict.fromkeys([*entries.by_key, *(_key_of(e) for e in more if 'set' in e)])
+    keys = dict.fromkeys([*entries.by_key, *(entries._key_of(e) for e in more if 'set' in e)])
     return [(key, label) for key in keys if (label := entries.label(key, more))]
 
 # %% ../../nbs/pipeline/12_labels.ipynb #a5b882e3
@@ -230,7 +234,8 @@ def _everyone(self: LabelStore):
         if path == self._mine.journal.path:
             continue
         try:
-            entries = self._others.setdefault(path, Entries(Journal(path, self.header | dict(inspector=path.stem))))
+            journal = Journal(path, self.header | dict(inspector=path.stem))
+            entries = self._others.setdefault(path, Entries(journal, self.check))
             entries.update()
         except ReadError as e:
             log.warning('%s; it is passed over', e)
