@@ -97,19 +97,7 @@ def _from_coadd(path, targetid):
             return None  # a broken file: the error is raised when it is read
     return None if data is None else _read_cut(data, path.name)
 
-# %% ../../nbs/data/23_one_target.ipynb #00cd38f2
-def _pick(spectra, targetid, which, path):
-    "One of the rows of a target."
-    rows = np.flatnonzero(np.asarray(spectra.meta['TARGETID']) == targetid)
-    if not len(rows) and len(spectra) > 1:
-        raise _not_among(path, targetid, len(spectra))
-    if not len(rows):
-        here = spectra.meta['TARGETID'][0]
-        raise NotInFile(f"{path}: holds TARGETID {here}, not {targetid}; the file is not the one that the row was "
-                        f"made from")
-    row = rows[min(which, len(rows) - 1)]
-    return spectra[row:row + 1]
-
+# %% ../../nbs/data/23_one_target.ipynb #f0600915
 def _kind(path):
     "What a file is, and the TARGETIDs of a compact file; kept for the last files as long as they do not change."
     if not path.is_file():
@@ -125,6 +113,19 @@ def _look(path):
 @lru_cache(16)
 def _look_once(path, *_):
     return _look(path)
+
+# %% ../../nbs/data/23_one_target.ipynb #00cd38f2
+def _pick(spectra, targetid, which, path):
+    "One of the rows of a target."
+    rows = np.flatnonzero(np.asarray(spectra.meta['TARGETID']) == targetid)
+    if not len(rows) and len(spectra) > 1:
+        raise _not_among(path, targetid, len(spectra))
+    if not len(rows):
+        here = spectra.meta['TARGETID'][0]
+        raise NotInFile(f"{path}: holds TARGETID {here}, not {targetid}; the file is not the one that the row was "
+                        f"made from")
+    row = rows[min(which, len(rows) - 1)]
+    return spectra[row:row + 1]
 
 def read_target(
     path: Path | str, # coadd-*.fits, compact file, spectrum of SDSS or LAMOST
