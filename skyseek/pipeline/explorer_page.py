@@ -207,6 +207,7 @@ def show(self: ExplorerPage) -> None:
         self.redraw_label()
     self._look_ahead()
 
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #c71d3c5e
 @patch
 def _view(self: ExplorerPage, i):
     "The object of a row, which may have been made already."
