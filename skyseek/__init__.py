@@ -22,6 +22,7 @@ _PLACES = {
     'anomaly.rerank': ('rank_catalogue',),
     'pipeline.score': ('Weights', 'load_weights', 'score_spectra'),
     'pipeline.catalogue': ('make_catalogue', 'read_catalogue', 'score', 'write_catalogue'),
+    'pipeline.explorer': ('explore',),
 }  # module: what it hands out here
 _ALIASES = {'read': 'read_any'}
 _MODULE = {name: module for module, names in _PLACES.items() for name in names}

@@ -295,6 +295,8 @@ def redraw_label(self: ExplorerPage) -> None:
     label = {} if i is None else self.label_of(i)
     words = label_words(label)
     mark = '<b style="color:#d50000">not saved</b> ' if self.store.unsaved else ''
+    if words and label.get('quality') is None and label.keys() & {'z', 'spectype', 'flags'}:
+        mark += '<span style="color:#b45309">no quality yet (0 to 4): no truth without it</span> '
     self.label.text = f'{mark}<b>{html_text(words)}</b>' if words else '<span style="color:#78909c">no label yet</span>'
     self.set_quietly(self.comment, str(label.get('comment', '') or ''))
     done, n = self.store.progress()

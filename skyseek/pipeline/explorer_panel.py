@@ -152,9 +152,18 @@ def set_z(self: ObjectPanel,
     name: str = 'typed', # who proposes it
 ) -> None:
     "Show a redshift of any origin."
-    if self.view is None or not -.9 < z < 10:
+    if self.view is None:
+        return
+    if not -.9 < z < 10:
+        self._put_back(f'z = {z:g} is not between -0.9 and 10')
         return
     self._show_solution(self.view.solve(z, spectype, name))
+
+@patch
+def _put_back(self: ObjectPanel, why):
+    "Show what was shown before, and why nothing else is."
+    self._show_solution(self.figures.solution, self.solutions.active)
+    self.shown.text = f'<b style="color:#b45309">{html_text(why)}</b> &nbsp; {self.shown.text}'
 
 @patch
 def type_z(self: ObjectPanel,
@@ -165,7 +174,7 @@ def type_z(self: ObjectPanel,
     try:
         self.set_z(float(text.replace(',', '.')), spectype)
     except ValueError:
-        self._show_solution(self.figures.solution, self.solutions.active)
+        self._put_back(f'{text[:20]!r} is no redshift')
 
 @patch
 def choose(self: ObjectPanel,

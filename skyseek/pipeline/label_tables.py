@@ -104,7 +104,8 @@ def _label_row(key, label):
     kind = own_type if own_type is not None else '' if 'C' in flags else their_type
     number = lambda name: math.nan if label.get(name) is None else label[name]
     return (key[0], key[1] if len(key) > 1 else '', key[2] if len(key) > 1 else 0, label.get('inspector', ''),
-            number('quality'), math.nan if quality is None else z, '' if quality is None else kind, flags,
+            number('quality'), z if quality is not None or own_z is not None else math.nan,
+            kind if quality is not None or own_type else '', flags,
             label.get('comment') or '', number('interest'), own_z is not None, own_type is not None, their_z,
             their_type, label.get('time', ''))
 
