@@ -22,14 +22,16 @@ IMPORTS = {
     'images': 'h5py galsim skyseek.anomaly.simulated_images',
     'maps': 'umap skyseek.data.plots',
     'survey': 'fsspec aiohttp s3fs dask distributed dask_jobqueue skyseek.data.archive',
-    'explore': 'bokeh skyseek.pipeline.explorer_page skyseek.pipeline.explorer_html',
+    'hats': 'astropy_healpix skyseek.pipeline.hats',
+    'explore': 'bokeh skyseek.pipeline.explorer_page skyseek.pipeline.explorer_html skyseek.pipeline.image_gallery',
 }  # what it brings, and what uses that
 ALL = """import pkgutil, skyseek
 from importlib import import_module
 for m in pkgutil.walk_packages(skyseek.__path__, "skyseek."):
     try: import_module(m.name)
     except ImportError as e:
-        if (e.name, m.name[:26]) != ("bokeh", "skyseek.pipeline.explorer_"): raise
+        widgets = "skyseek.pipeline.explorer_", "skyseek.pipeline.image_gallery"
+        if e.name != "bokeh" or not m.name.startswith(widgets): raise
 """  # without extras all can be imported but the widgets of the explorer, which are all of Bokeh
 SITE = Path(sysconfig.get_path('purelib'))
 

@@ -10,6 +10,7 @@ from astropy.table import MaskedColumn, Table
 from skyseek.data.desi import extract_file
 from skyseek.data.files import write_table
 from skyseek.data.hdus import ReadError
+from skyseek.data.one_target import read_target
 from skyseek.data.read import read_any
 from skyseek.pipeline.catalogue_spectra import SpectrumNotFound
 from skyseek.pipeline.conditions import ConditionError
@@ -225,3 +226,39 @@ def test_sdss_spectra_in_a_folder(tmp_path):
     whole = read_any(tmp_path)
     cat = open_catalogue(write_table(Table(dict(TARGETID=whole.meta['TARGETID'], FILE=whole.meta['FILE'])), tmp_path/'c.parquet'))
     np.testing.assert_array_equal(cat.read(1).flux[0], whole.flux[1])
+
+
+def test_a_compact_file_that_was_replaced_is_looked_at_again(survey, tmp_path):
+    path = tmp_path/'spectra-main-dark-9999.fits'
+    whole = read_any(path, answers=False)
+    last = int(whole.meta['TARGETID'][3])
+    np.testing.assert_array_equal(read_target(path, last).flux[0], whole.flux[3])
+    parts = coadd_parts(5, seed=1)
+    parts['FIBERMAP']['TARGETID'] = parts['FIBERMAP']['TARGETID'][::-1].copy()
+    other = write_parts(tmp_path/'coadd-main-dark-8888.fits', parts)
+    path.unlink()
+    other.rename(path)
+    np.testing.assert_array_equal(read_target(path, last).flux[0], read_any(path, answers=False).flux[1])
+
+
+def test_the_next_object_sends_only_what_changes(survey, tmp_path):
+    pytest.importorskip('bokeh')
+    from bokeh.document import Document
+
+    from skyseek.pipeline.explorer_actions import ExplorerPage
+    from skyseek.pipeline.labels import LabelStore
+    cat = open_catalogue(write_table(survey[1], tmp_path/'c.fits'), spectra=[survey[0]])
+    page = ExplorerPage(cat, LabelStore(cat, 'me'))
+    page.add_to(Document())
+    page.change(sort='order of the file')
+    page.open(0)
+    first, table = page.panel.view, page.table.source.data
+    page.step(1)
+    assert page.table.source.data is table and page.table.source.selected.indices == [1] and page.panel.view is not first
+    page.step(-1)
+    assert page.panel.view is first  # the last objects are kept
+    page.put(quality=4)
+    page.step(1)
+    assert page.table.source.data['c0'][0] == '4'  # a label comes into the table
+    assert not page.ahead or set(page.ahead) == {2}
+    page.pool.shutdown()

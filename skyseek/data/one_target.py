@@ -8,6 +8,7 @@ __all__ = ['NotInFile', 'cut_coadd', 'read_target', 'fetch_target']
 # %% ../../nbs/data/23_one_target.ipynb #b8b18914
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -96,6 +97,23 @@ def _from_coadd(path, targetid):
             return None  # a broken file: the error is raised when it is read
     return None if data is None else _read_cut(data, path.name)
 
+# %% ../../nbs/data/23_one_target.ipynb #f0600915
+def _kind(path):
+    "What a file is, and the TARGETIDs of a compact file; kept for the last files as long as they do not change."
+    if not path.is_file():
+        return _look(path)
+    about = path.stat()
+    return _look_once(path, about.st_mtime_ns, about.st_size, about.st_ino)
+
+def _look(path):
+    with open_fits(path, 'a file of spectra') as hdus:
+        kind = spectra_kind(hdus)
+        return kind, np.array(hdus['TARGETS'].data['TARGETID']) if kind == 'compact' else None
+
+@lru_cache(16)
+def _look_once(path, *_):
+    return _look(path)
+
 # %% ../../nbs/data/23_one_target.ipynb #00cd38f2
 def _pick(spectra, targetid, which, path):
     "One of the rows of a target."
@@ -116,9 +134,7 @@ def read_target(
 ) -> Spectra: # one row, without redrock's columns
     "The spectrum of one target; `ReadError` if it is not in the file, or the file cannot be read."
     path, targetid = Path(path), int(targetid)
-    with open_fits(path, 'a file of spectra') as hdus:
-        kind = spectra_kind(hdus)
-        ids = np.asarray(hdus['TARGETS'].data['TARGETID']) if kind == 'compact' else None
+    kind, ids = _kind(path)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         if kind == 'compact':

@@ -72,7 +72,7 @@ class TablePanel:
     ):
         self.catalogue, self.labels, self.open_row = catalogue, labels, open_row
         self.names, self.order, self.page, self.quiet = first_columns(catalogue.columns), np.arange(0), 0, False
-        self.source = ColumnDataSource({})
+        self.source, self._kept = ColumnDataSource({}), (None, {})
         self.table = DataTable(source=self.source, columns=[], height=250, sizing_mode='stretch_width',
                                index_position=None, sortable=False, reorderable=False, row_height=22,
                                autosize_mode='none', selectable=True)
@@ -126,20 +126,28 @@ def show(self: TablePanel,
     self.order, self.page = order, page if page is not None else (place or 0)//ROWS_OF_PAGE
     first = self.page*ROWS_OF_PAGE
     some = order[first:first + ROWS_OF_PAGE]
-    rows = self.catalogue.rows(some, self.names)
-    columns = self.labels(some) | {name: cell_texts(rows[name]) for name in self.names}
+    columns = self.labels(some) | self._texts(some)
     self.quiet = True
     keys = [f'c{i}' for i in range(len(columns))]
     if [c.title for c in self.table.columns] != list(map(_title, columns)):
         self.table.columns = [TableColumn(field=k, title=_title(name), formatter=StringFormatter(), sortable=False,
                                           width=_width(name, texts)) for k, (name, texts) in zip(keys, columns.items())]
-    self.source.data = dict(zip(keys, columns.values()))
+    if dict(self.source.data) != (data := dict(zip(keys, columns.values()))):
+        self.source.data = data
     marked = place is not None and first <= place < first + len(some)
     self.source.selected.indices = [place - first] if marked else []
     self.quiet = False
     last = first + len(some)
     begin = first + 1 if len(some) else 0
     self.where.text = f'{begin:,}–{last:,} of {len(order):,} listed, {self.catalogue.n:,} in all'
+
+@patch
+def _texts(self: TablePanel, some):
+    "Columns of some rows as texts; those of the last call are kept, for the next object is often on the same page."
+    if self._kept[0] != (key := (some.tobytes(), tuple(self.names))):
+        rows = self.catalogue.rows(some, self.names)
+        self._kept = key, {name: cell_texts(rows[name]) for name in self.names}
+    return self._kept[1]
 
 def _title(name):
     "The name of a column where the browser takes HTML."
@@ -268,7 +276,8 @@ def _make_figure(self: MapPanel, height):
     dots = self.figure.scatter('x', 'y', source=self.points, fill_color='colour', line_color=None, size=5,
                                fill_alpha=.75)
     dots.nonselection_glyph = None
-    self.figure.scatter('x', 'y', source=self.here, size=14, fill_color=None, line_color='#d50000', line_width=2)
+    self.figure.scatter('x', 'y', source=self.here, size=14, fill_color=None, line_color='#d50000', line_width=2,
+                        level='overlay')  # moving it does not draw the points again
     self.mapper = LinearColorMapper(palette=Viridis256, low=0, high=1)
     self.bar = ColorBar(color_mapper=self.mapper, width=8, padding=2, label_standoff=4,
                         major_label_text_font_size='10px')

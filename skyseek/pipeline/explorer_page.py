@@ -8,8 +8,10 @@ __all__ = ['log', 'RANKED', 'EVERYTHING', 'SAMPLE', 'MOST_WRONG', 'ExplorerPage'
 # %% ../../nbs/pipeline/17_explorer_page.ipynb #f4e20a2e
 import logging
 from collections.abc import Callable
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from threading import Event
 
 import numpy as np
 from bokeh.models import Button, ColumnDataSource, Div, Select, TextInput
@@ -30,6 +32,7 @@ log = logging.getLogger('skyseek')
 # %% ../../nbs/pipeline/17_explorer_page.ipynb #4d29fbc9
 RANKED, EVERYTHING, SAMPLE = 'ranked again', 'all objects', 'random sample'
 MOST_WRONG = '0.2 %', '0.5 %', '1 %', '2 %', '5 %', '10 %', '20 %'  # contaminations that a guarantee may ask for
+_VIEWS, _PAUSE = 8, .05  # objects kept in memory; seconds in which the browser gets an object before the next is made
 _SORTS_FIRST = 'P_Z_WRONG', 'ANOMALY', 'ANOMALY_RANK', 'P_S_WRONG'
 
 class ExplorerPage:
@@ -43,6 +46,7 @@ class ExplorerPage:
         self.catalogue, self.store, self.cutouts = catalogue, store, cutouts
         self.selected, self.document, self.rating = selected or (lambda rows: None), None, False
         self.busy, self.quiet, self.ahead, self.pool = None, False, {}, ThreadPoolExecutor(1)
+        self.views, self.asked = OrderedDict(), Event()
         self.listing, self.panel = Listing(catalogue), ObjectPanel(self.redraw_label)
         self.table = TablePanel(catalogue, self._label_columns, self.open)
         self.map = MapPanel(catalogue, lambda rows: self.select(rows))
@@ -203,11 +207,17 @@ def show(self: ExplorerPage) -> None:
         self.redraw_label()
     self._look_ahead()
 
+# %% ../../nbs/pipeline/17_explorer_page.ipynb #c71d3c5e
 @patch
 def _view(self: ExplorerPage, i):
     "The object of a row, which may have been made already."
+    self.asked.set()
     made = self.ahead.pop(i, None)
-    return ObjectView(self.catalogue.read(i)) if made is None else made.result()
+    view = self.views.pop(i, None) or (ObjectView(self.catalogue.read(i)) if made is None else made.result())
+    self.views[i] = view
+    while len(self.views) > _VIEWS:
+        self.views.popitem(last=False)
+    return view
 
 @patch
 def _look_ahead(self: ExplorerPage):
@@ -216,8 +226,15 @@ def _look_ahead(self: ExplorerPage):
     if self.document is None or place >= len(self.listing):
         return
     i = int(self.listing.rows[place])
-    if i not in self.ahead:
-        self.ahead = {i: self.pool.submit(lambda: ObjectView(self.catalogue.read(i)))}
+    if i not in self.ahead and i not in self.views:
+        self.asked = Event()
+        self.ahead = {i: self.pool.submit(self._make_later, i, self.asked)}
+
+@patch
+def _make_later(self: ExplorerPage, i, asked):
+    "Make an object when this one is drawn, or when it is asked for."
+    asked.wait(_PAUSE)
+    return ObjectView(self.catalogue.read(i))
 
 # %% ../../nbs/pipeline/17_explorer_page.ipynb #ce9475f5
 @patch
