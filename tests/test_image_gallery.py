@@ -79,6 +79,21 @@ def test_in_python(results):
     finally: explorer.stop()
 
 
+def test_two_inspectors_are_averaged_and_odd_values_of_a_journal_passed_over(results, tmp_path):
+    from skyseek.anomaly.rank_images import read_image_labels
+    from skyseek.pipeline.image_labels import ImageLabels, ImageResults, export_image_labels, image_marks
+    found = ImageResults(results)
+    ada, bob = (ImageLabels(found, name) for name in ('ada', 'bob'))
+    ada.put(3, kind='odd')
+    bob.put(3, interest=2)
+    bob.put(4, kind='artefact')
+    with open(ada.folder/'ada.jsonl', 'a') as f: f.write('{"id":"x-1","key":[5],"set":{"kind":"<b>"}}\n{"id":"x-2","key":[99],"set":{"kind":"odd"}}\n')
+    again = ImageLabels(found, 'ada')
+    marks = image_marks(again)
+    assert marks[3] == 3.5 and marks[4] == 0 and np.isfinite(marks).sum() == 2
+    assert read_image_labels(export_image_labels(again, tmp_path/'l.csv')) == {'g3': 3.5, 'g4': 0}
+
+
 def test_only_shown_stamps_are_read(results, monkeypatch):
     from skyseek.pipeline.image_gallery import CARDS, GalleryPage
     from skyseek.pipeline.image_labels import ImageLabels, ImageResults

@@ -173,7 +173,8 @@ def _card(self: GalleryPage, k, i):
              f'background:{colour};overflow-wrap:anywhere;margin-bottom:8px;'
              f'border-top:6px solid {"#1565c0" if here else "#fff"}')
     name, score = html_text(self.results.table['OBJECT_ID'][i]), self.scores[self.sorted_by][i]
-    return (f'<div data-card="{k}" style="{style}">{name[:200]}<br>{score:.2f} σ<br>'
+    unit = '' if self.sorted_by == RANKED else ' σ'
+    return (f'<div data-card="{k}" style="{style}">{name[:200]}<br>{score:.2f}{unit}<br>'
             f'<b>{html_text(words) or "&nbsp;"}</b></div>')
 
 # %% ../../nbs/pipeline/18_image_gallery.ipynb #2b61e6a9
