@@ -342,3 +342,17 @@ def test_journal_lines_are_plain_json(store):
     assert lines.isascii() and [json.loads(line).get('rows') for line in lines.splitlines()] == [200, None]
     append_lines(Journal(store.folder/'ann.jsonl', store.header), [dict(id='z', future='entry of a later version')])
     assert LabelStore(store.cat, 'ann').progress() == (1, 200)
+
+
+def test_a_redshift_without_quality_is_exported_and_is_no_truth(cat, store, tmp_path):
+    store.put(3, z=1.25, spectype='QSO')
+    store.put(4, comment='later')
+    row = next(r for r in store.table() if r['TARGETID'] == cat.column('TARGETID')[3])
+    assert (row['VI_Z'], row['VI_SPECTYPE'], np.isnan(row['VI_QUALITY'])) == (1.25, 'QSO', True)
+    other = LabelStore(open_catalogue(cat.path), 'bea')
+    found = {t: fields for t, _, fields in read_vi(store.export_vi(tmp_path/'vi.csv'))}
+    assert found[int(row['TARGETID'])]['z'] == 1.25 and found[int(row['TARGETID'])].get('quality') is None
+    other.put(3, quality=4)
+    merged = other.merged()
+    mine = merged[merged['TARGETID'] == row['TARGETID']][0]
+    assert mine['N_VI'] == 1 and mine['VI_Z'] == row['Z'] and mine['CONFLICT'] == ''

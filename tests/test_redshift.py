@@ -12,7 +12,7 @@ from skyseek.data.constants import LYA
 from skyseek.redshift.bases import load_bases, mean_forest
 from skyseek.redshift.bases import Basis, default_bases, library_bases, read_bases
 from skyseek.redshift.chi2 import ScanSettings
-from skyseek.redshift.local_fit import fit_at
+from skyseek.redshift.local_fit import fit_at, fit_pixels, native_fits
 from skyseek.redshift.scan import redshift_file, scan_redshift
 from skyseek.simulate.mock_survey import simulate_spectra, simulate_survey
 from skyseek.data.spectra import Spectra, wave_desi
@@ -203,3 +203,13 @@ def test_any_answer_can_be_tested(sky):
     np.testing.assert_allclose(at.model[3], fit.model(3), rtol=.05, atol=.05*abs(fit.model(3)).max())
     wrong = fit_at(spectra, np.full(24, .3333), np.full(24, 'GALAXY'))
     assert (wrong.cost + 1 > np.asarray(fit.table['CHI2'])).mean() > .9
+
+
+def test_templates_that_cover_no_data_fit_nothing():
+    spectra, _ = simulate_spectra(1, seed=8)
+    fits_ = native_fits(default_bases(), spectra.wave)
+    for z, spectype in ((3., 'STAR'), (7.5, 'STAR'), (80., 'GALAXY')):
+        cost, model = fit_pixels(fits_, spectra.flux[0], spectra.ivar[0], z, spectype)
+        assert np.isinf(cost) and not model.any()
+    assert np.isfinite(fit_pixels(fits_, spectra.flux[0], spectra.ivar[0], .3, 'GALAXY')[0])
+    assert np.isinf(fit_pixels(fits_, spectra.flux[0], 0*spectra.ivar[0], .3, 'GALAXY')[0])

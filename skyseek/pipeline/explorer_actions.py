@@ -172,7 +172,6 @@ def map_latents(self: ExplorerPage) -> None:
             return
         self.map.umap = found
         self.map.draw()
-        self.map.mark(self.listing.row)
         self.news.text = f'UMAP of {np.isfinite(found[:, 0]).sum():,} objects'
     self.in_background(make, done, 'a map of the latents')
 

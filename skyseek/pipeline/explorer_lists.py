@@ -271,7 +271,7 @@ def _make_figure(self: MapPanel, height):
     self.figure.toolbar_location = 'above'
     self.points = ColumnDataSource({'x': [], 'y': [], 'colour': []})
     self.picture = ColumnDataSource({'image': [], 'x': [], 'y': [], 'dw': [], 'dh': []})
-    self.here = ColumnDataSource({'x': [], 'y': []})
+    self.here, self.row = ColumnDataSource({'x': [], 'y': []}), None
     self.figure.image_rgba('image', 'x', 'y', 'dw', 'dh', source=self.picture)
     dots = self.figure.scatter('x', 'y', source=self.points, fill_color='colour', line_color=None, size=5,
                                fill_alpha=.75)
@@ -328,6 +328,7 @@ def draw(self: MapPanel,
         axis.start, axis.end, axis.reset_start, axis.reset_end = low, high, low, high
     for axis, name in zip((self.figure.xaxis[0], self.figure.yaxis[0]), names):
         axis.axis_label = PlainText(text=printable(name))
+    self.mark(self.row)
     self.redraw()
 
 # %% ../../nbs/pipeline/15_explorer_lists.ipynb #5d73a731
@@ -372,10 +373,8 @@ def mark(self: MapPanel,
     row: int | None, # row of the catalogue; None marks nothing
 ) -> None:
     "A ring at the object that is open."
-    if row is None:
-        self.here.data = dict(x=[], y=[])
-        return
-    x, y, _ = self.coordinates(np.array([row]))
+    self.row = row
+    x, y = ([np.nan], [np.nan]) if row is None else self.coordinates(np.array([row]))[:2]
     self.here.data = dict(x=x, y=y) if np.isfinite(x[0] + y[0]) else dict(x=[], y=[])
 
 @patch
