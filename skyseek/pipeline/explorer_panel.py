@@ -165,6 +165,7 @@ def _put_back(self: ObjectPanel, why):
     self._show_solution(self.figures.solution, self.solutions.active)
     self.shown.text = f'<b style="color:#b45309">{html_text(why)}</b> &nbsp; {self.shown.text}'
 
+# %% ../../nbs/pipeline/16_explorer_panel.ipynb #ba473a94
 @patch
 def type_z(self: ObjectPanel,
     text: str, # what was typed
