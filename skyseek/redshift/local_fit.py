@@ -292,7 +292,6 @@ def of_type(
 
 # %% ../../nbs/redshift/03_local_fit.ipynb #70d6856d
 COVERED = .1  # least fraction of the valid pixels that templates must cover
-
 def fit_pixels(
     fits: list[NativeFit], # from `native_fits`
     flux: np.ndarray, # (L,) 1e-17 erg/s/cm²/Å
