@@ -12,7 +12,7 @@ from astropy.table import Table
 
 from ..data.constants import QN_LINES, SAME, same_redshift
 from ..data.desi import good_fibres
-from ..data.files import text
+from ..data.files import numbers, text
 
 # %% ../../nbs/detect/00_desi_rules.ipynb #d6a59cb0
 TRACER_BITS = {'BGS': 1 << 60, 'LRG': 1 << 0 | 1 << 3, 'ELG': 1 << 1, 'QSO': 1 << 2}  # of DESI_TARGET
@@ -44,12 +44,6 @@ def good_spec(
 QN_SURE = .99  # confidence of QuasarNET in a line, from which it is a quasar
 RULE_COLUMNS = 'OII_FLUX', 'OII_FLUX_IVAR', 'IS_QSO_MGII'  # of the afterburners, without QuasarNET's
 
-def _number(meta, name):
-    "A column as float64, nan where it is masked; all nan without it."
-    if name not in meta.colnames:
-        return np.full(len(meta), np.nan)
-    return np.ma.filled(np.ma.asarray(meta[name], float), np.nan)
-
 def _flag(meta, name):
     "A column as bool, False where it is masked; all False without it."
     if name not in meta.colnames:
@@ -58,15 +52,15 @@ def _flag(meta, name):
 
 def _strong_oii(meta, deltachi2):
     "Whether [O II] and Δχ² together are enough (Raichoor et al. 2023, AJ 165, 126)."
-    flux, ivar = _number(meta, 'OII_FLUX'), _number(meta, 'OII_FLUX_IVAR')
+    flux, ivar = numbers(meta, 'OII_FLUX'), numbers(meta, 'OII_FLUX_IVAR')
     with np.errstate(invalid='ignore', divide='ignore'):
         return (flux > 0) & (ivar > 0) & (np.log10(flux*np.sqrt(ivar)) > .9 - .2*np.log10(deltachi2))
 
 def _quasarnet(meta):
     "Whether QuasarNET is sure of a quasar, and whether it also has a new redshift."
-    lines = [_number(meta, c) for c in QN_LINES if c in meta.colnames]
+    lines = [numbers(meta, c) for c in QN_LINES if c in meta.colnames]
     sure = np.nan_to_num(np.max(lines, axis=0)) > QN_SURE if lines else np.zeros(len(meta), bool)
-    return sure, sure & _flag(meta, 'IS_QSO_QN_NEW_RR') & np.isfinite(_number(meta, 'Z_NEW'))
+    return sure, sure & _flag(meta, 'IS_QSO_QN_NEW_RR') & np.isfinite(numbers(meta, 'Z_NEW'))
 
 # %% ../../nbs/detect/00_desi_rules.ipynb #24f5a2bd
 def good_redshifts(
@@ -77,7 +71,7 @@ def good_redshifts(
 
     Z_CONF is 3 where one of the GOOD_Z columns is set, 1 where GOOD_SPEC and ZWARN = 0, else 0. DESI leaves 2 to
     others."""
-    z, zwarn, deltachi2 = (_number(meta, c) for c in ('Z', 'ZWARN', 'DELTACHI2'))
+    z, zwarn, deltachi2 = (numbers(meta, c) for c in ('Z', 'ZWARN', 'DELTACHI2'))
     spectype, target, plain = text(meta['SPECTYPE']), target_classes(meta), zwarn == 0
     sure, renewed = _quasarnet(meta)
     rules = dict(BGS=plain & (deltachi2 > 40), LRG=plain & (z < 1.5) & (deltachi2 > 15),
@@ -89,7 +83,7 @@ def good_redshifts(
     out = Table(dict(GOOD_SPEC=good_spec(meta)))
     for name, rule in rules.items():
         out[f'GOOD_Z_{name}'] = rule & target[name] & out['GOOD_SPEC']
-    out['Z_QSO'] = np.where(out['GOOD_Z_QSO'] & renewed, _number(meta, 'Z_NEW'), z)
+    out['Z_QSO'] = np.where(out['GOOD_Z_QSO'] & renewed, numbers(meta, 'Z_NEW'), z)
     good = np.any([out[f'GOOD_Z_{name}'] for name in rules], axis=0)
     out['Z_CONF'] = np.where(good, 3, np.where(out['GOOD_SPEC'] & plain, 1, 0)).astype(np.uint8)
     moved = np.asarray(out['GOOD_Z_QSO']) & ~same_redshift(z, out['Z_QSO'], SAME)
@@ -106,5 +100,5 @@ def fails_rules(
     "Redshifts that DESI's rules do not call good; the status of the fibre does not count."
     lean = meta[[c for c in meta.colnames if c not in ('OBJTYPE', 'COADD_FIBERSTATUS')]]
     tracer = np.any(list(target_classes(meta).values()), axis=0)
-    advice = (_number(meta, 'ZWARN') == 0) & (_number(meta, 'DELTACHI2') > 25)
+    advice = (numbers(meta, 'ZWARN') == 0) & (numbers(meta, 'DELTACHI2') > 25)
     return ~np.where(tracer, np.asarray(good_redshifts(lean)['Z_CONF']) == 3, advice)

@@ -15,7 +15,7 @@ import numpy as np
 from astropy.table import Table, vstack
 from scipy import stats
 
-from ..data.files import text
+from ..data.files import numbers, text
 from ..data.hdus import ReadError
 from ..data.redshift_tables import clean_types, is_redshift
 from .metrics import tracer_of
@@ -39,15 +39,9 @@ class Sample:
     z: np.ndarray  # redshifts
     waves: np.ndarray  # (N, K) Å, nan where there is none
 
-def _number(catalogue, name):
-    "A column as float64, nan where it is masked; all nan without it."
-    if name not in catalogue.colnames:
-        return np.full(len(catalogue), np.nan)
-    return np.ma.filled(np.ma.asarray(catalogue[name], float), np.nan)
-
 def _whole(catalogue, name):
     "A column as int64, -1 where it is not known; all -1 without it."
-    values = _number(catalogue, name)
+    values = numbers(catalogue, name)
     return np.where(values >= 0, values, -1).astype(np.int64)
 
 # %% ../../nbs/detect/13_fibre_rates.ipynb #6cf4091f
@@ -56,7 +50,7 @@ CLASSES = 8  # of S/N within a tracer
 def _strata(catalogue):
     "Tracer of each row, and tracer with class of S/N, as numbers; the classes have equally many rows."
     tracer = np.unique(tracer_of(catalogue), return_inverse=True)[1]
-    snr, level = _number(catalogue, 'SNR'), np.full(len(tracer), CLASSES)
+    snr, level = numbers(catalogue, 'SNR'), np.full(len(tracer), CLASSES)
     for t in range(tracer.max() + 1 if len(tracer) else 0):
         rows = np.flatnonzero((tracer == t) & np.isfinite(snr))
         level[rows[np.argsort(snr[rows], kind='stable')]] = np.arange(len(rows))*CLASSES//max(1, len(rows))
@@ -66,10 +60,10 @@ def _events(catalogue):
     "The kinds of failures that the columns tell: kind → (happened, known)."
     out, names, n = {}, catalogue.colnames, len(catalogue)
     if 'FLAG_Z_WRONG' in names:
-        known = np.isfinite(_number(catalogue, 'P_Z_WRONG')) if 'P_Z_WRONG' in names else np.ones(n, bool)
+        known = np.isfinite(numbers(catalogue, 'P_Z_WRONG')) if 'P_Z_WRONG' in names else np.ones(n, bool)
         out['WRONG'] = np.ma.filled(np.ma.asarray(catalogue['FLAG_Z_WRONG']), False).astype(bool) & known, known
     if 'ZWARN' in names:
-        out['ZWARN'] = np.nan_to_num(_number(catalogue, 'ZWARN')) != 0, np.isfinite(_number(catalogue, 'ZWARN'))
+        out['ZWARN'] = np.nan_to_num(numbers(catalogue, 'ZWARN')) != 0, np.isfinite(numbers(catalogue, 'ZWARN'))
     if found := [np.isin(text(catalogue[c]), words) for c, words in
                  (('NATURE', ['ARTEFACT']), ('CAUSE', INSTRUMENT_CAUSES)) if c in names]:
         out['ARTEFACT'] = np.any(found, axis=0), np.ones(n, bool)
@@ -108,7 +102,7 @@ def fibre_sample(
     fibre = _whole(catalogue, 'FIBER')
     units = dict(FIBER=fibre, AMPLIFIER=fibre//250*250, PETAL=fibre//500, NIGHT=_whole(catalogue, 'LASTNIGHT'))
     tracer, stratum = _strata(catalogue)
-    ids, z = np.asarray(catalogue['TARGETID']), _number(catalogue, 'Z')
+    ids, z = np.asarray(catalogue['TARGETID']), numbers(catalogue, 'Z')
     z[~is_redshift(z)] = np.nan
     return Sample(ids, units, stratum, tracer, events, z, evidence_waves(catalogue))
 
@@ -314,7 +308,7 @@ def fibre_positions(
     "Where fibres are in the focal plane, in mm; without positions in the catalogue a schematic drawing."
     fibres = np.asarray(fibres)
     if catalogue is not None and {'FIBERASSIGN_X', 'FIBERASSIGN_Y', 'FIBER'} <= set(catalogue.colnames):
-        xy, fibre = [_number(catalogue, f'FIBERASSIGN_{c}') for c in 'XY'], _whole(catalogue, 'FIBER')
+        xy, fibre = [numbers(catalogue, f'FIBERASSIGN_{c}') for c in 'XY'], _whole(catalogue, 'FIBER')
         good = np.isfinite(xy[0] + xy[1]) & (fibre >= 0)
         n = np.bincount(fibre[good], minlength=fibres.max() + 1)
         if (n[fibres] > 0).all():

@@ -13,7 +13,7 @@ import numpy as np
 from astropy.table import Table
 
 from ..data.constants import SAME, SAME_QUASAR, different_redshift, same_redshift
-from ..data.files import text
+from ..data.files import numbers, text
 from ..data.hdus import ReadError
 from ..data.messages import plural
 from .metrics import tracer_of
@@ -23,15 +23,9 @@ COMPARED_COLUMNS = (  # of each production, as far as there are any
     'TARGETID', 'SURVEY', 'PROGRAM', 'HEALPIX', 'TILEID', 'Z', 'ZWARN', 'SPECTYPE', 'P_Z_WRONG', 'P_Z_PIPE', 'Z_ALT',
     'P_ALT', 'Z_ALT2', 'P_ALT2', 'DESI_TARGET', 'SV1_DESI_TARGET', 'SV2_DESI_TARGET', 'SV3_DESI_TARGET')
 
-def _number(table, name):
-    "A column as float64, nan where it is masked; all nan without it."
-    if name not in table.colnames:
-        return np.full(len(table), np.nan)
-    return np.ma.filled(np.ma.asarray(table[name], float), np.nan)
-
 def _of_tiles(table):
     "Whether rows are of tiles: tiles are known, and pixels are not."
-    tile, pixel = _number(table, 'TILEID'), _number(table, 'HEALPIX')
+    tile, pixel = numbers(table, 'TILEID'), numbers(table, 'HEALPIX')
     return len(table) > 0 and bool((tile >= 0).all() and not (pixel >= 0).any())
 
 def _keys(a, b):
@@ -41,7 +35,7 @@ def _keys(a, b):
         if all(name in t.colnames and not (text(t[name]) == '').any() for t in (a, b)):
             parts.append(np.unique(np.concatenate([text(a[name]), text(b[name])]), return_inverse=True)[1])
     if _of_tiles(a) and _of_tiles(b):
-        both = np.concatenate([_number(a, 'TILEID'), _number(b, 'TILEID')])
+        both = np.concatenate([numbers(a, 'TILEID'), numbers(b, 'TILEID')])
         parts.append(np.unique(both, return_inverse=True)[1])
     ids = np.concatenate([np.asarray(a['TARGETID']), np.asarray(b['TARGETID'])])
     key = np.unique(ids, return_inverse=True)[1].astype(np.int64)
@@ -82,14 +76,14 @@ def solution_odds(
     limit: np.ndarray = SAME, # (N,) |Δz|/(1 + z) up to which redshifts are the same
 ) -> np.ndarray: # (N, 3) probabilities: Z is right, `other` is right, neither is
     "What one production says about its redshift and that of the other."
-    p = np.where(np.isfinite(_number(table, 'P_Z_PIPE')), _number(table, 'P_Z_PIPE'), 1 - _number(table, 'P_Z_WRONG'))
-    unknown, z = ~np.isfinite(p), _number(table, 'Z')
+    p = np.where(np.isfinite(numbers(table, 'P_Z_PIPE')), numbers(table, 'P_Z_PIPE'), 1 - numbers(table, 'P_Z_WRONG'))
+    unknown, z = ~np.isfinite(p), numbers(table, 'Z')
     p = np.clip(np.nan_to_num(p), 0, 1)
     left, listed = 1 - p, np.zeros(len(p))
     for name in ('ALT', 'ALT2'):
-        candidate = _number(table, f'Z_{name}')
+        candidate = numbers(table, f'Z_{name}')
         own = ~np.isfinite(candidate) | same_redshift(candidate, z, limit)
-        q = np.where(own, 0, np.minimum(np.nan_to_num(_number(table, f'P_{name}')), left))
+        q = np.where(own, 0, np.minimum(np.nan_to_num(numbers(table, f'P_{name}')), left))
         left = left - q
         listed += np.where(same_redshift(candidate, other, limit), q, 0)
     q = np.where(listed > 0, listed, left/2)
@@ -103,8 +97,8 @@ def weigh_productions(
     limit: np.ndarray = SAME, # (N,) |Δz|/(1 + z) up to which redshifts are the same
 ) -> np.ndarray: # (N, 3) probabilities: A is right, B is right, neither is
     "Put together what two productions say about their two redshifts."
-    odds_a = np.clip(solution_odds(a, _number(b, 'Z'), limit), CLIP/10, 1)
-    odds_b = np.clip(solution_odds(b, _number(a, 'Z'), limit)[:, [1, 0, 2]], CLIP/10, 1)
+    odds_a = np.clip(solution_odds(a, numbers(b, 'Z'), limit), CLIP/10, 1)
+    odds_b = np.clip(solution_odds(b, numbers(a, 'Z'), limit)[:, [1, 0, 2]], CLIP/10, 1)
     both = np.sqrt(odds_a*odds_b)
     both = np.clip(both/both.sum(1, keepdims=True), CLIP, 1 - CLIP)
     return both/both.sum(1, keepdims=True)
@@ -145,14 +139,14 @@ def compare_productions(
         raise ReadError("A and B share no target (TARGETID, SURVEY and PROGRAM); give two productions of the same "
                         "targets")
     a, b = a[rows_a], b[rows_b]
-    z, limit = [_number(t, 'Z') for t in (a, b)], _limits(a, b)
+    z, limit = [numbers(t, 'Z') for t in (a, b)], _limits(a, b)
     for name, values in zip('AB', z):
         if lost := int((~np.isfinite(values)).sum()):
             notes.append(f"{plural(lost, 'target')} without a redshift in {name}, not compared")
     differ = np.flatnonzero(different_redshift(*z, limit))
     some_a, some_b, limit = a[differ], b[differ], limit[differ]
     p = weigh_productions(some_a, some_b, limit)
-    known = np.any([np.isfinite(_number(t, c)) for t in (some_a, some_b) for c in ('P_Z_PIPE', 'P_Z_WRONG')], axis=0)
+    known = np.any([np.isfinite(numbers(t, c)) for t in (some_a, some_b) for c in ('P_Z_PIPE', 'P_Z_WRONG')], axis=0)
     if lost := int((~known).sum()):
         notes.append(f"{plural(lost, 'difference')} without any probability, undecided")
     verdict = _verdicts(p, known, sure)
@@ -164,8 +158,8 @@ def _summary(a, b, differ, verdict):
     tracer, rows = tracer_of(a), []
     other = tracer_of(b)
     tracer = np.where(tracer == 'OTHER', other, tracer)
-    warned = [_number(t, 'ZWARN') > 0 for t in (a, b)]
-    both = np.isfinite(_number(a, 'Z')) & np.isfinite(_number(b, 'Z'))
+    warned = [numbers(t, 'ZWARN') > 0 for t in (a, b)]
+    both = np.isfinite(numbers(a, 'Z')) & np.isfinite(numbers(b, 'Z'))
     for name in [*np.unique(tracer), 'ALL']:
         mine = np.full(len(a), True) if name == 'ALL' else tracer == name
         mine_differ = mine[differ]

@@ -8,7 +8,6 @@ __all__ = ['log', 'IMAGE_KEYS', 'CARDS', 'VIEWS', 'CLICK_SCRIPT', 'GALLERY_TEMPL
 # %% ../../nbs/pipeline/18_image_gallery.ipynb #a73a93e4
 import logging
 from collections.abc import Callable
-from datetime import datetime
 from html import escape
 from pathlib import Path
 
@@ -20,10 +19,9 @@ from fastcore.basics import patch
 
 from ..anomaly.rank_images import picture_address
 from ..anomaly.wgan_scores import residuals
-from ..data.messages import explain, plural
 from .explorer_actions import ExplorerPage
 from .explorer_keys import KEY_SCRIPT
-from .explorer_page import RANKED
+from .explorer_page import RANKED, saved_words
 from .explorer_panel import error_page, html_text
 from .image_labels import SCORES, ImageLabels, ImageResults, export_image_labels
 from .image_labels import rank_images_again, read_stamps
@@ -229,15 +227,7 @@ def save(self: GalleryPage,
     write: Callable, # () → anything; writes to the journal
 ) -> None:
     "Write, and say whether it is on disk."
-    try:
-        write()
-        self.saved.text = f'<span style="color:#2e7d32">saved {datetime.now():%H:%M:%S}</span>'
-    except Exception as e:
-        log.error('a label was not saved: %s', explain(e))
-        n = len(self.store.unsaved)
-        kept = f'; {plural(n, "label")} kept in memory, do not stop skyseek' if n else ''
-        self.saved.text = (f'<b style="color:#fff;background:#d50000;padding:3px 8px">NOT SAVED: '
-                           f'{html_text(explain(e))}{kept}</b>')
+    self.saved.text = saved_words(write, self.store)
     self.tell()
 
 @patch
