@@ -325,7 +325,8 @@ def score_seen(
         stages.append(opinion_columns(spectra, seen.opinion, stages[1], weights.judge.config['acceptance']))
         stages.append(cause_columns(spectra, seen.fit, seen.opinion, flagged))
     if weights.familiarity is not None:
-        stages.append(familiarity_columns(spectra, seen.code, weights.familiarity))
+        scaled = seen.opinion['REPAIR_ARM'] if seen.opinion is not None else None
+        stages.append(familiarity_columns(spectra, seen.code, weights.familiarity, scaled))
     if weights.anomaly is not None and seen.opinion is not None:
         stages.append(odd_columns(seen, weights, device))
     stages.append(quality_columns(spectra, seen.code, weights))
