@@ -33,7 +33,7 @@ RATE = {'classifier': 4e-3, 'GALAXY': 4e-3, 'QSO': 4e-3, 'STAR': 4e-3}
 
 class FreshStream:
     """Batches of fresh spectra from templates that are renewed every few epochs."""
-    def __init__(self, shapes, network, size, batch_size=64, seed=0, n=400, keep=3):
+    def __init__(self, shapes, network, size, batch_size=64, seed=0, n=250, keep=3):
         self.shapes, self.batch_size, self.seed, self.n, self.keep, self.at = shapes, batch_size, seed, n, keep, None
         self.types = TYPES if network == 'classifier' else (network,)
         self.n = n if network == 'classifier' else 3*n
