@@ -176,7 +176,7 @@ def test_arms_apart_where_the_coadd_is(here, survey, chromium):
     try:
         w = Window(chromium, explorer.address)
         w.press('a', 'arms apart: B R Z')
-        w.page.get_by_text('arms apart', exact=True).click()
+        w.button('arms apart')
         w.page.get_by_text('arms apart: B R Z').wait_for(state='hidden')
         assert not w.errors
     finally: explorer.stop()

@@ -11,7 +11,7 @@ from html import escape
 
 import numpy as np
 from bokeh.layouts import column, row
-from bokeh.models import Checkbox, Div, RadioButtonGroup, Select, Slider, TextInput
+from bokeh.models import Div, RadioButtonGroup, Select, Slider, TextInput, Toggle
 from fastcore.basics import patch
 
 from ..data.constants import TYPES
@@ -80,7 +80,7 @@ class ObjectPanel:
         self.own_width = False  # whether the smoothing was chosen
         self.smooth = Slider(title='smoothing [pixels]', start=1, end=41, step=2, value=5, width=170,
                              margin=(0, 6, 0, 8))
-        self.apart = Checkbox(label='arms apart', active=False, width=88, margin=(24, 4, 0, 6))
+        self.apart = Toggle(label='arms apart', active=False, height=31, width_policy='min', margin=(21, 4, 0, 6))
         self.arm_words = Div(text='', disable_math=True, sizing_mode='stretch_width', margin=(0, 6, 0, 6),
                              styles={'font-size': '12.5px'}, visible=False)
         self._connect()
