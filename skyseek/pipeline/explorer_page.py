@@ -200,7 +200,7 @@ def show(self: ExplorerPage) -> None:
     name = html_text(self.catalogue.column('TARGETID')[i])
     title = f'<b style="font-size:15px">{name}</b> &nbsp; {place} &nbsp; '
     try:
-        self.panel.show(self._view(i), title)
+        self.panel.show(self._view(i), title, lambda: self.catalogue.read_arms(i))
     except Exception as e:
         log.debug('row %d cannot be shown', i, exc_info=True)
         self.panel.clear(title, self.catalogue.rows([i], self.catalogue.columns), explain(e))
