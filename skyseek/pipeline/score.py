@@ -184,8 +184,7 @@ def look(
         spectra = _with_chi2(spectra, fit, lacking)
     if weights.judge is not None:
         spectra, opinion, _ = second_look(spectra, weights.judge, device=device, fit=fit)
-    features = build_features(spectra)
-    return Seen(spectra, opinion, fit, features, encode_features(weights.autoencoder, features, device))
+    return Seen(spectra, opinion, fit, f := build_features(spectra), encode_features(weights.autoencoder, f, device))
 
 def _lacks_chi2(meta):
     "(N,) bool: the pipeline gives a redshift, and no χ² or no Δχ²."
@@ -269,7 +268,8 @@ def cause_columns(
     repaired = text(opinion['REPAIR'])[rows] != '' if 'REPAIR' in opinion.colnames else np.zeros(len(rows), bool)
     found = [(rows[repaired], name_repairs(opinion[rows[repaired]]))] if repaired.any() else []
     if len(some := rows[~repaired]):
-        found.append((some, name_causes(spectra[some], with_solutions(fit[some], spectra[some], opinion[some], device))))
+        solved = with_solutions(fit[some], spectra[some], opinion[some], device)
+        found.append((some, name_causes(spectra[some], solved)))
     for some, causes in found:
         causes['CAUSE_TEXT'] = [ascii_text(t) for t in causes['CAUSE_TEXT']]
         for name in out.colnames:
