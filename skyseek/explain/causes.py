@@ -133,14 +133,16 @@ def name_causes(
     settings: CauseSettings = CauseSettings(), # thresholds
 ) -> Table: # TARGETID CAUSE CAUSE_SCORE (0 to 1, no probability) CAUSE_WAVE (3, Å, nan padded) CAUSE_TEXT
     "The likely cause of each suspected redshift or type, with the wavelengths that say so."
-    out = Table(names=('CAUSE', 'CAUSE_SCORE', 'CAUSE_WAVE', 'CAUSE_TEXT'), dtype=('U16', 'f4', ('f8', 3), 'U240'))
+    rows = []
     for i, case in enumerate(open_cases(spectra, fit)):
         cause, score, clue = 'LOW_SNR', 1., Clue(text='no valid pixel')
         if case.ivar.any():
             cause, score, clue = weigh_clues(find_clues(case, settings, quick=True), settings)
         if cause == 'UNKNOWN' and attribution is not None:
             clue = _looked_at(case.wave, attribution[i])
-        out.add_row((cause, score, (list(clue.wave) + [np.nan]*3)[:3], clue.text or 'no test found a cause'))
+        rows.append((cause, score, (list(clue.wave) + [np.nan]*3)[:3], clue.text or 'no test found a cause'))
+    names, n = [('CAUSE', 'U16'), ('CAUSE_SCORE', 'f4'), ('CAUSE_WAVE', 'f8', 3), ('CAUSE_TEXT', 'U240')], len(rows)
+    out = Table(np.array([(c, s, tuple(w), t) for c, s, w, t in rows], names).reshape(n))
     ids = spectra.meta['TARGETID'] if 'TARGETID' in spectra.meta.colnames else np.arange(len(spectra))
     out.add_column(np.asarray(ids), name='TARGETID', index=0)
     return out
