@@ -263,6 +263,7 @@ def _keep_file(source, k, name):
         source.kept[key] = _read_file(source, k, [name])
     return source.kept[key]
 
+# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #81cfe2aa
 def _some_rows(source, k, name, rows):
     "Some rows of a column of one file: of their groups alone if these are few, else of the whole column, which is kept."
     starts = source.groups[k]
