@@ -265,7 +265,7 @@ def _keep_file(source, k, name):
 
 # %% ../../nbs/pipeline/11_columns_on_disk.ipynb #81cfe2aa
 def _some_rows(source, k, name, rows):
-    "Some rows of a column of one file: of their groups alone if these are few, else of the whole column, which is kept."
+    "Some rows of a column: only their groups are read if these are few, else the whole column, which is kept."
     starts = source.groups[k]
     at = np.searchsorted(starts, rows, side='right') - 1
     groups = np.unique(at)
