@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from ..data.constants import LYA
 from ..data.files import text
 from ..data.spectra import Spectra, pixel_edges
+from ..learn.devices import batch_size, fit_memory
 from .bases import Basis, default_bases, mean_forest
 from .chi2 import OVERSAMPLE, LogSums, ScanSettings, legendre, log_sums, log_templates, typical_power
 
@@ -265,6 +266,7 @@ def _try_basis(out, i, basis, sums, settings, rows, at, batch):
         out.which[to[better]] = i
 
 # %% ../../nbs/redshift/03_local_fit.ipynb #ea534c69
+@fit_memory
 def fit_at(
     spectra: Spectra, # (N, L)
     z: np.ndarray, # (N,) redshifts, of a pipeline for example
@@ -281,9 +283,8 @@ def fit_at(
         raise ValueError(f"{n} spectra, but {len(z)} redshifts and {len(spectype)} types; "
                          f"give one of each for each spectrum")
     out = _nothing(z, spectype, 10 + settings.npoly)
-    batch = 16 if torch.device(device).type == 'cpu' else 1024
-    for start in range(0, n, 256):
-        rows = np.arange(start, min(start + 256, n))
+    batch = batch_size(device, 16, 1024)
+    for rows in np.split(np.arange(n), range(size := batch_size(device, 256, 1024), n, size)):
         sums = log_sums(spectra[rows], settings.pixel, device)
         for i, basis in enumerate(bases):
             inside = (z[rows] >= basis.zmin - 1e-4) & (z[rows] <= basis.zmax + 1e-4)
@@ -295,6 +296,7 @@ def fit_at(
     return replace(out, model=model_at(spectra.wave, z, out.which, out.coeff, bases, settings))
 
 # %% ../../nbs/redshift/03_local_fit.ipynb #3679a1a1
+@fit_memory
 def model_at(
     wave: np.ndarray, # (L,) Å, observed
     z: np.ndarray, # (N,) redshifts
@@ -302,13 +304,15 @@ def model_at(
     coeff: np.ndarray, # (N, C) coefficients of templates and polynomials
     bases: list[Basis],
     settings: ScanSettings = ScanSettings(), # of the fit
-) -> np.ndarray: # (N, L) models, zero beyond the templates
+    device: str | None = None, # torch device on which the models stay, as a float64 tensor
+) -> np.ndarray | torch.Tensor: # (N, L) models, zero beyond the templates
     "Fitted linear combinations of templates as spectra."
-    out, z = np.zeros((len(z), len(wave))), np.asarray(z)
+    on, z = device or 'cpu', np.asarray(z)
+    out = torch.zeros(len(z), len(wave), dtype=torch.float64, device=on)
     for i in np.unique(which[which >= 0]):
-        fit, n = NativeFit(bases[i], wave, settings), len(bases[i].flux) + settings.npoly
+        fit, n = NativeFit(bases[i], wave, settings, on), len(bases[i].flux) + settings.npoly
         found = np.flatnonzero(which == i)
-        for rows in np.array_split(found, -(-len(found)//32)):
-            u = torch.as_tensor(np.log10(1 + z[rows]))
-            out[rows] = fit.mixtures(u, torch.as_tensor(coeff[rows, :n])).numpy()
-    return out
+        for rows in np.array_split(found, -(-len(found)//batch_size(on, 32, 1024))):
+            at, u, c = (torch.as_tensor(a, device=on) for a in (rows, np.log10(1 + z[rows]), coeff[rows, :n]))
+            out[at] = fit.mixtures(u, c)
+    return out.numpy() if device is None else out
