@@ -171,6 +171,17 @@ def test_selection_and_labels_are_tables(opened, chromium):
     assert opened.server.address in opened._repr_html_()
 
 
+def test_arms_apart_where_the_coadd_is(here, survey, chromium):
+    explorer = explore(here, [survey/'raw', here.parent], inspector='me', port=0)
+    try:
+        w = Window(chromium, explorer.address)
+        w.press('a', 'arms apart: B R Z')
+        w.button('arms apart')
+        w.page.get_by_text('arms apart: B R Z').wait_for(state='hidden')
+        assert not w.errors
+    finally: explorer.stop()
+
+
 def test_names_from_files_are_text(survey, tmp_path, chromium):
     table = read_catalogue(survey / 'catalogue.fits')
     table['SUBTYPE'], table[EVIL[:40]] = EVIL, np.arange(len(table))

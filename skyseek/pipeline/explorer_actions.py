@@ -61,6 +61,8 @@ def press(self: ExplorerPage,
     elif name == 'smooth':
         width = int(self.panel.smooth.value) + 2*value
         self.panel.smooth.value = min(max(width, 1), 41)
+    elif name == 'arms':
+        self.panel.apart.active = not self.panel.apart.active
     elif name == 'undo':
         self.undo()
     elif name in ('step', 'solution'):

@@ -67,8 +67,9 @@ def _draw_flux(fig, sources, name):
     fig.vstrip(x0='left', x1='right', source=sources['bad'], fill_color='#e53935', fill_alpha=.22, line_color=None)
     fig.vspan(x='x', source=sources['lines'], line_color='colour', line_width=1, line_dash='dotted', line_alpha=.75)
     fig.vspan(x='x', source=sources['click'], line_color='#000000', line_width=1.2)
-    fig.varea(x='wave', y1='low', y2='high', source=sources[name], fill_color='#b0bec5', fill_alpha=.4)
-    fig.line('wave', 'flux', source=sources[name], line_color='#607d8b', line_width=.8)
+    fig.varea(x='wave', y1='low', y2='high', source=sources[name], fill_color='#b0bec5', fill_alpha=.4,
+              name='merged')
+    fig.line('wave', 'flux', source=sources[name], line_color='#607d8b', line_width=.8, name='merged')
     fig.line('wave', 'model', source=sources['pipeline'], line_color=PIPELINE, line_width=2.6, line_alpha=.5)
     fig.line('wave', 'model', source=sources['shown'], line_color=SHOWN, line_width=1.3)
 

@@ -20,13 +20,14 @@ KEYS = (  # what the page says: group, keys, what they do
     ('interest', 'i 0–5 or ⇧ 0–5', 'rating for “rank again”'),
     ('go', 'n p or → ←', 'next and previous object'),
     ('solution', 'k j or ↓ ↑', 'next and previous solution'),
-    ('other', 'u', 'undo the last label'), ('smoothing', '+ −', 'more and fewer pixels'))
+    ('other', 'u', 'undo the last label'), ('smoothing', '+ −', 'more and fewer pixels'),
+    ('arms', 'a', 'arms apart or merged'))
 _TYPES = {'g': 'GALAXY', 'q': 'QSO', 's': 'STAR'}
 _FLAGS = {'r': 'R', 'c': 'C', 'b': 'S'}
 _STEPS = {'n': ('step', 1), 'p': ('step', -1), 'ArrowRight': ('step', 1), 'ArrowLeft': ('step', -1),
           'k': ('solution', 1), 'j': ('solution', -1), 'ArrowDown': ('solution', 1), 'ArrowUp': ('solution', -1),
           'u': ('undo', 0), 'z': ('z', 0), 'i': ('rating', 0), '+': ('smooth', 1), '=': ('smooth', 1),
-          '-': ('smooth', -1)}
+          '-': ('smooth', -1), 'a': ('arms', 0)}
 
 def action_of(
     key: str, # `KeyboardEvent.key`

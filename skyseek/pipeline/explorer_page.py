@@ -57,7 +57,7 @@ class ExplorerPage:
         _make_label_widgets(self)
         first = next((name for name in _SORTS_FIRST if name in catalogue.columns), FILE_ORDER)
         self.set_quietly(self.sort, first)
-        self.listing.apply(sort=first).place = 0
+        self.listing.sort, self.listing.rows = first, self.listing.rows[:0]  # begins with the first of the list
         self.change()
 
 # %% ../../nbs/pipeline/17_explorer_page.ipynb #82cb094b
@@ -200,7 +200,7 @@ def show(self: ExplorerPage) -> None:
     name = html_text(self.catalogue.column('TARGETID')[i])
     title = f'<b style="font-size:15px">{name}</b> &nbsp; {place} &nbsp; '
     try:
-        self.panel.show(self._view(i), title)
+        self.panel.show(self._view(i), title, lambda: self.catalogue.read_arms(i))
     except Exception as e:
         log.debug('row %d cannot be shown', i, exc_info=True)
         self.panel.clear(title, self.catalogue.rows([i], self.catalogue.columns), explain(e))

@@ -11,12 +11,13 @@ from html import escape
 
 import numpy as np
 from bokeh.layouts import column, row
-from bokeh.models import Div, RadioButtonGroup, Select, Slider, TextInput
+from bokeh.models import Div, RadioButtonGroup, Select, Slider, TextInput, Toggle
 from fastcore.basics import patch
 
 from ..data.constants import TYPES
 from ..data.hdus import printable
 from ..data.messages import explain
+from .explorer_arms import ArmLines, arms_words
 from .explorer_figures import PIPELINE, SHOWN, ObjectFigures
 from .explorer_object import LINES, ObjectView, evidence_words, links, z_of_line
 
@@ -65,7 +66,8 @@ class ObjectPanel:
     ):
         self.changed, self.tolerance, self.quiet = changed or (lambda: None), tolerance, False
         self.view, self.pipeline, self.waiting = None, None, None
-        self.figures = ObjectFigures()
+        self.figures, self.arms = ObjectFigures(), lambda: {}  # `arms` reads those of the object
+        self.lines = ArmLines(self.figures)
         self.title, self.words, self.shown = (Div(text='', disable_math=True, sizing_mode='stretch_width',
                                                   margin=(2, 6, 0, 6)) for _ in range(3))
         self.solutions = RadioButtonGroup(labels=[], sizing_mode='stretch_width', margin=(2, 6, 2, 6), stylesheets=[
@@ -78,6 +80,9 @@ class ObjectPanel:
         self.own_width = False  # whether the smoothing was chosen
         self.smooth = Slider(title='smoothing [pixels]', start=1, end=41, step=2, value=5, width=170,
                              margin=(0, 6, 0, 8))
+        self.apart = Toggle(label='arms apart', active=False, height=31, width_policy='min', margin=(21, 4, 0, 6))
+        self.arm_words = Div(text='', disable_math=True, sizing_mode='stretch_width', margin=(0, 6, 0, 6),
+                             styles={'font-size': '12.5px'}, visible=False)
         self._connect()
 
     def _connect(self):
@@ -88,6 +93,7 @@ class ObjectPanel:
         self.kind.on_change('value', told(lambda kind: self.type_z(self.z.value, kind)))
         self.line.on_change('value', told(self._name_line))
         self.smooth.on_change('value', told(self._smooth_over))
+        self.apart.on_change('active', told(lambda _: self.show_arms()))
         self.figures.on_z(lambda z: self.set_z(z, self.kind.value, 'dragged'))
         self.figures.on_click(self.click)
         self.figures.on_minimum(self.click_minimum)
@@ -97,9 +103,10 @@ class ObjectPanel:
 def show(self: ObjectPanel,
     view: ObjectView, # the object
     title: str, # HTML, first line
+    arms: Callable | None = None, # () → {arm: `Spectra`}, see `read_arms`; None: there are none
 ) -> None:
     "Show another object."
-    self.view, self.waiting = view, None
+    self.view, self.waiting, self.arms = view, None, arms or (lambda: {})
     first = next((s for s in view.solutions if s.name == 'pipeline'), None)
     self.pipeline = (first.z, first.spectype) if first else None
     meta = view.spectrum.meta
@@ -109,6 +116,7 @@ def show(self: ObjectPanel,
     if not self.own_width:
         self.smooth.value = 5 if view.spectrum.snr[0] > 3 else 11
     self.figures.show_object(view, int(self.smooth.value))
+    self.show_arms()
     self.line.value = _ANY_LINE
     self.solutions.labels = [f'{s.name}: {s.text}' if k < 3 else s.text for k, s in enumerate(view.solutions)]
     self.quiet = False
@@ -206,6 +214,22 @@ def _smooth_over(self: ObjectPanel, width):
     "Smooth over a chosen number of pixels, from now on."
     self.own_width = True
     self.figures.smooth_over(int(width))
+    if self.lines.arms:
+        self.lines.show(self.lines.arms, int(width))
+
+@patch
+def show_arms(self: ObjectPanel) -> None:
+    "Show the arms apart if that is wanted; where there are none, the merged spectrum and why."
+    words, found = '', {}
+    if self.apart.active and self.view is not None:
+        try:
+            found = self.arms()
+            words = arms_words(found) if found else 'no arms: this spectrum is merged'
+        except Exception as e:
+            words = f'merged: {html_text(explain(e))}'
+    if found or self.lines.arms:
+        self.lines.show(found, int(self.smooth.value))
+    self.arm_words.text, self.arm_words.visible = words, bool(words)
 
 # %% ../../nbs/pipeline/16_explorer_panel.ipynb #513d44b4
 @patch
@@ -248,6 +272,8 @@ def clear(self: ObjectPanel,
     why: str, # plain text: why there is no spectrum
 ) -> None:
     "Show an object without spectrum: words, and why there is nothing to draw."
+    self.lines.show({})
+    self.arm_words.visible = False
     for name, source in self.figures.sources.items():
         source.data = {key: [] for key in source.data}
     self.view, self.pipeline, self.figures.view, self.figures.solution = None, None, None, None
@@ -264,9 +290,9 @@ def layout(self: ObjectPanel,
 ) -> object: # bokeh's layout
     "All parts of this half of the page."
     f = self.figures
-    fields = row(self.z, self.kind, self.line, self.smooth, sizing_mode='stretch_width')
+    fields = row(self.z, self.kind, self.line, self.smooth, self.apart, sizing_mode='stretch_width')
     f.chi2.min_width = f.zoom.min_width = 240
     f.star.sizing_mode, f.star.width = 'fixed', 170
     below = row(f.zoom, f.chi2, f.star, sizing_mode='stretch_width')
-    head = (self.title, self.words, *between, self.solutions, fields, self.shown)
+    head = (self.title, self.words, *between, self.solutions, fields, self.shown, self.arm_words)
     return column(*head, f.strip, f.spectrum, f.residual, below, sizing_mode='stretch_width')

@@ -16,6 +16,7 @@ from scipy.ndimage import median_filter
 
 from ..data.constants import JUNCTIONS, OVERLAPS
 from ..data.spectra import Spectra
+from ..learn.devices import batch_size
 from .minima import cost_of
 from .scan import RedshiftFit, lowest_chi2, scan_redshift
 
@@ -360,7 +361,7 @@ def repair_spectra(
     device: str = 'cpu', # torch device
     junctions: tuple | None = None, # Å, where arms meet; None: where those of each spectrum's instrument do
     most: int = 2, # repairs of one spectrum
-    block: int = 64, # spectra to work on at a time
+    block: int | None = None, # spectra to work on at a time; None: 64 on a CPU, 512 on a GPU
 ) -> Repaired: # with TARGETID alone in the table of the spectra
     "Spectra that a repair explains better, repaired; the others are not among them."
     rows, done, cost = np.asarray(rows, int)[spectra.good[rows].any(1)], {}, _lowest(fit)
@@ -370,6 +371,7 @@ def repair_spectra(
     rough = replace(quick, pixel=COARSE*quick.pixel, stride=1)
     scan = lambda s: scan_redshift(s, fit.bases, device, quick)
     coarse = lambda s: lowest_chi2(s, fit.bases, device, rough)
+    block = block or batch_size(device, 64, 512)
     for some in np.split(rows, range(block, len(rows), block)):
         done |= _repair_block(lean, cost, some, junctions, most, scan, coarse)
     found = [done[i] for i in sorted(done)]
