@@ -128,8 +128,9 @@ def test_broken_arms_are_out_of_distribution_by_their_repair(model, stars, instr
     rates = []
     for s in (sound, broken):
         *_, made = repair_suspicious(s, scan_redshift(s))
-        scaled = made.columns(len(s))['REPAIR_ARM']
+        columns = Table(made.columns(len(s)))
+        scaled = columns['REPAIR_ARM']
         rates.append((scaled > BROKEN).mean())
-        by_all = familiarity_columns(s, encoded(s), model, scaled)
+        by_all = familiarity_columns(s, encoded(s), model, columns)
         assert by_all['UNFAMILIAR'][scaled > BROKEN].all() and (by_all['P_FAMILIAR'][scaled > BROKEN] < UNFAMILIAR).all()
     assert rates[0] == 0 and rates[1] > .5

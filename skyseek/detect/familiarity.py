@@ -235,12 +235,12 @@ def familiarity_columns(
     spectra: Spectra,
     code: dict, # of `encode`
     familiarity: Familiarity,
-    scaled: np.ndarray | None = None, # (N,) |ln| of the factor by which an arm was scaled, REPAIR_ARM of the repairs
+    opinion: Table | None = None, # with REPAIR_ARM of the repairs: |ln| of the factor by which an arm was scaled
 ) -> Table: # P_FAMILIAR UNFAMILIAR
     "Whether each spectrum lies where ordinary spectra of its instrument lie; a warning if wavelengths look like air."
     p = how_familiar(familiarity, code, spectra)
-    if scaled is not None:
-        p = np.where(np.asarray(scaled) > BROKEN, np.minimum(p, UNFAMILIAR/2), p)
+    if opinion is not None:
+        p = np.where(np.asarray(opinion['REPAIR_ARM']) > BROKEN, np.minimum(p, UNFAMILIAR/2), p)
     return Table({'P_FAMILIAR': p.astype(np.float32), 'UNFAMILIAR': p < UNFAMILIAR})
 
 # %% ../../nbs/detect/05_familiarity.ipynb #df57607a
