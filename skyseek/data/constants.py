@@ -104,8 +104,9 @@ ARM_PIXELS = {'B': (3600.0, 2751), 'R': (5760.0, 2326), 'Z': (7520.0, 2881)}  # 
 CAMERAS = *ARM_PIXELS, 'BRZ'  # BRZ: already merged, as desispec's coadd_cameras writes it
 ARM_EDGES = {'B': (3600., 5760.), 'R': (5800., 7520.), 'Z': (7620., 9824.)}  # Å: where one arm sees alone
 JUNCTIONS = 5780., 7570.  # Å: where B meets R and R meets Z
-OVERLAPS = {'DESI': {5780.: (5758., 5802.), 7570.: (7518., 7622.)}, 'SDSS': {6000.: (5900., 6110.), 6100.: (5950., 6250.)},
-            'LAMOST': {5810.: (5700., 5920.)}}  # Å, junction: where both arms see; those of SDSS and of BOSS are not the same
+OVERLAPS = {'DESI': {5780.: (5758., 5802.), 7570.: (7518., 7622.)},  # Å, junction: where both arms see
+            'SDSS': {6000.: (5900., 6110.), 6100.: (5950., 6250.)},  # SDSS, and BOSS
+            'LAMOST': {5810.: (5700., 5920.)}}
 SNR_WINDOWS = {'B': (4000, 5800), 'R': (5800, 7600), 'Z': (7600, 9800)}  # Å; of DESI's MEDIAN_COADD_SNR
 
 # %% ../../nbs/data/00_constants.ipynb #f43a87af
