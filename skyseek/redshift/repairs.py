@@ -203,8 +203,9 @@ def find_faults(
     sums, out, ends = _Sums(wave, _clip(flux, ivar), ivar), [], [wave[0], *inside, wave[-1]]
     for x, ratio, snr, at_junction in find_steps(sums, inside):
         about = dict(kind='arm' if at_junction else 'step', at=x, size=2*(ratio - 1)/(ratio + 1), snr=snr)
-        out.append(Repair(low=x, high=min((e for e in ends if e > x + NEAR), default=wave[-1]), factor=1/ratio, **about))
-        out.append(Repair(low=max((e for e in ends if e < x - NEAR), default=wave[0]), high=x, factor=ratio, **about))
+        right, left = (e for e in ends if e > x + NEAR), (e for e in ends if e < x - NEAR)
+        out.append(Repair(low=x, high=min(right, default=wave[-1]), factor=1/ratio, **about))
+        out.append(Repair(low=max(left, default=wave[0]), high=x, factor=ratio, **about))
     for low, high, depth, snr in find_dips(sums):
         out.append(Repair('dip', low, high, 0., (low + high)/2, depth, snr))
     return out + _at_overlaps(sums, inside)
@@ -256,7 +257,7 @@ class Repaired:
 
     def columns(self,
         n: int, # number of all spectra
-    ) -> dict: # REPAIR (n,) text, REPAIR_WAVE (n, 3) Å, REPAIR_GAIN (n,) Δχ², REPAIR_ARM (n,): empty, nan, 0 without
+    ) -> dict: # REPAIR (n,) text, REPAIR_WAVE (n, 3) Å, REPAIR_GAIN (n,) Δχ², REPAIR_ARM (n,): empty, nan, 0, 0
         "The repairs as columns of a table; REPAIR_ARM is |ln| of the largest factor by which an arm was scaled."
         text, wave, gain, scaled = np.full(n, '', 'U160'), np.full((n, 3), np.nan), np.zeros(n), np.zeros(n)
         for i, made in zip(self.rows, self.repairs):
