@@ -14,8 +14,6 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from astropy.io import fits, votable
 from astropy.io.votable.tree import Field, Param, Resource, TableElement, VOTableFile
 from astropy.table import Column, Table
@@ -225,12 +223,14 @@ def read_votable(
 # %% ../../nbs/data/05_blocks.ipynb #dd536a3d
 def _arrow_type(column):
     "Type of a column in Arrow; vectors have a fixed length."
+    import pyarrow as pa
     kind = column.dtype.kind
     plain = pa.string() if kind in 'US' else pa.from_numpy_dtype(column.dtype.newbyteorder('='))
     return pa.list_(plain, int(np.prod(column.shape[1:]))) if column.ndim > 1 else plain
 
 def _arrow_array(column, arrow):
     "Values of a column in Arrow."
+    import pyarrow as pa
     values = np.ma.asarray(column)
     if values.ndim > 1:
         flat = np.ma.getdata(values).ravel()
@@ -244,6 +244,8 @@ def _arrow_array(column, arrow):
 class _ParquetRows:
     "Writes a Parquet file with the metadata of astropy's."
     def __init__(self, path, template, n, name):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
         fields, lengths = [], {}
         for c in template.itercols():
             about = dict(description=c.description, unit=str(c.unit or ''), ucd=c.meta.get('ucd'))
@@ -256,6 +258,7 @@ class _ParquetRows:
         self.out = pq.ParquetWriter(path, self.schema, compression='zstd')
 
     def write(self, table):
+        import pyarrow as pa
         arrays = [_arrow_array(table[f.name], f.type) for f in self.schema]
         self.out.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
 

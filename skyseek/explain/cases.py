@@ -13,7 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 from scipy.ndimage import uniform_filter1d
 
-from ..data.plots import smooth
+from ..data.smoothing import smooth
 from ..data.spectra import Spectra
 from .artefacts import arm_steps, join_arms, suspect_pixels
 from .line_search import line_snr, running_continuum

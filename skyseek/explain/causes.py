@@ -9,7 +9,6 @@ __all__ = ['PIXELS', 'SPECIFIC', 'CAUSES', 'CauseSettings', 'find_clues', 'weigh
 # %% ../../nbs/explain/07_causes.ipynb #dd8742e9
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
 from astropy.stats import binom_conf_interval
 from astropy.table import Table
@@ -178,9 +177,10 @@ def confusion_table(
 def plot_confusion(
     injected: np.ndarray, # (N,) true causes
     named: np.ndarray, # (N,) causes given
-    ax: plt.Axes | None = None, # None makes them
-) -> plt.Axes:
+    ax: object | None = None, # matplotlib axes; None makes them
+) -> object: # the axes
     "The confusion table as an image; numbers are counts, colours are fractions of a row."
+    import matplotlib.pyplot as plt
     table = confusion_table(injected, named)
     columns = [c for c in CAUSES if c in table.colnames]
     counts = np.array([[row[c] for c in columns] for row in table])

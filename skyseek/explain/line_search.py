@@ -9,7 +9,7 @@ __all__ = ['running_continuum', 'line_snr', 'find_peaks']
 import numpy as np
 from scipy.ndimage import gaussian_filter1d, maximum_filter1d
 
-from ..data.plots import smooth
+from ..data.smoothing import smooth
 from ..data.spectra import Spectra
 
 # %% ../../nbs/explain/00_line_search.ipynb #de0e5b2f
