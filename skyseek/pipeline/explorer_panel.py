@@ -60,6 +60,7 @@ SMALL_BUTTONS = '.bk-btn-group{flex-wrap:wrap} .bk-btn{font-size:12px!important;
 _LINE_NAMES = [name for name in {**LINES['emission'], **LINES['absorption']} if name != 'break']
 _REST = {**LINES['absorption'], **LINES['emission']}
 
+# %% ../../nbs/pipeline/16_explorer_panel.ipynb #8424aad3
 class ObjectPanel:
     "One object with the widgets that change what is shown of it."
     def __init__(self,
@@ -133,6 +134,7 @@ def retitle(self: ObjectPanel,
     self.links = self.links if meta is None else links_page(meta)
     self.title.text = f'{title} <span style="font-size:12px">{self.links}</span>'
 
+# %% ../../nbs/pipeline/16_explorer_panel.ipynb #2de46239
 @patch
 def _show_solution(self: ObjectPanel, solution, button=None):
     "Show a solution; the number of its button, None for one that has none."
