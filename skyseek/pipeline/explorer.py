@@ -266,7 +266,8 @@ def explore(
 def _told(explorer):
     "Say in a notebook how to see it: a name that is given to it shows nothing."
     if in_notebook():
-        print('The explorer runs. Its name alone on the last line of a cell shows it here; .address opens it elsewhere.')
+        print('The explorer runs. Its name alone on the last line of a cell shows it here; .address opens it in a '
+              'browser.')
     return explorer
 
 # %% ../../nbs/pipeline/19_explorer.ipynb #6a5b23f2
