@@ -108,7 +108,8 @@ def start(self: ExplorerServer) -> ExplorerServer: # itself
     if self._failure is not None:
         raise self._failure
     if self.asked and self.port != self.asked:
-        log.log(logging.INFO if in_notebook() else logging.WARNING, 'port %d is taken, port %d is used', self.asked, self.port)
+        level = logging.INFO if in_notebook() else logging.WARNING  # a warning is red in a notebook
+        log.log(level, 'port %d is taken, port %d is used', self.asked, self.port)
     return self
 
 @patch
@@ -266,8 +267,9 @@ def explore(
 def _told(explorer):
     "Say in a notebook how to see it: a name that is given to it shows nothing."
     if in_notebook():
-        print('The explorer runs. Its name alone on the last line of a cell shows it here; .address opens it in a '
-              'browser.')
+        from IPython.display import Markdown, display
+        display(Markdown('The explorer runs. Its name alone on the last line of a cell shows it here; `.address` is '
+                         'for a browser.'))
     return explorer
 
 # %% ../../nbs/pipeline/19_explorer.ipynb #6a5b23f2

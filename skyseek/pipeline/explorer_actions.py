@@ -281,7 +281,8 @@ main { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 8fr); gap:
   grid-template-areas: "lists object" "keys object"; grid-template-rows: min-content 1fr; }
 .lists { grid-area: lists; } .object { grid-area: object; } .keys { grid-area: keys; }
 main > div { min-width: 0; }
-#lost { display: none; position: fixed; top: 0; left: 0; right: 0; z-index: 100000; background: #d50000; color: #fff; padding: 8px 12px; font-weight: bold; }
+#lost { display: none; position: fixed; top: 0; left: 0; right: 0; z-index: 100000;
+  background: #d50000; color: #fff; padding: 8px 12px; font-weight: bold; }
 @media (max-width: 1100px) {
   main { grid-template-columns: minmax(0, 1fr); grid-template-areas: "object" "keys" "lists"; }
 }
@@ -307,7 +308,8 @@ def layouts(self: ExplorerPage) -> tuple: # three of bokeh's layouts: the lists,
     self.progress.width_policy = self.saved.width_policy = 'min'
     label = row(self.label, self.saved, self.again, self.progress, sizing_mode='stretch_width',
                 stylesheets=[WRAP, ':host{background:#f1f8e9}'])
-    lists = column(*parts, name='lists', sizing_mode='stretch_width', tags=[self.keys])  # what no part holds is not in the document
+    # what no part holds is not in the document: the keys are a tag
+    lists = column(*parts, name='lists', sizing_mode='stretch_width', tags=[self.keys])
     keys = column(self.help, name='keys', sizing_mode='stretch_width')
     parts = self.panel.layout(label, beside=(self.comment,)), *[self.cutout]*(self.cutouts is not None)
     return lists, column(*parts, name='object', sizing_mode='stretch_width'), keys

@@ -94,9 +94,9 @@ def line_columns(
 ) -> dict: # the table `lines`
     "The lines of an object, without those of the sky; a name at the border stands inside of it."
     marks, border = [m for m in marks if m.kind != 'sky'], .02*(wave[-1] - wave[0])
-    sides = ['left' if m.wave < wave[0] + border else 'right' if m.wave > wave[-1] - border else 'center' for m in marks]
+    side = lambda x: 'left' if x < wave[0] + border else 'right' if x > wave[-1] - border else 'center'
     return dict(x=[round(m.wave, 3) for m in marks], rest=[m.rest for m in marks], name=[m.name for m in marks],
-                kind=[m.kind for m in marks], level=[m.level for m in marks], side=sides,
+                kind=[m.kind for m in marks], level=[m.level for m in marks], side=[side(m.wave) for m in marks],
                 colour=[LINE_COLOURS[m.kind] for m in marks])
 
 # %% ../../nbs/pipeline/14_explorer_figures.ipynb #8b0e33db

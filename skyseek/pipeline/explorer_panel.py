@@ -160,7 +160,8 @@ def _shown_words(self: ObjectPanel, solution):
     part = lambda colour, words: f'<b style="color:{colour}">{words}</b>'
     delta = lambda s: f', Δχ² {s.chi2 - self.view.lowest:.1f}' if s and np.isfinite(s.chi2) else ''
     whose = f'{MINE}, ' if solution and solution.name == MINE else ''
-    words = [part(SHOWN, f'shown: {whose}{html_text(solution.text)}{delta(solution)}' if solution else 'nothing to show')]
+    shown = f'shown: {whose}{html_text(solution.text)}{delta(solution)}' if solution else 'nothing to show'
+    words = [part(SHOWN, shown)]
     first = next((s for s in self.view.solutions if s.name == 'pipeline'), None)
     if first is not None:
         words.append(part(PIPELINE, f'pipeline: {html_text(first.text)}{delta(first)}'))
