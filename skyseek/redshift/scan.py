@@ -35,9 +35,9 @@ from .minima import deepest, delta_chi2, find_minima, fit_minima, join_minima, p
 
 # %% ../../nbs/redshift/05_scan.ipynb #bf825206
 def _batch(settings, device):
-    "Spectra × redshifts at a time, spectra at a time and fits at a time: small on a CPU, large elsewhere."
+    "Spectra × redshifts at a time, and spectra at a time: small on a CPU, large elsewhere."
     cpu = torch.device(device).type == 'cpu'
-    return settings.chunk or (2**14 if cpu else 2**21), 32 if cpu else 512, 16 if cpu else 512
+    return settings.chunk or (2**14 if cpu else 2**21), 64 if cpu else 512
 
 def _scan(sums, plans, settings, chunk, curves, start):
     """Minima (3, B, bases, nminima) of all bases: log10(1+z), (penalised) χ², curvature.
@@ -63,7 +63,7 @@ def _blocks(spectra, size):
 
 def _scan_all(spectra, bases, settings, device, keep_chi2):
     "The `Minima` of all spectra, and the curves {name: (z, chi2 (N, nz))} if they are kept."
-    dtype, (chunk, block, batch) = getattr(torch, settings.dtype), _batch(settings, device)
+    dtype, (chunk, block) = getattr(torch, settings.dtype), _batch(settings, device)
     grid = log_sums(spectra[:0], settings.pixel, device)
     plans = [ScanPlan(b, LogSums(grid.first, grid.pixel, grid.sums.to(dtype)), settings) for b in bases]
     fits = [LocalFit(b, grid, settings) for b in bases]
@@ -72,7 +72,7 @@ def _scan_all(spectra, bases, settings, device, keep_chi2):
     for start, some in _blocks(spectra, block):
         sums = log_sums(some, settings.pixel, device).sums
         found = _scan(sums.to(dtype), plans, settings, chunk, curves, start)
-        parts.append(fit_minima(deepest(found, kinds, settings.nminima, 10 + settings.npoly), fits, sums, batch))
+        parts.append(fit_minima(deepest(found, kinds, settings.nminima, 10 + settings.npoly), fits, sums))
     named = {b.name: (p.z, y) for b, p, y in zip(bases, plans, curves)} if keep_chi2 else {}
     return join_minima(parts), named
 
@@ -83,7 +83,7 @@ def lowest_chi2(
     settings: ScanSettings = ScanSettings(),
 ) -> np.ndarray: # (N,); infinite where nothing can be fitted
     "The lowest (penalised) χ² of each spectrum among the redshifts that are tried, without exact fits."
-    dtype, (chunk, block, _) = getattr(torch, settings.dtype), _batch(settings, device)
+    dtype, (chunk, block) = getattr(torch, settings.dtype), _batch(settings, device)
     plans, out = None, np.zeros(len(spectra))
     for start, some in _blocks(spectra, block):
         sums = log_sums(some, settings.pixel, device, dtype)
