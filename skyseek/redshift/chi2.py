@@ -179,7 +179,7 @@ class ScanSettings:
     nminima: int = 3  # minima kept for each basis and each SPECTYPE
     sigma_v: float = 30.  # smoothing of the templates by the spectrograph, Gaussian σ in km/s
     stride: int = 0  # every how many pixels a redshift is tried; 0 takes 3 for galaxies, 5 for quasars, 1 for stars
-    chunk: int = 0  # spectra × redshifts at a time; 0 takes `2**14` on a CPU (its cache), `2**21` on a GPU (some 6 GB)
+    chunk: int = 0  # spectra × redshifts at a time; 0 takes `2**15` on a CPU (its cache), `2**21` on a GPU (some 6 GB)
     dtype: str = 'float32'  # of the scan; the minima that it finds are fitted again in float64
 
 # %% ../../nbs/redshift/02_chi2.ipynb #9b6e43aa

@@ -102,7 +102,7 @@ class Totals:
     target: torch.Tensor  # (R, M) Σwf/√Σw, in float32
 
     def __getitem__(self, rows):
-        return Totals(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        return self if rows is None else Totals(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 # %% ../../nbs/redshift/03_local_fit.ipynb #3c74deac
 def totals(
@@ -111,10 +111,11 @@ def totals(
     "Sums over wavelength that many fits need."
     return Totals(typical_power(sums), sums[2].sum(-1), sums[3].sum(-1), *_whiten(sums, torch.float32))
 
-def _whiten(sums, dtype):
+def _whiten(sums, dtype, rows=None):
     "Square root of the weights, and weighted mean flux times that: (R, M) each."
-    root = sums[0].to(dtype).sqrt()
-    return root, torch.where(root > 0, sums[1].to(dtype)/root, 0.)
+    w, wf = (sums[:2] if rows is None else sums[:2, rows]).to(dtype)
+    root = w.sqrt()
+    return root, torch.where(root > 0, wf/root, 0.)
 
 # %% ../../nbs/redshift/03_local_fit.ipynb #4d3fa595
 def _root(a): # (..., C, C) with unit diagonals → lower triangular (..., C, C)
@@ -139,23 +140,24 @@ def _normal(self: LocalFit, u, root, target):
     return (torch.cat(p, 1) for p in zip(*parts))
 
 @patch
-def _compared(self: LocalFit, sums, u, known):
+def _compared(self: LocalFit, sums, u, known, rows):
     "Number of pixels compared, and their Σwf²: (P, R) or (R,)."
     if self.whole:
         return known.used, known.wff
     inside = self.inside[self._place(u)]
-    return (sums[3]*inside).sum(-1), (sums[2]*inside).sum(-1)
+    return tuple(((sums[k] if rows is None else sums[k, rows])*inside).sum(-1) for k in (3, 2))
 
 @patch
 def solve(self: LocalFit,
-    sums: torch.Tensor, # (4, R, M) float64, as in `LogSums`: one row of sums for each fit
+    sums: torch.Tensor, # (4, N, M) float64, as in `LogSums`
     u: torch.Tensor, # (R,) log10(1+z); or (P, R), several for each row
-    known: Totals | None = None, # of the rows, if they are at hand
+    known: Totals | None = None, # of the sums, if they are at hand
+    rows: torch.Tensor | None = None, # (R,) which row of the sums each fit takes; None: as many fits as rows
 ) -> Fits: # fields (R,) or (P, R); with no used pixel everything is zero
     "Weighted, penalised least squares at one redshift a row."
-    known = known or totals(sums)
+    known = (known or totals(sums))[rows]
     faint = u.numel() and self.precision is not None and known.wff.max() < FAINT
-    whitened = (known.root, known.target) if faint else _whiten(sums, torch.float64)
+    whitened = (known.root, known.target) if faint else _whiten(sums, torch.float64, rows)
     a, b = (x.reshape(u.shape + x.shape[2:]) for x in self._normal(u.view(-1, u.shape[-1]), *whitened))
     prior = a.new_zeros(len(known.used), a.shape[-1])
     if self.precision is not None:
@@ -163,7 +165,7 @@ def solve(self: LocalFit,
     scale = (a.diagonal(dim1=-2, dim2=-1) + prior).clamp(min=1e-300).rsqrt()
     root = _root(scale[..., None]*(a + torch.diag_embed(prior))*scale[..., None, :])
     c = scale*torch.cholesky_solve(scale[..., None]*b, root)[..., 0]
-    n, (seen, power) = known.used, self._compared(sums, u, known)
+    n, (seen, power) = known.used, self._compared(sums, u, known, rows)
     chi2 = power + ((a @ c[..., None])[..., 0]*c).sum(-1) - 2*(b[..., 0]*c).sum(-1)
     logdet = torch.zeros_like(chi2)
     if self.precision is not None and not len(self.poly):
@@ -193,18 +195,20 @@ def _vertex(u, cost, h):
 
 @patch
 def refine(self: LocalFit,
-    sums: torch.Tensor, # (4, R, M) float64
+    sums: torch.Tensor, # (4, N, M) float64
     u: torch.Tensor, # (R,) log10(1+z) from the scan
-    known: Totals | None = None, # of the rows, if they are at hand
+    known: Totals | None = None, # of the sums, if they are at hand
+    rows: torch.Tensor | None = None, # (R,) which row of the sums each takes; None: as many as rows
 ) -> tuple: # u (R,), curvature per u² (R,), True where there is no minimum nearby (R,)
     "Vertex and curvature of the exact (penalised) χ² around minima of the scan."
     h = self.step*(4 if self.basis.spectype == 'QSO' else 2)
     u, known = (u/self.step).round()*self.step, known or totals(sums)
     steps = torch.arange(-4, 5, device=u.device)[:, None]*h
-    cost = self.solve(sums, u + steps[3:6], known).cost
+    rows = torch.arange(len(u), device=u.device) if rows is None else rows
+    cost = self.solve(sums, u + steps[3:6], known, rows).cost
     best, a, bad = _vertex(u, cost, h)
     if bad.any():
-        more = self.solve(sums[:, bad], u[bad] + steps[[0, 1, 2, 6, 7, 8]], known[bad]).cost
+        more = self.solve(sums, u[bad] + steps[[0, 1, 2, 6, 7, 8]], known, rows[bad]).cost
         cost = torch.cat([more[:3], cost[:, bad], more[3:]])
         best[bad], a[bad], bad[bad.clone()] = _vertex(u[bad], cost, h)
     return torch.where(bad, u, best).clamp(*np.log10([1 + self.basis.zmin, 1 + self.basis.zmax])), a, bad

@@ -35,17 +35,16 @@ def find_minima(
     """The deepest distinct minima of χ² curves, refined by parabolas.
 
     χ² is infinite where there are no more minima; the curvature is 0 at an edge."""
-    padded, n = torch.nn.functional.pad(chi2.double(), (1, 1), value=torch.inf), chi2.shape[1]
+    padded, found = torch.nn.functional.pad(chi2.double(), (1, 1), value=torch.inf), []
     left, mid, right = padded[:, :-2], padded[:, 1:-1], padded[:, 2:]
-    most = min(n, 1 + (nminima - 1)*(2*math.ceil(reach) + 2))  # the deepest that can matter
-    free, pixels = torch.where((mid <= left) & (mid <= right), mid, torch.inf).topk(most, largest=False)
-    offset, depth, a, _ = parabola(*(x.gather(1, pixels) for x in (left, mid, right)))
-    all_found, found = torch.stack([pixels + offset, free - depth, a]), []
+    free = torch.where((mid <= left) & (mid <= right), mid, torch.inf)
+    window = torch.arange(-math.ceil(reach + 1), math.ceil(reach + 1) + 1, device=chi2.device)
     for _ in range(nminima):
-        best = free.argmin(1, keepdim=True)
-        found.append(all_found.gather(2, best.expand(3, -1, -1)))
-        free = torch.where((pixels - found[-1][0]).abs() <= reach, torch.inf, free)
-        all_found[1] = torch.where(free.isinf(), torch.inf, all_found[1])
+        i = free.argmin(1, keepdim=True)
+        offset, depth, a, _ = parabola(*(x.gather(1, i) for x in (left, mid, right)))
+        found.append(torch.stack([i + offset, free.gather(1, i) - depth, a]))
+        near = (i + window).clamp(0, chi2.shape[1] - 1)
+        free.scatter_(1, near, torch.where((near - i - offset).abs() <= reach, torch.inf, free.gather(1, near)))
     return torch.cat(found, -1)
 
 # %% ../../nbs/redshift/04_minima.ipynb #69a85de4
@@ -135,11 +134,11 @@ def _fit_places(c, places, fits, sums, known, bright, refine):
         at, fit = np.nonzero(places & (c.which == ib) & some[:, None]), fits[ib]
         if not len(at[0]):
             continue
-        mine, u, total = sums[:, at[0]], torch.as_tensor(c.u[at], device=sums.device), known[at[0]]
+        u, rows = (torch.as_tensor(x, device=sums.device) for x in (c.u[at], at[0]))
         if refine:
-            u, a, bad = fit.refine(mine, u, total)
+            u, a, bad = fit.refine(sums, u, known, rows)
             c.u[at], c.curvature[at], c.bad[at] = u.cpu(), a.cpu(), bad.cpu()
-        _store(c, at, fit.solve(mine, u, total), len(fit.basis.flux))
+        _store(c, at, fit.solve(sums, u, known, rows), len(fit.basis.flux))
 
 def _best_of_kind(c, near):
     "Where the best minimum of each class is, if it is near the best of all: (B, C)."

@@ -37,7 +37,7 @@ from .minima import deepest, delta_chi2, find_minima, fit_minima, join_minima, p
 def _batch(settings, device):
     "Spectra × redshifts at a time, and spectra at a time: small on a CPU, large elsewhere."
     cpu = torch.device(device).type == 'cpu'
-    return settings.chunk or (2**14 if cpu else 2**21), 64 if cpu else 512
+    return settings.chunk or (2**15 if cpu else 2**21), 128 if cpu else 512
 
 def _scan(sums, plans, settings, chunk, curves, start):
     """Minima (3, B, bases, nminima) of all bases: log10(1+z), (penalised) χ², curvature.
