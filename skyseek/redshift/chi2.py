@@ -104,7 +104,7 @@ def fast_length(
     "A length of which Fourier transforms are fast."
     return 32*next_fast_len(-(-n//32), real=True)
 
-MANY = 8  # channels from which on their sum is a product of matrices
+MANY = 8  # channels from which on the sum of many products is a product of matrices
 
 class Correlator:
     "Cross-correlation of fields with the same `Q` products, summed over `S` channels, without wrap-around."
@@ -116,7 +116,8 @@ class Correlator:
         self.nz, self.n_fft, self.product = nz, n_fft, product
         if n_fft:
             first = torch.nn.functional.pad(product, (0, n_fft - product.shape[-1])).roll(1 - nz, -1)
-            order = (2, 0, 1) if product.shape[1] >= MANY else (1, 0, 2)
+            self.by_matrix = product.shape[1] >= MANY and product.shape[0] >= 2*MANY
+            order = (2, 0, 1) if self.by_matrix else (1, 0, 2)
             self.product = torch.fft.rfft(first).conj_physical().permute(order).contiguous()
 
     def __call__(self,
@@ -128,7 +129,7 @@ class Correlator:
             total = sum(w @ field[:, s].T for s, w in enumerate(windows))
             return total.flip(0).permute(1, 2, 0).contiguous()
         f = torch.fft.rfft(field.transpose(0, 1), n=self.n_fft)
-        if len(f) >= MANY:
+        if self.by_matrix:
             total = torch.bmm(self.product, f.permute(2, 0, 1).contiguous()).permute(1, 2, 0).contiguous()
         else:
             total = f[0]*self.product[0, :, None]
@@ -292,16 +293,18 @@ def _system(self: ScanPlan, w, wf):
 @patch
 def chi2(self: ScanPlan,
     sums: torch.Tensor, # (4, B, M) as in `LogSums`
+    power: torch.Tensor | None = None, # (B,) `typical_power(sums)`, if it is at hand
 ) -> torch.Tensor: # (B, nz), redshifts ascending; infinite where too few pixels are covered
     "The (penalised) chi² curves of a few spectra."
-    w, wf, wff, used = sums
+    (w, wf), (wff, used) = sums[:2].to(self.poly.dtype), sums[2:].double()
     (a, b), n = self._system(w, wf), used.sum(-1, keepdim=True)
     if self.precision.ndim:
-        prior = self.precision[:, None, None]/typical_power(sums).to(w.dtype)[:, None]
+        power = typical_power(sums) if power is None else power
+        prior = self.precision[:, None, None]/power.to(w.dtype)[:, None]
         for row, of_row in zip(a.split(list(range(len(b), 0, -1))), prior):
             row[0] += of_row
     fewest, seen = 10*len(b), self.covered(used)
-    chi2 = self.covered(wff.double()) - quadratic_form(a, b)
+    chi2 = self.covered(wff) - quadratic_form(a, b)
     if not self.whole:
         chi2 *= n/seen.clamp(min=1)
     return torch.where(n > 0, torch.where(seen > (n/5).clamp(min=fewest), chi2, torch.inf), 0.)

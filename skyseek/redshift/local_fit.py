@@ -89,7 +89,7 @@ class Fits:
     def cost(self) -> torch.Tensor: # (R,) χ² + penalty, by which minima are compared
         return self.chi2 + self.penalty
 
-SEGMENT = 640  # pixels after which sums in float32 go on in float64
+SEGMENT = 1100  # pixels after which sums in float32 go on in float64
 FAINT = 1e5  # spectra with a smaller sum of ivar·flux² are summed in float32
 
 @dataclass(frozen=True, eq=False)

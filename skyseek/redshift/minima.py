@@ -17,7 +17,7 @@ import torch
 from astropy.table import Table
 
 from ..data.constants import C_KMS, SAME_KMS, SAME_KMS_STAR
-from .local_fit import FAINT, LocalFit, parabola, totals
+from .local_fit import FAINT, LocalFit, Totals, parabola, totals
 
 # %% ../../nbs/redshift/04_minima.ipynb #f1099574
 def velocity_limit(
@@ -170,9 +170,10 @@ def fit_minima(
     minima: Minima, # (N, C) as the scan finds them; changed in place
     fits: list[LocalFit], # one a basis
     sums: torch.Tensor, # (4, N, M) float64, as in `LogSums`
+    known: Totals | None = None, # of the sums, if they are at hand
 ) -> Minima: # in order of the new cost
     "Exact fits of the minima that can matter."
-    c, known = minima, totals(sums)
+    c, known = minima, known or totals(sums)
     wff = known.wff.cpu().numpy()
     window, bright = WINDOW + 3e-6*wff[:, None], wff >= FAINT
     near = lambda: np.isfinite(c.cost) & (c.cost <= c.cost.min(1, keepdims=True) + window)

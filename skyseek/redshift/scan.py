@@ -30,7 +30,7 @@ from ..data.read import read_any
 from ..data.spectra import Spectra
 from .bases import Basis, default_bases
 from .chi2 import LogSums, ScanPlan, ScanSettings, log_sums
-from .local_fit import LocalFit, model_at
+from .local_fit import LocalFit, model_at, totals
 from .minima import deepest, delta_chi2, find_minima, fit_minima, join_minima, posterior, velocity_limit
 
 # %% ../../nbs/redshift/05_scan.ipynb #bf825206
@@ -39,7 +39,7 @@ def _batch(settings, device):
     cpu = torch.device(device).type == 'cpu'
     return settings.chunk or (2**15 if cpu else 2**21), 128 if cpu else 512
 
-def _scan(sums, plans, settings, chunk, curves, start):
+def _scan(sums, power, plans, settings, chunk, curves, start):
     """Minima (3, B, bases, nminima) of all bases: log10(1+z), (penalised) χ², curvature.
 
     The curves are written into `curves` from row `start` on, unless it is None."""
@@ -48,7 +48,7 @@ def _scan(sums, plans, settings, chunk, curves, start):
         size, step = max(1, chunk//plan.nz), plan.stride*settings.pixel
         reach = velocity_limit(plan.basis.spectype)/C_KMS/np.log(10)/step
         for k in range(0, sums.shape[1], size):
-            chi2 = plan.chi2(sums[:, k:k + size])
+            chi2 = plan.chi2(sums[:, k:k + size], power[k:k + size])
             u, y, a = find_minima(chi2, settings.nminima, reach)
             found[:, k:k + size, ib] = torch.stack([u*step + plan.low*settings.pixel, y, a/step**2]).cpu()
             if curves is not None:
@@ -71,8 +71,10 @@ def _scan_all(spectra, bases, settings, device, keep_chi2):
     curves, parts = [np.zeros((len(spectra), p.nz), np.float32) for p in plans] if keep_chi2 else None, []
     for start, some in _blocks(spectra, block):
         sums = log_sums(some, settings.pixel, device).sums
-        found = _scan(sums.to(dtype), plans, settings, chunk, curves, start)
-        parts.append(fit_minima(deepest(found, kinds, settings.nminima, 10 + settings.npoly), fits, sums))
+        known = totals(sums)
+        found = _scan(sums, known.power, plans, settings, chunk, curves, start)
+        minima = deepest(found, kinds, settings.nminima, 10 + settings.npoly)
+        parts.append(fit_minima(minima, fits, sums, known))
     named = {b.name: (p.z, y) for b, p, y in zip(bases, plans, curves)} if keep_chi2 else {}
     return join_minima(parts), named
 
