@@ -182,7 +182,7 @@ def parabola(
 ) -> tuple: # offset of the vertex in steps, depth below `mid`, curvature per step², True where there is no minimum
     "The parabola through three equidistant points."
     a = (left - 2*mid + right)/2
-    bad = ~torch.isfinite(a) | (a <= 0)
+    bad = ~torch.isfinite(a) | (a <= 1e-12*mid.abs())  # flat beyond the range of redshifts, but for rounding
     offset = torch.where(bad, 0., (left - right)/(4*torch.where(bad, 1., a)))
     return offset, torch.where(bad, 0., a*offset**2), torch.where(bad, 0., a), bad
 
