@@ -165,10 +165,24 @@ def test_selection_and_labels_are_tables(opened, chromium):
     lasso(w)
     assert 0 < len(opened.selection) <= 40 and 'P_Z_WRONG' in opened.selection.colnames
     other = Window(chromium, opened.address)  # a second window sees the label after it moves
+    w.page.locator('.slick-header-column', has_text='SPECTYPE').first.click()
+    w.says('SPECTYPE ▼')
+    w.field('type').focus()  # keys of the label work in a list of choices, too
     w.press('3 q', 'quality 3')
     assert opened.labels['VI_SPECTYPE'].tolist() == ['QSO']
     other.press('n p')
     assert opened.server.address in opened._repr_html_()
+
+
+def test_arms_apart_where_the_coadd_is(here, survey, chromium):
+    explorer = explore(here, [survey/'raw', here.parent], inspector='me', port=0)
+    try:
+        w = Window(chromium, explorer.address)
+        w.press('a', 'arms apart: B R Z')
+        w.button('arms apart')
+        w.page.get_by_text('arms apart: B R Z').wait_for(state='hidden')
+        assert not w.errors
+    finally: explorer.stop()
 
 
 def test_names_from_files_are_text(survey, tmp_path, chromium):

@@ -13,8 +13,9 @@ from skyseek.data.constants import LYA
 from skyseek.redshift.bases import load_bases, mean_forest
 from skyseek.redshift.bases import Basis, default_bases, library_bases, read_bases
 from skyseek.redshift.chi2 import ScanPlan, ScanSettings, log_sums, rebin_sum, typical_power
-from skyseek.redshift.local_fit import LocalFit, fit_at, fit_pixels, native_fits, totals
+from skyseek.redshift.local_fit import LocalFit, fit_at, totals
 from skyseek.redshift.minima import find_minima
+from skyseek.redshift.pixel_fits import fit_pixels, native_fits
 from skyseek.redshift.scan import redshift_file, scan_redshift
 from skyseek.simulate.mock_survey import simulate_spectra, simulate_survey
 from skyseek.data.spectra import Spectra, wave_desi

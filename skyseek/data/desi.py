@@ -144,15 +144,22 @@ def _merge_blocks(arms, n, counts, path, lost=None, block=64):
 # %% ../../nbs/data/12_desi.ipynb #068e10e0
 _READ = '(COADD_|EXP_)?FIBERMAP|SCORES|(B|R|Z|BRZ)_(WAVELENGTH|FLUX|IVAR|MASK)' # HDUs whose sums must be right
 
+def _one_arm(arms, arm, path):
+    "The HDUs of one arm alone; of all where none is asked for."
+    if arm is not None and arm not in arms:
+        raise ReadError(f"{path}: no arm {arm}, it has {', '.join(arms)}; ask for one of these")
+    return arms if arm is None else {arm: arms[arm]}
+
 def read_coadd(
     path: Path | str, # coadd-*.fits, or spectra-*.fits, whose exposures are added
+    arm: str | None = None, # B, R or Z: this arm alone, ivar 0 outside of it; None merges all
 ) -> Spectra: # on `wave_desi()`; meta = FIBERMAP, S/N and TSNR2 of SCORES, SURVEY, PROGRAM, HEALPIX
     """Read and merge a DESI coadd: {B,R,Z}_{WAVELENGTH,FLUX,IVAR[,MASK]}, FIBERMAP, SCORES.
 
     A file that cannot be used raises `ReadError`; smaller problems are summed up in one warning."""
     notes, counts = [], Counter()
     with open_fits(path, 'a coadd-*.fits file', sums=_READ, do_not_scale_image_data=True) as hdus:
-        arms = _find_arms(hdus, path, notes)
+        arms = _one_arm(_find_arms(hdus, path, notes), arm, path)
         n = next(iter(arms.values()))[1].shape[0]
         meta = read_fibremap(hdus, n, path, notes)
         try:

@@ -6,7 +6,7 @@
 __all__ = ['SUBCLASSES', 'SPECTYPES', 'DETECTED', 'BROAD_DETECTED', 'BURST', 'GALAXIES', 'DIAGNOSTIC', 'TEMPERATURES', 'N_PIXEL',
            'LOG_FIRST', 'LOG_STEP', 'BROAD_LINE_WAVES', 'SHARES', 'DEPTH', 'is_active', 'draw_galaxy', 'draw_star',
            'draw_quasar', 'wave_compact', 'rest_templates', 'place', 'spoil', 'narrow_significance',
-           'broad_significance', 'subclass_labels', 'draw_spectra', 'SubclassStream']
+           'broad_significance', 'subclass_labels', 'near_border', 'draw_spectra', 'SubclassStream']
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #b20ceb43
 from collections.abc import Iterator
@@ -94,12 +94,12 @@ TEMPERATURES = {  # K
 def draw_star(
     subtype: str, # a key of TEMPERATURES
     rng: np.random.Generator, # numpy Generator
-) -> np.ndarray: # (L,) flux on wave_rest()
+) -> tuple[np.ndarray, dict]: # (L,) flux on wave_rest(); TEFF in K
     "One star of a subtype: temperature inside its range, gravity, metals, rotation and reddening at random."
     teff, giant = rng.uniform(*TEMPERATURES[subtype]), subtype[0] == 'K' and rng.random() < .3
     flux = stellar_spectrum(teff, rng.normal(2.6 if giant else 4.4, .25), np.clip(rng.normal(-.5, .45), -2, .4))
     dust = 10**(-.4*3.1*rng.gamma(1.2, .03)*np.clip((wave_rest()/5500.)**-1.35, 0, 6))
-    return broaden(flux*dust, rng.gamma(2, 10 if teff < 6500 else 40))
+    return broaden(flux*dust, rng.gamma(2, 10 if teff < 6500 else 40)), dict(TEFF=teff)
 
 def draw_quasar(
     rng: np.random.Generator, # numpy Generator
@@ -123,17 +123,20 @@ _KINDS = (*GALAXIES, 'QSO', *TEMPERATURES)
 
 def _rest_row(kind, rng):
     "One rest-frame spectrum on the grid _REST, and its table row."
-    row = dict(KIND=kind, Z=0., EW_HA=0., SIGMA_GAS=0., N2=0., O3=0., LINES=np.zeros(4))
     if kind in GALAXIES:
         flux, values = draw_galaxy(kind, rng)
     elif kind == 'QSO':
         flux, z = draw_quasar(rng)
         values = dict(Z=z)
     else:
-        flux, values = draw_star(kind, rng), {}
-    row |= values
+        flux, values = draw_star(kind, rng)
+    return _finish_row(kind, broaden(flux, rng.uniform(40, 75)), values)
+
+def _finish_row(kind, flux, values):
+    "Bring flux on wave_rest() to the grid _REST; its table row."
+    row = dict(KIND=kind, Z=0., EW_HA=0., SIGMA_GAS=0., N2=0., O3=0., TEFF=0., LINES=np.zeros(4)) | values
     edges = 10**(np.append(_REST, _REST[-1] + LOG_STEP) - LOG_STEP/2)
-    flux = bin_average(wave_rest(), broaden(flux, rng.uniform(40, 75)), edges)
+    flux = bin_average(wave_rest(), flux, edges)
     low, high = np.log10(np.array([4000., 7000.])/(1 + row['Z']))
     scale = flux[(_REST > low) & (_REST < high)].mean()
     spectype = 'GALAXY' if kind in GALAXIES else 'QSO' if kind == 'QSO' else 'STAR'
@@ -144,7 +147,7 @@ def rest_templates(
     n: int = 50, # spectra of each kind; quasars count double
     seed: int = 0, # another seed gives other objects
     kinds: tuple = _KINDS, # keys of GALAXIES and TEMPERATURES, and QSO
-) -> TemplateLibrary: # on the grid of GaSNet-II at rest; table: KIND SPECTYPE Z EW_HA SIGMA_GAS N2 O3 LINES
+) -> TemplateLibrary: # on the grid of GaSNet-II at rest; table: KIND SPECTYPE Z EW_HA SIGMA_GAS N2 O3 TEFF LINES
     "Rest-frame spectra of all kinds; about 5 ms each. Half precision, which is far below the noise they get."
     picks = [(kind, i) for kind in kinds for i in range(2*n if kind == 'QSO' else n)]
     rows = [_rest_row(kind, template_rng(seed, 22, _KINDS.index(kind), i)) for kind, i in picks]
@@ -267,6 +270,29 @@ def subclass_labels(
         label[kind == name] = 6 + i
     return label
 
+# %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #eaee86f5
+def near_border(
+    library: TemplateLibrary, # from `rest_templates`
+    rows: np.ndarray, # (N,) indices
+    z: np.ndarray, # (N,) redshifts
+    clean: np.ndarray, # (N, 3600) flux without noise
+    sigma: np.ndarray, # (N, 3600) noise per pixel
+) -> np.ndarray: # (N,) bool
+    "Whether the subclass is a matter of definition: the value that decides is close to the border of two subclasses."
+    t, kind, out = library.table[rows], np.asarray(library.table['KIND'])[rows], np.zeros(len(rows), bool)
+    close = lambda x, edge, share: np.abs(np.log(np.maximum(x, 1e-9)/edge)) < share
+    teff, narrow = np.asarray(t['TEFF']), narrow_significance(library, rows, z, sigma)
+    ends = np.array(list(TEMPERATURES.values()))
+    for edge in np.intersect1d(ends[:, 0], ends[:, 1]):
+        out |= np.abs(teff - edge) < 50
+    ratio = np.asarray(t['O3'] - .22 + 1.2*t['N2'])
+    lines = (np.abs(ratio) < .1) | (ratio < 0) & close(np.asarray(t['EW_HA']), BURST, .1)
+    out |= np.isin(kind, list(GALAXIES)) & (close(narrow, DETECTED, .3) | (narrow > DETECTED) & lines)
+    if (quasar := kind == 'QSO').any():
+        significance = broad_significance(clean[quasar], np.asarray(z)[quasar], sigma[quasar])
+        out[quasar] = close(significance, BROAD_DETECTED, .3)
+    return out
+
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #c8b5a315
 SHARES = {  # fraction of each kind; the 13 labels come out about equal
     'PASSIVE': .03, 'FORMING': .12, 'BURSTING': .1, 'ACTIVE': .14, 'QSO': .16} | dict.fromkeys(TEMPERATURES, 1/13)
@@ -277,7 +303,7 @@ DEPTH |= dict.fromkeys(TEMPERATURES, (3, 40))
 def _draw_redshifts(kind, z_template, rng):
     "Redshifts for kinds; quasars stay within 5 % of the redshift their forest was made for."
     n = len(kind)
-    z = np.where(np.isin(kind, list(GALAXIES)), .005 + .38*rng.beta(1.6, 3, n), rng.normal(0, 3.3e-4, n))
+    z = np.where(np.isin(kind, list(GALAXIES)), .005 + .38*rng.beta(1.6, 3, n), 2.8e-4*rng.standard_t(5, n))
     z = np.where(kind == 'PASSIVE', .02 + .75*rng.beta(1.6, 2.2, n), z)
     far = np.isin(kind, ['FORMING', 'BURSTING', 'ACTIVE']) & (rng.random(n) < .12)
     z = np.where(far, rng.uniform(.3, .8, n), z)
@@ -285,7 +311,7 @@ def _draw_redshifts(kind, z_template, rng):
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #d6cbbaf1
 def _draw_arrays(library, n, rng, spectypes):
-    "Flux, ivar, label, z and snr of a random sample, as a dict of arrays."
+    "Flux, ivar, label, border, z and snr of a random sample, as a dict of arrays."
     table = library.table
     kinds = [k for k in SHARES if np.any((table['KIND'] == k) & np.isin(table['SPECTYPE'], spectypes))]
     if not kinds:
@@ -297,8 +323,8 @@ def _draw_arrays(library, n, rng, spectypes):
     snr = np.exp(rng.uniform(*np.log([DEPTH[k] for k in kind]).T))
     clean = place(library, rows, z)
     flux, ivar, sigma = spoil(clean, snr, rng)
-    label = subclass_labels(library, rows, z, clean, sigma)
-    return dict(flux=flux, ivar=ivar, label=label, z=z.astype(np.float32), snr=snr.astype(np.float32))
+    label, border = subclass_labels(library, rows, z, clean, sigma), near_border(library, rows, z, clean, sigma)
+    return dict(flux=flux, ivar=ivar, label=label, border=border, z=z.astype(np.float32), snr=snr.astype(np.float32))
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #86f0dde1
 def draw_spectra(
@@ -307,7 +333,7 @@ def draw_spectra(
     seed: int = 0, # of redshifts, S/N and noise
     spectypes: tuple = TYPES, # which of GALAXY, QSO, STAR
     even: bool = False, # draw until every subclass has n
-) -> tuple[Spectra, Table]: # on wave_compact(); truth: TARGETID TRUE_SPECTYPE TRUE_Z SUBCLASS LABEL SNR
+) -> tuple[Spectra, Table]: # on wave_compact(); truth: TARGETID TRUE_SPECTYPE TRUE_Z SUBCLASS LABEL SNR BORDER
     "A sample with truth; the unit of flux is arbitrary."
     rng, parts, count = np.random.default_rng((22, seed)), [], np.zeros(len(SUBCLASSES), int)
     wanted = np.isin(SPECTYPES, spectypes)
@@ -322,13 +348,13 @@ def draw_spectra(
     d = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     ids, label = np.arange(len(d['z'])) + (seed << 32), d['label']
     truth = Table(dict(TARGETID=ids, TRUE_SPECTYPE=SPECTYPES[label], TRUE_Z=d['z'],
-                       SUBCLASS=np.array(SUBCLASSES)[label], LABEL=label, SNR=d['snr']))
+                       SUBCLASS=np.array(SUBCLASSES)[label], LABEL=label, SNR=d['snr'], BORDER=d['border']))
     return Spectra(wave_compact(), d['flux'], d['ivar'], Table(dict(TARGETID=ids))), truth
 
 # %% ../../nbs/gasnet/01_sdss_subclasses.ipynb #aa0adda1
 @dataclass(frozen=True)
 class SubclassStream:
-    "Batches of fresh spectra: dicts of flux, ivar (B, 3600), label, z, snr (B,)."
+    "Batches of fresh spectra: dicts of flux, ivar (B, 3600), label, border, z, snr (B,)."
     library: TemplateLibrary  # from `rest_templates`
     batches: int = 100  # batches an epoch
     batch_size: int = 64  # spectra a batch
@@ -344,7 +370,7 @@ def epoch(
     epoch: int = 0, # number of the epoch: another epoch has other spectra
     rank: int = 0, # number of this process
     world: int = 1, # number of processes
-) -> Iterator[dict]: # of tensors: flux, ivar (B, 3600), label, z, snr (B,)
+) -> Iterator[dict]: # of tensors: flux, ivar (B, 3600), label, border, z, snr (B,)
     "One epoch."
     for b in range(rank, self.batches//world*world, world):
         rng = np.random.default_rng((self.seed, epoch, b))

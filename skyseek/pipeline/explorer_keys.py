@@ -20,13 +20,14 @@ KEYS = (  # what the page says: group, keys, what they do
     ('interest', 'i 0–5 or ⇧ 0–5', 'rating for “rank again”'),
     ('go', 'n p or → ←', 'next and previous object'),
     ('solution', 'k j or ↓ ↑', 'next and previous solution'),
-    ('other', 'u', 'undo the last label'), ('smoothing', '+ −', 'more and fewer pixels'))
+    ('other', 'u', 'undo the last label'), ('smoothing', '+ −', 'more and fewer pixels'),
+    ('arms', 'a', 'arms apart or merged'))
 _TYPES = {'g': 'GALAXY', 'q': 'QSO', 's': 'STAR'}
 _FLAGS = {'r': 'R', 'c': 'C', 'b': 'S'}
 _STEPS = {'n': ('step', 1), 'p': ('step', -1), 'ArrowRight': ('step', 1), 'ArrowLeft': ('step', -1),
           'k': ('solution', 1), 'j': ('solution', -1), 'ArrowDown': ('solution', 1), 'ArrowUp': ('solution', -1),
           'u': ('undo', 0), 'z': ('z', 0), 'i': ('rating', 0), '+': ('smooth', 1), '=': ('smooth', 1),
-          '-': ('smooth', -1)}
+          '-': ('smooth', -1), 'a': ('arms', 0)}
 
 def action_of(
     key: str, # `KeyboardEvent.key`
@@ -110,16 +111,24 @@ document.addEventListener('keydown', (e) => {
   mouse = false;
   if (e.ctrlKey || e.metaKey || e.altKey) return;
   const t = e.composedPath()[0];
-  const field = t.tagName === 'TEXTAREA' || t.tagName === 'SELECT' || t.isContentEditable
-    || (t.tagName === 'INPUT' && !plain.includes(t.type));
-  if (field) {
+  const chosen = t.tagName === 'SELECT';  // letters and digits are for the label, arrows for the list of choices
+  const field = t.tagName === 'TEXTAREA' || t.isContentEditable || (t.tagName === 'INPUT' && !plain.includes(t.type));
+  if (field || (chosen && (e.key.length > 1 || e.key === ' '))) {
     if (e.key === 'Escape' || (e.key === 'Enter' && t.tagName === 'INPUT')) t.blur();
     return;
   }
   if (e.key.length > 1 && !e.key.startsWith('Arrow')) return;
+  if (chosen) t.blur();
   e.preventDefault();
   e.stopPropagation();
   n += 1;
   keys.data = {key: [e.key], code: [e.code], shift: [e.shiftKey], n: [n]};
+}, true);
+document.addEventListener('click', (e) => {
+  const is = (x, name) => x.classList && x.classList.contains(name);
+  const path = e.composedPath(), head = path.find((x) => is(x, 'slick-header-column'));
+  if (!head || path.some((x) => is(x, 'slick-resizable-handle'))) return;
+  n += 1;
+  keys.data = {key: ['header'], code: [String([...head.parentNode.children].indexOf(head))], shift: [false], n: [n]};
 }, true);
 """

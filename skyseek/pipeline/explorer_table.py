@@ -20,7 +20,7 @@ from ..data.files import check_destination, read_ids, write_table
 from ..data.spectra import Spectra
 from ..data.table_headers import provenance
 from .catalogue import COLUMNS
-from .catalogue_spectra import SpectrumNotFound, SpectrumPlaces, read_row
+from .catalogue_spectra import SpectrumNotFound, SpectrumPlaces, read_row, read_row_arms
 from .columns_on_disk import open_columns
 from .conditions import ConditionError, find_column, select_rows
 
@@ -160,7 +160,7 @@ def order(self: Catalogue,
     if values.ndim > 1:
         raise ConditionError(f"{name} has {values.shape[1]} numbers a row, so rows cannot be sorted by it")
     values = values[rows]
-    none = np.isnan(values) if values.dtype.kind == 'f' else values == '' if values.dtype.kind == 'U' else None
+    none = values == '' if values.dtype.kind == 'U' else None  # nan is sorted to the end anyway
     if values.dtype.kind == 'U':
         values = np.unique(values, return_inverse=True)[1]
     keys = -values.astype(values.dtype if values.dtype.kind in 'if' else 'i8') if descending else values
@@ -246,14 +246,26 @@ def read(self: Catalogue,
         if i in self._spectra:
             self._spectra.move_to_end(i)
             return self._spectra[i]
-    names = [c for c in self.columns if c in COLUMNS] + [c for c in self.columns if c not in COLUMNS][:100]
-    key, row = self.key(i), self.rows([i], names)[0]
-    spectrum = read_row(self.places, row, key[2] if len(key) > 1 else 0)
+    spectrum = read_row(self.places, *self._row_of(i))
     with self._lock:
         self._spectra[i] = spectrum
         while len(self._spectra) > _KEPT:
             self._spectra.popitem(last=False)
     return spectrum
+
+@patch
+def _row_of(self: Catalogue, i):
+    "(a row of the catalogue, which of the rows of its target in its file it is)."
+    names = [c for c in self.columns if c in COLUMNS] + [c for c in self.columns if c not in COLUMNS][:100]
+    key = self.key(i)
+    return self.rows([i], names)[0], key[2] if len(key) > 1 else 0
+
+@patch
+def read_arms(self: Catalogue,
+    i: int, # row
+) -> dict[str, Spectra]: # arm (B, R, Z): one row on the arm's own wavelengths
+    "The spectrum of an object in each arm; `SpectrumNotFound` says why there are no arms."
+    return read_row_arms(self.places, *self._row_of(int(i)))
 
 # %% ../../nbs/pipeline/11_explorer_table.ipynb #76235007
 @patch

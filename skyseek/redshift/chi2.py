@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from ..data.constants import C_KMS, LYA
 from ..data.spectra import Spectra, bin_average, pixel_edges
+from ..learn.devices import batch_size
 from .bases import Basis, mean_forest
 
 # %% ../../nbs/redshift/02_chi2.ipynb #e2e802c4
@@ -66,10 +67,10 @@ def log_sums(
     edges = np.log10(pixel_edges(spectra.wave))
     first, stop = int(np.floor(edges[0]/pixel)), int(np.ceil(edges[-1]/pixel))
     new, out = np.arange(first, stop + 1)*pixel, torch.empty(4, len(spectra), stop - first, dtype=dtype, device=device)
-    few = 8 if torch.device(device).type == 'cpu' else 1024  # what the cache of a core holds
+    few = batch_size(device, 8, 1024)
     shared = tuple(torch.as_tensor(a, device=device) for a in overlaps(edges, new)) if len(spectra) else None
     for rows in (slice(k, k + few) for k in range(0, len(spectra), few)):
-        w, f = (torch.tensor(a[rows], dtype=torch.float64, device=device) for a in (spectra.ivar, spectra.flux))
+        w, f = (torch.tensor(a[rows], device=device).double() for a in (spectra.ivar, spectra.flux))
         out[:, rows] = rebin_sum(torch.stack([w, w*f, w*f*f, (w > 0).double()]), edges, new, shared)
     return LogSums(first, pixel, out)
 

@@ -123,9 +123,11 @@ WINDOW = 20.  # minima within this Δχ² of the best are fitted exactly
 
 def _store(c, at, f, k):
     "Put the fits `f` with `k` templates at the places `at` (rows, columns) of the minima."
-    for name in ('chi2', 'penalty', 'logdet', 'npixels', 'cost'):
-        getattr(c, name)[at] = getattr(f, name).cpu().numpy()
-    coeff = f.coeff.cpu().numpy()
+    names = 'chi2', 'penalty', 'logdet', 'npixels', 'cost'
+    values = torch.cat([torch.stack([getattr(f, name).double() for name in names]), f.coeff.T]).cpu().numpy()
+    for name, v in zip(names, values):
+        getattr(c, name)[at] = v
+    coeff = values[len(names):].T
     c.coeff[at[0], at[1], :k], c.coeff[at[0], at[1], 10:] = coeff[:, :k], coeff[:, k:]
 
 def _fit_places(c, places, fits, sums, known, bright, refine):
@@ -137,7 +139,7 @@ def _fit_places(c, places, fits, sums, known, bright, refine):
         u, rows = (torch.as_tensor(x, device=sums.device) for x in (c.u[at], at[0]))
         if refine:
             u, a, bad = fit.refine(sums, u, known, rows)
-            c.u[at], c.curvature[at], c.bad[at] = u.cpu(), a.cpu(), bad.cpu()
+            c.u[at], c.curvature[at], c.bad[at] = torch.stack([u, a, bad.double()]).cpu().numpy()
         _store(c, at, fit.solve(sums, u, known, rows), len(fit.basis.flux))
 
 def _best_of_kind(c, near):
@@ -158,7 +160,7 @@ def _below_zero(c, fits, known):
         dtype = torch.float64 if fit.precision is None else torch.float32
         for rows in np.split(found, range(fit.few, len(found), fit.few)):
             tensor = lambda a: torch.as_tensor(a, device=known.root.device)
-            x, _ = fit.columns(tensor(c.u[rows, 0]), dtype, known.root[rows].to(dtype))
+            x, _ = fit.columns(tensor(c.u[rows, 0]), dtype, known.root[tensor(rows)].to(dtype))
             coeff = np.concatenate([c.coeff[rows, 0, :k], c.coeff[rows, 0, 10:]], 1)
             model = (tensor(coeff).to(dtype)[:, None] @ x)[:, 0]
             below = model.clamp(max=0)
