@@ -208,7 +208,7 @@ def refine(self: LocalFit,
     cost = self.solve(sums, u + steps[3:6], known, rows).cost
     best, a, bad = _vertex(u, cost, h)
     if bad.any():
-        more = self.solve(sums, u[bad] + steps[[0, 1, 2, 6, 7, 8]], known, rows[bad]).cost
+        more = self.solve(sums, u[bad] + torch.cat([steps[:3], steps[6:]]), known, rows[bad]).cost
         cost = torch.cat([more[:3], cost[:, bad], more[3:]])
         best[bad], a[bad], bad[bad.clone()] = _vertex(u[bad], cost, h)
     return torch.where(bad, u, best).clamp(*np.log10([1 + self.basis.zmin, 1 + self.basis.zmax])), a, bad
