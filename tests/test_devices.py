@@ -1,7 +1,10 @@
 """Everything that runs on a GPU, on a device that is not the host: nothing is mixed up, and what goes over the bus is counted."""
 import logging
+import subprocess
+import sys
 from copy import deepcopy
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,3 +227,13 @@ def test_other_errors_are_not_taken_for_a_full_gpu(spectra, monkeypatch):
     monkeypatch.setattr(scan, 'log_sums', broken)
     with pytest.raises(RuntimeError, match='a fault'): scan_redshift(spectra)
     assert devices._DIVISOR == [1]
+
+
+# ---- the benchmark of a GPU ----
+
+def test_the_benchmark_of_a_gpu_runs_on_a_cpu():
+    script = Path(__file__).parent/'benchmarks'/'gpu.py'
+    done = subprocess.run([sys.executable, script, '--device', 'cpu', '--quick'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for words in ('| scan |', 'on one A100', 'on the host: ', '] scan: ', '] encoder: ', 'one process: ', 'within 1e-4: 1.0000', '1 M spectra × 10 epochs', '1 processes: ', '] done'):
+        assert words in done.stdout, words
