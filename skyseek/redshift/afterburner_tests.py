@@ -110,6 +110,7 @@ def _is_mgii(wave, flux, ivar, model, z):
     gain = misfit - (w*(f - _gauss(x[use], *p))**2).sum()
     return bool(gain > 16 and 10 < abs(p[1]) < 200 and p[0] > max(0, 3*np.sqrt(max(c[0, 0], 0))))
 
+# %% ../../nbs/redshift/14_afterburner_tests.ipynb #9e9f7485
 def mgii_quasars(
     spectra: Spectra, # (N, L)
     z: np.ndarray, # (N,) redshifts of the pipeline
