@@ -143,6 +143,7 @@ def _fitted(columns, root, g, total, prior):
     c = solve_normal(a, b)
     return total - 2*(b @ c) + c @ a @ c, c
 
+# %% ../../nbs/redshift/15_pixel_fits.ipynb #471a0c1c
 def fit_pixels(
     fits: list[PixelFit], # from `native_fits`
     flux: np.ndarray, # (L,) 1e-17 erg/s/cm²/Å
