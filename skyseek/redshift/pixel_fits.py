@@ -78,17 +78,18 @@ class PixelFit(NativeFit):
             return columns, None if inside or seen.all() else seen
         return columns, columns.any(1)
 
-    def kept(self,
-        z: float, # redshift
-    ) -> tuple: # (L, C) columns, (L,) True where they are not all zero; None: nowhere
-        "What `at` gives, and where there is anything."
-        if z not in self._kept:
-            if len(self._kept) == KEPT_REDSHIFTS:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[z] = self._make(z)
-        return self._kept[z]
-
 # %% ../../nbs/redshift/15_pixel_fits.ipynb #7c56dc6a
+@patch
+def kept(self: PixelFit,
+    z: float, # redshift
+) -> tuple: # (L, C) columns, (L,) True where they are not all zero; None: nowhere
+    "What `at` gives, and where there is anything."
+    if z not in self._kept:
+        if len(self._kept) == KEPT_REDSHIFTS:
+            self._kept.pop(next(iter(self._kept)))
+        self._kept[z] = self._make(z)
+    return self._kept[z]
+
 @patch
 def at(self: PixelFit,
     z: float, # redshift
