@@ -92,7 +92,7 @@ def _ignored_to_zero(flux):
 def quick_median(
     values: np.ndarray, # (n,) finite
 ) -> float: # 0 where there are none
-    "The median of finite values; `numpy.median` looks for nan as well, which takes longer than the median of a spectrum."
+    "The median of finite values; `numpy.median` looks for nan too, which takes longer than the median itself."
     n = len(values)
     if not n:
         return 0.
