@@ -116,8 +116,9 @@ def _changed_minima(spectra, changed, fit, own):
     new = [((s.flux != spectra.flux) | (s.ivar != spectra.ivar)).any(1) for s in changed]
     if not np.any(new):
         return [own]*len(changed)
-    flux, ivar = (np.concatenate([getattr(s, name)[rows] for s, rows in zip(changed, new)]) for name in ('flux', 'ivar'))
-    scan = scan_redshift(Spectra(spectra.wave, flux, ivar), without_rare(fit.bases), settings=fit.settings)
+    joined = lambda name: np.concatenate([getattr(s, name)[rows] for s, rows in zip(changed, new)])
+    some = Spectra(spectra.wave, joined('flux'), joined('ivar'))
+    scan = scan_redshift(some, without_rare(fit.bases), settings=fit.settings)
     again = iter(_minima(scan))
     return [[next(again) if is_new else minima for is_new, minima in zip(rows, own)] for rows in new]
 
