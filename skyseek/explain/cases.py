@@ -122,6 +122,7 @@ def _changed_minima(spectra, changed, fit, own):
     again = iter(_minima(scan))
     return [[next(again) if is_new else minima for is_new, minima in zip(rows, own)] for rows in new]
 
+# %% ../../nbs/explain/03_cases.ipynb #0b139d63
 def open_cases(
     spectra: Spectra, # (N, L); meta has the pipeline's Z and SPECTYPE
     fit: RedshiftFit, # of the same spectra: the second opinion
