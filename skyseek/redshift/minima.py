@@ -131,7 +131,7 @@ def _store(c, at, f, k):
     c.coeff[at[0], at[1], :k], c.coeff[at[0], at[1], 10:] = coeff[:, :k], coeff[:, k:]
 
 def _fit_places(c, places, fits, sums, known, bright, refine):
-    "Fit minima at `places` (B, C) exactly, after finding their bottoms if `refine`; `bright` spectra (B,) by themselves."
+    "Fit minima at `places` (B, C) exactly, after finding their bottoms if `refine`; `bright` (B,) ones apart."
     for ib, some in product(range(len(fits)), (bright, ~bright)):
         at, fit = np.nonzero(places & (c.which == ib) & some[:, None]), fits[ib]
         if not len(at[0]):
