@@ -325,7 +325,7 @@ def score_seen(
         stages.append(opinion_columns(spectra, seen.opinion, stages[1], weights.judge.config['acceptance']))
         stages.append(cause_columns(spectra, seen.fit, seen.opinion, flagged, device))
     if weights.familiarity is not None:
-        stages.append(familiarity_columns(spectra, seen.code, weights.familiarity))
+        stages.append(familiarity_columns(spectra, seen.code, weights.familiarity, seen.opinion))
     if weights.anomaly is not None and seen.opinion is not None:
         stages.append(odd_columns(seen, weights, device))
     stages.append(quality_columns(spectra, seen.code, weights))
