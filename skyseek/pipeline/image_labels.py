@@ -132,6 +132,13 @@ class ImageLabels(LabelStore):
         rest = {name: value for name, value in fields.items() if name != 'kind'}
         return (check_fields(rest) if rest else {}) | {name: kind for name in fields if name == 'kind'}
 
+    def progress(self) -> tuple[int, int]: # (images with a kind or a rating by this inspector, all images)
+        "How far this inspector is."
+        with self._lock:
+            self._mine.update()
+            labels = self._labels(self._mine, self.unsaved)
+        return sum(not {label.get('kind'), label.get('interest')} <= {None} for _, label in labels), self.cat.n
+
     def table(self,
         everyone: bool = True, # labels of all inspectors; False: of this one
     ) -> Table: # OBJECT_ID, LABEL, MARK (nan where not given), INSPECTOR, TIME (UTC), ROW of the file
