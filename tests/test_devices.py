@@ -231,6 +231,7 @@ def test_other_errors_are_not_taken_for_a_full_gpu(spectra, monkeypatch):
 
 # ---- the benchmark of a GPU ----
 
+@pytest.mark.slow
 def test_the_benchmark_of_a_gpu_runs_on_a_cpu():
     script = Path(__file__).parent/'benchmarks'/'gpu.py'
     done = subprocess.run([sys.executable, script, '--device', 'cpu', '--quick'], capture_output=True, text=True)
