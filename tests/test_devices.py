@@ -210,7 +210,7 @@ def test_a_full_gpu_makes_batches_smaller_and_says_so_once(spectra, full, caplog
     here = scan_redshift(some).to_table()
     full(10)
     with OtherDevice(), caplog.at_level(logging.WARNING, 'skyseek'):
-        for _ in range(2): assert same(here, scan_redshift(some, device='other').to_table())
+        for _ in range(2): assert same(here, scan_redshift(some, device='other').to_table(), 2e-5)  # sums in float32 depend on the batch
     assert [r.getMessage() for r in caplog.records] == ['the memory of the GPU is full: the batches are made smaller, which takes longer']
 
 
@@ -231,6 +231,7 @@ def test_other_errors_are_not_taken_for_a_full_gpu(spectra, monkeypatch):
 
 # ---- the benchmark of a GPU ----
 
+@pytest.mark.slow
 def test_the_benchmark_of_a_gpu_runs_on_a_cpu():
     script = Path(__file__).parent/'benchmarks'/'gpu.py'
     done = subprocess.run([sys.executable, script, '--device', 'cpu', '--quick'], capture_output=True, text=True)
