@@ -254,3 +254,9 @@ def test_batches_for_a_gpu_are_made_while_it_works():
         assert len(made) == min(k + 2, 4)
     made.clear()
     for k in ahead(batches(), 'cpu'): assert len(made) == k + 1
+
+
+def test_what_fits_into_no_gpu_is_no_fault_of_skyseek():
+    from skyseek.data.files import failure_text
+    said = failure_text(torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB\nGPU 0 has …'))
+    assert said == 'not enough memory (CUDA out of memory. Tried to allocate 20.00 GiB)'
