@@ -21,7 +21,7 @@ from ..data.truth import split_of
 from .devices import batch_size, fit_memory
 from .features import CHANNELS, input_channels
 from .shards import FeatureStream, read_features
-from .training import ArrayStream, TrainSettings, fit, save_model
+from .training import ArrayStream, TrainSettings, fit, round_weights, save_model
 
 # %% ../../nbs/learn/05_autoencoder.ipynb #5ae15743
 @dataclass(frozen=True)
@@ -193,6 +193,7 @@ def _log_flux(flux, scale):
 class Autoencoder(nn.Module):
     "Encoder and decoder; `loss(batch)` for `fit`, `forward(batch)` reconstructs."
     inputs = 1  # version of `normalise`, `input_channels`; raised when their numbers change
+    halves = 'decoder.',  # parts that may be rounded to float16: they serve the misfit of the reconstruction alone
     def __init__(
         self,
         wave: np.ndarray | None = None, # (L,) vacuum Å, the grid of the spectra; None is DESI's
@@ -287,6 +288,6 @@ def train_autoencoder_file(
     checkpoint = Path(dst).with_name(f'{Path(dst).name}-checkpoint.safetensors')
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     history = fit(model, train, validation, settings, checkpoint, progress)
-    save_model(model, dst, history=history, spectra=batch_size*len(train))
+    save_model(round_weights(model), dst, history=history, spectra=batch_size*len(train))
     checkpoint.unlink(missing_ok=True)
     return history
