@@ -2,6 +2,7 @@
 import logging
 import subprocess
 import sys
+import time
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,7 @@ from skyseek.gasnet.gasnet3_networks import Eigenspectra, UNetSpectra, as_publis
 from skyseek.learn import devices
 from skyseek.learn.autoencoder import encode_features
 from skyseek.learn.features import build_features, fill_masked, input_channels
+from skyseek.learn.training import ahead
 from skyseek.pipeline.score import look, load_weights, score_spectra
 from skyseek.redshift.candidates import candidates
 from skyseek.redshift.chi2 import ScanSettings, log_sums
@@ -238,3 +240,17 @@ def test_the_benchmark_of_a_gpu_runs_on_a_cpu():
     assert done.returncode == 0, done.stderr
     for words in ('| scan |', 'on one A100', 'on the host: ', '] scan: ', '] encoder: ', 'one process: ', 'within 1e-4: 1.0000', '1 M spectra × 10 epochs', '1 processes: ', '] done'):
         assert words in done.stdout, words
+
+
+def test_batches_for_a_gpu_are_made_while_it_works():
+    made = []
+    def batches():
+        for k in range(4):
+            made.append(k)
+            yield k
+    for k in ahead(batches(), 'cuda:0'):
+        deadline = time.monotonic() + 5
+        while len(made) < min(k + 2, 4) and time.monotonic() < deadline: time.sleep(.001)
+        assert len(made) == min(k + 2, 4)
+    made.clear()
+    for k in ahead(batches(), 'cpu'): assert len(made) == k + 1

@@ -64,7 +64,9 @@ def _anomaly_words(meta):
     if (score := cell(meta, 'ANOMALY')) is None:
         return ''
     rank, why = cell(meta, 'ANOMALY_RANK', 0), cell(meta, 'ANOMALY_WHY', '')
-    words = f'as odd as one in {10**min(score, 9.):,.3g} (−log10 p = {score:.2f})' + (f', rank {rank}' if rank else '')
+    odds = 10**min(score, 9.)
+    words = f'as odd as one in {odds:,.{0 if odds > 10 else 1}f} (−log10 p = {score:.2f})'
+    words += f', rank {rank}' if rank else ''
     words += f', mostly because {WHY[why]} ({why})' if why in WHY else f', mostly {why}' if why else ''
     nature = ': '.join(filter(None, (str(cell(meta, name, '')) for name in ('NATURE', 'NATURE_TEXT'))))
     nature = nature.replace(' Angstrom', ' Å').replace(' sigma', ' σ').replace('step by', 'the flux jumps by')
