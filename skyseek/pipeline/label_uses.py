@@ -130,7 +130,7 @@ def _guarantee_words(found, head):
                     f"{'is' if found['unsure'] == 1 else 'are'} left out" if found['unsure'] else '')
 
 # %% ../../nbs/pipeline/12_label_uses.ipynb #d8a409e4
-_BLOCK = 100_000  # rows whose features are made at a time
+_BLOCK = 32_768  # rows whose features are made at a time
 
 def _some_features(cat, rows):
     "Features of some rows, as `skyseek rank` makes them."
