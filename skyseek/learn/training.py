@@ -263,7 +263,7 @@ def _train_epoch(fabric, model, optimizer, train, epoch, settings, progress):
             bar.set_postfix(loss=f'{total/(i + 1):.4f}')
     return fabric.all_reduce(torch.tensor(total/(i + 1)), reduce_op='mean').item()
 
-# %% ../../nbs/learn/03_training.ipynb #9a4593e9
+# %% ../../nbs/learn/03_training.ipynb #bdf3e853
 def _shortest(model):
     "The tensors of a model: those under `model.halves` in float16 where that loses nothing."
     short = lambda name, v: name.startswith(getattr(model, 'halves', ())) and torch.equal(v.half().to(v.dtype), v)
@@ -284,6 +284,7 @@ def round_weights(
         v.copy_(v.half())
     return model
 
+# %% ../../nbs/learn/03_training.ipynb #9a4593e9
 def write_model(
     model: nn.Module, # module with a `config` dict: the keyword arguments of its class
     folder: Path, # an existing folder, as `write_folder` yields it
