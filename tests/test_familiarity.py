@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from skyseek.detect.familiarity import KINDS, UNFAMILIAR, Familiarity, familiarity_inputs, fit_familiarity, how_familiar
-from skyseek.detect.familiarity import survey_familiarity
+from skyseek.detect.familiarity import BROKEN, KINDS, UNFAMILIAR, Familiarity, familiarity_columns, familiarity_inputs
+from skyseek.detect.familiarity import fit_familiarity, how_familiar, survey_familiarity
 from skyseek.detect.spectrum_checks import CHECKS, spectrum_checks
 from skyseek.learn.autoencoder import Autoencoder, encode
 from skyseek.learn.features import build_features
 from skyseek.learn.training import ArrayStream, fingerprint, load_model, read_config, save_model, shipped
 from skyseek.pipeline.score import load_weights
+from skyseek.redshift.scan import scan_redshift
+from skyseek.redshift.second_look import repair_suspicious
 from skyseek.simulate.mock_survey import simulate_spectra
 
 BENCHMARKS = Path(__file__).parent/'benchmarks'
@@ -115,3 +117,20 @@ def test_real_spectra(model):
         some = real[survey][np.random.default_rng(1).permutation(len(real[survey]))[:60]]
         for kind in ('power law', 'noise-free', 'air'):
             assert flagged(model, on_grid(foreign(some, kind, np.random.default_rng(2), survey), survey, wave)).mean() > .9, (survey, kind)
+
+
+@pytest.mark.parametrize('instrument, at, half', [('', 7570., 10.), ('SDSS', 6100., 130.), ('LAMOST', 5800., 80.)])
+def test_broken_arms_are_out_of_distribution_by_their_repair(model, stars, instrument, at, half):
+    stars, part = stars[:14], 1 - .35*np.clip((stars.wave - at + half)/(2*half), 0, 1)
+    meta = stars.meta.copy()
+    if instrument: meta['INSTRUMENT'] = instrument
+    sound, broken = stars.replace(meta=meta), stars.replace(meta=meta, flux=stars.flux*part, ivar=stars.ivar/part**2)
+    rates = []
+    for s in (sound, broken):
+        *_, made = repair_suspicious(s, scan_redshift(s))
+        columns = Table(made.columns(len(s)))
+        scaled = columns['REPAIR_ARM']
+        rates.append((scaled > BROKEN).mean())
+        by_all = familiarity_columns(s, encoded(s), model, columns)
+        assert by_all['UNFAMILIAR'][scaled > BROKEN].all() and (by_all['P_FAMILIAR'][scaled > BROKEN] < UNFAMILIAR).all()
+    assert rates[0] == 0 and rates[1] > .5

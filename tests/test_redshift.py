@@ -12,7 +12,8 @@ from skyseek.data.constants import LYA
 from skyseek.redshift.bases import load_bases, mean_forest
 from skyseek.redshift.bases import Basis, default_bases, library_bases, read_bases
 from skyseek.redshift.chi2 import ScanSettings
-from skyseek.redshift.local_fit import fit_at, fit_pixels, native_fits
+from skyseek.redshift.local_fit import fit_at
+from skyseek.redshift.pixel_fits import fit_pixels, native_fits
 from skyseek.redshift.scan import redshift_file, scan_redshift
 from skyseek.simulate.mock_survey import simulate_spectra, simulate_survey
 from skyseek.data.spectra import Spectra, wave_desi

@@ -17,6 +17,7 @@ from ..data.files import text
 from ..data.messages import plural
 from ..data.spectra import Spectra
 from ..learn.autoencoder import MISFIT_WIDTH, binned_chi2
+from ..learn.devices import fit_memory
 from ..redshift.scan import RedshiftFit
 
 # %% ../../nbs/anomaly/01_scores.ipynb #89bf55f0
@@ -33,18 +34,18 @@ SCORES = {
 # %% ../../nbs/anomaly/01_scores.ipynb #d6c103ec
 def misfit(
     spectra: Spectra, # N rows
-    models: np.ndarray, # (N, L) models, 1e-17 erg/s/cm²/Å
+    models: np.ndarray | torch.Tensor, # (N, L) models, 1e-17 erg/s/cm²/Å; the work is done where a tensor is
     block: int = 256, # spectra at a time
 ) -> tuple: # (N,) χ² per bin of MISFIT_WIDTH pixels; (N, 3) vacuum Å of the bins that contribute most
     "χ² of models, and the wavelengths where they fit worst."
-    chi2, worst = [], []
+    chi2, worst, models = [], [], torch.as_tensor(models)
     for first in range(0, len(spectra), block):
         rows = slice(first, first + block)
-        tensors = (torch.from_numpy(np.array(a[rows], np.float32)) for a in (models, spectra.flux, spectra.ivar))
-        part = binned_chi2(*tensors)
+        flux, ivar = (torch.tensor(a[rows], device=models.device).float() for a in (spectra.flux, spectra.ivar))
+        part = binned_chi2(models[rows].float(), flux, ivar)
         chi2.append(part[0])
         worst.append(part[1])
-    return torch.cat(chi2).numpy(), bin_centres(spectra.wave)[torch.cat(worst).numpy()]
+    return torch.cat(chi2).cpu().numpy(), bin_centres(spectra.wave)[torch.cat(worst).cpu().numpy()]
 
 def bin_centres(
     wave: np.ndarray, # (L,) Å
@@ -73,9 +74,9 @@ def _log_kth(x, bank, k, inside=None, chunk=4096):
     "(n,) ln distance of tensor x (n, F) to the k-th nearest row of bank; rows `inside` the bank skip themselves."
     k = min(k, len(bank) - 1)
     near = torch.cat([torch.cdist(part, bank).topk(k + 1, largest=False).values for part in x.split(chunk)])
-    skip = torch.zeros(len(x)) if inside is None else torch.as_tensor(inside)
+    skip = torch.zeros(len(x), device=x.device) if inside is None else torch.as_tensor(inside, device=x.device)
     column = k - 1 + skip.long()
-    return torch.log(near.gather(1, column[:, None])[:, 0].clamp(min=1e-6)).numpy()
+    return torch.log(near.gather(1, column[:, None])[:, 0].clamp(min=1e-6)).cpu().numpy()
 
 # %% ../../nbs/anomaly/01_scores.ipynb #6be6fa02
 class AnomalyReference(nn.Module):
@@ -114,8 +115,8 @@ DEX = -np.log10(1 - np.array(LEVELS))  # the same as anomaly scores
 # %% ../../nbs/anomaly/01_scores.ipynb #6e58851a
 def _standard(x, reference, name):
     "(n, F) float32 tensor: x in the standard deviations of the reference."
-    mean, std = (getattr(reference, f'{name}_{part}').cpu() for part in ('mean', 'std'))
-    return (torch.as_tensor(np.asarray(x, np.float32)) - mean)/std
+    mean, std = (getattr(reference, f'{name}_{part}') for part in ('mean', 'std'))
+    return (torch.as_tensor(np.asarray(x, np.float32), device=mean.device) - mean)/std
 
 def latent_distance(
     reference: AnomalyReference,
@@ -123,7 +124,7 @@ def latent_distance(
     inside: np.ndarray | None = None, # (N,) bool: which of them are in the bank
 ) -> np.ndarray: # (N,) ln distance to the k-th nearest reference latent
     "How isolated a spectrum is in latent space."
-    bank = reference.latents.cpu()
+    bank = reference.latents
     k = reference.neighbours(len(bank)/reference.config['n'])
     return _log_kth(_standard(latent, reference, 'latent'), bank, k, inside)
 
@@ -143,12 +144,14 @@ def answer_rarity(
         out[rows] = -np.log((fraction*n + 1)/(n + 1))
         if name not in types or types[name][1] != c.shape[1]:
             continue
-        bank, own = getattr(reference, f'{name}_bank').cpu(), None if inside is None else inside[rows]
+        bank, own = getattr(reference, f'{name}_bank'), None if inside is None else inside[rows]
         k = reference.neighbours(len(bank)/(fraction*n))
         out[rows] += c.shape[1]*_log_kth(_standard(c, reference, name), bank, k, own)
     return out
 
 # %% ../../nbs/anomaly/01_scores.ipynb #8f1e86d6
+@fit_memory
+@fit_memory
 def raw_scores(
     reference: AnomalyReference, # with its banks
     spectra: Spectra, # N rows
@@ -158,7 +161,7 @@ def raw_scores(
     inside: tuple = (None, None), # (N,) bool each: which are in the bank of latents, and of coefficients
 ) -> tuple: # dict: name of SCORES → (N,), nan without a valid pixel; two (N, 3) Å: worst bins of TEMPLATE, of RECON
     "The six scores before they are compared with the reference."
-    chi2, where = misfit(spectra, fit.models())
+    chi2, where = misfit(spectra, fit.models(str(reference.latents.device)))
     p_z, p_s = (np.asarray(opinion[name], float) for name in ('P_Z_PIPE', 'P_S_PIPE'))
     doubt = np.where(np.isfinite(p_z), 1 - p_z*p_s, opinion['P_NONE'])
     log = lambda x, low: np.log(np.clip(np.asarray(x, float), low, None))

@@ -6,7 +6,7 @@
 __all__ = ['C_KMS', 'TYPES', 'SWAPS', 'N_HEALPIX', 'SAME', 'SAME_QUASAR', 'RIGHT', 'SAME_KMS', 'SAME_KMS_STAR', 'LYA',
            'LYMAN_LIMIT', 'EMISSION', 'ABSORPTION', 'TROUGHS', 'LINE_WINDOWS', 'NARROW_GROUPS', 'ABSORPTION_GROUPS',
            'BROAD_GROUPS', 'LONE_LINES', 'SKY_LINES', 'STRONG_SKY', 'ARM_PIXELS', 'CAMERAS', 'ARM_EDGES', 'JUNCTIONS',
-           'SNR_WINDOWS', 'ZWARN_BITS', 'ZWARN_NODATA', 'QN_LINES', 'AFTERBURNERS', 'AFTERBURNER_COLUMNS',
+           'OVERLAPS', 'SNR_WINDOWS', 'ZWARN_BITS', 'ZWARN_NODATA', 'QN_LINES', 'AFTERBURNERS', 'AFTERBURNER_COLUMNS',
            'same_redshift', 'different_redshift']
 
 # %% ../../nbs/data/00_constants.ipynb #aab3b8e7
@@ -104,6 +104,9 @@ ARM_PIXELS = {'B': (3600.0, 2751), 'R': (5760.0, 2326), 'Z': (7520.0, 2881)}  # 
 CAMERAS = *ARM_PIXELS, 'BRZ'  # BRZ: already merged, as desispec's coadd_cameras writes it
 ARM_EDGES = {'B': (3600., 5760.), 'R': (5800., 7520.), 'Z': (7620., 9824.)}  # Å: where one arm sees alone
 JUNCTIONS = 5780., 7570.  # Å: where B meets R and R meets Z
+OVERLAPS = {'DESI': {5780.: (5758., 5802.), 7570.: (7518., 7622.)},  # Å, junction: where both arms see
+            'SDSS': {6000.: (5900., 6110.), 6100.: (5950., 6250.)},  # SDSS, and BOSS
+            'LAMOST': {5810.: (5700., 5920.)}}
 SNR_WINDOWS = {'B': (4000, 5800), 'R': (5800, 7600), 'Z': (7600, 9800)}  # Å; of DESI's MEDIAN_COADD_SNR
 
 # %% ../../nbs/data/00_constants.ipynb #f43a87af

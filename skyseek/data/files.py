@@ -23,7 +23,7 @@ from astropy.table import Column, MaskedColumn, Table
 from tqdm import tqdm
 
 import skyseek
-from .blocks import PLAIN, ascii_text, describe_fits, read_votable, write_blocks
+from .blocks import GROUP, PLAIN, ascii_text, describe_fits, read_votable, write_blocks
 from .extras import need
 from .hdus import ReadError, check_memory, is_wild, open_fits, printable, what_file
 from .safe_writing import check_new, keep_apart, write_atomic
@@ -296,6 +296,8 @@ def write_table(
     with write_atomic(dst) as tmp:
         if dst.suffix.lower() == '.parquet':
             table.write(tmp, format='parquet')
+            if len(table) > 4*GROUP:
+                regroup(tmp)
             return dst
         table = _plain_strings(table)
         hdu = fits.BinTableHDU(table, name=name)

@@ -17,7 +17,6 @@ from astropy import units as u
 from astropy.io.registry import UnifiedReadWrite, UnifiedReadWriteMethod
 from astropy.table import Table, vstack
 from fastcore.basics import patch
-from scipy import sparse
 
 from .extras import need
 
@@ -204,6 +203,7 @@ def pixel_edges(
 
 def _overlap_matrix(old, new):
     "Sparse (len(new), len(old)) matrix of the lengths in Å that the pixels of two grids share."
+    from scipy import sparse
     a, b = pixel_edges(np.asarray(old, float)), pixel_edges(np.asarray(new, float))
     cuts = np.unique(np.concatenate([a, b]))
     mid, width = (cuts[1:] + cuts[:-1])/2, np.diff(cuts)

@@ -11,6 +11,8 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
+from ..learn.devices import batch_size
+
 # %% ../../nbs/detect/02_boosted_trees.ipynb #30cb4b4e
 def _fill(nodes, i, at, depth, columns, thresholds, values):
     "Copy the branch that begins with row i of scikit-learn's nodes to place `at` of a complete tree."
@@ -70,7 +72,7 @@ def forward(
     column, threshold, value = (a.flatten(0, 2) for a in (self.column, self.threshold, self.value))  # (T, …)
     tree, parts = torch.arange(len(column), device=x.device), []
     first = tree*column.shape[1]
-    for some in x.split(64):  # the arrays of a few spectra stay in the cache
+    for some in x.split(batch_size(x.device, 64, 4096)):
         at = torch.zeros(len(some), len(column), dtype=torch.long, device=x.device)
         for _ in range(self.config['depth']):
             i = first + at

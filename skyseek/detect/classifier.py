@@ -56,7 +56,7 @@ class MetadataEncoder(nn.Module):
     def scale(self, columns: torch.Tensor) -> torch.Tensor: # (N, M) → (N, M + extra)
         "Columns as the network sees them."
         published = columns.sign()*torch.log1p(columns.abs()/self.sigma)
-        return torch.cat([published, *(f(columns[:, [i]]) for i, f in self.extra)], dim=1)
+        return torch.cat([published, *(f(columns[:, i:i + 1]) for i, f in self.extra)], dim=1)
 
     def forward(self, columns: torch.Tensor) -> torch.Tensor: # (N, M) → (N, n_out)
         "A few numbers for each spectrum."

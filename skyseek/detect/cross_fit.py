@@ -19,7 +19,7 @@ from ..data.truth import fold_of, half_of
 from .classifier import CLASSIFIER_TRAINING, WrongClassifier, pick_columns, predict, train_folds
 from .labelled_data import is_labelled
 from .metrics import boosting_score
-from ..learn.autoencoder import Autoencoder, encode
+from ..learn.autoencoder import Autoencoder, encode_features
 from ..learn.features import METADATA, build_features
 from ..learn.training import ArrayStream, TrainSettings, fit, load_model, shipped
 from ..redshift.candidates import candidates, join_candidates
@@ -134,8 +134,7 @@ def classifier_inputs(
 ) -> dict: # latent (N, 36), chi2 (N,), metadata (N, M), metadata_names (M,), targetid (N,)
     "The inputs of classifiers."
     features = build_features(spectra)
-    stream = ArrayStream({k: features[k] for k in ('flux', 'weight', 'scale', 'exptime')}, 64, shuffle=False)
-    code = encode(autoencoder, stream, device)
+    code = encode_features(autoencoder, features, device)
     columns = {k: features[k] for k in ('metadata', 'metadata_names', 'targetid')}
     return dict(latent=code['latent'], chi2=code['chi2'], **columns)
 

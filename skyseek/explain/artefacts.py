@@ -84,10 +84,12 @@ def suspect_pixels(
     spectra: Spectra, # (N, L)
     snr: np.ndarray | None = None, # (N, L) from `line_snr`
     fine: bool = False, # tell hot pixels, cosmic rays and dips apart, and find cosmic rays of up to six pixels
+    base: np.ndarray | None = None, # (N, L) from `running_continuum`, if it is at hand
 ) -> tuple: # (N, L) bool, and for each spectrum a list of (wavelength Å, S/N, what it is)
     "Pixels of features that are too sharp for a line or lie on a strong sky line."
-    snr = line_snr(spectra) if snr is None else snr
-    bad, found, excess = np.zeros(snr.shape, bool), [], spectra.flux - running_continuum(spectra)
+    base = running_continuum(spectra) if base is None else base
+    snr = line_snr(spectra, base=base) if snr is None else snr
+    bad, found, excess = np.zeros(snr.shape, bool), [], spectra.flux - base
     for i, ivar in enumerate(np.asarray(spectra.ivar, float)):
         found.append([])
         for p in find_peaks(snr[i])[:30]:
@@ -116,9 +118,10 @@ def _side(spectra, flux, low, high, junction):
 
 def arm_steps(
     spectra: Spectra, # (N, L)
+    base: np.ndarray | None = None, # (N, L) from `running_continuum`, if it is at hand
 ) -> tuple: # (N, 2) steps at the two junctions as a fraction of the flux there; (N, 2) their significance
     "How far the arms are apart where they meet; 4 % is always allowed in the significance."
-    steps, base = np.zeros((2, len(spectra), 2)), running_continuum(spectra)
+    steps, base = np.zeros((2, len(spectra), 2)), running_continuum(spectra) if base is None else base
     flux = np.where(np.abs(spectra.flux - base)*np.sqrt(spectra.ivar) > 3, base, spectra.flux)
     for j, x in enumerate(JUNCTIONS):
         gap = 50*(j + .5)  # the overlap, and the dichroic's edge
@@ -151,8 +154,9 @@ def clean_artefacts(
     spectra: Spectra, # (N, L) on DESI's grid
 ) -> tuple: # `Spectra` without artefacts, list of N texts that say what was found, '' for nothing
     "Mask what is too sharp for the optics or lies on a strong sky line, and scale arms to each other."
-    bad, found = suspect_pixels(spectra)
-    step, significance = arm_steps(spectra)
+    base = running_continuum(spectra)
+    bad, found = suspect_pixels(spectra, base=base)
+    step, significance = arm_steps(spectra, base)
     mended = join_arms(spectra.replace(ivar=np.where(bad, 0, spectra.ivar)), np.where(significance > STEP, step, 0))
     return mended, [_what(f, s, g) for f, s, g in zip(found, step, significance)]
 

@@ -36,15 +36,16 @@ def attribution(
 ) -> np.ndarray: # (N, L) contributions to `network_logit`; positive pixels raise the suspicion
     "Which pixels make the classifier suspicious."
     features = build_features(spectra)
-    tensor = {k: torch.as_tensor(np.asarray(features[k], np.float32)) for k in ('flux', 'weight', 'scale', 'exptime')}
-    metadata = torch.as_tensor(pick_columns(features['metadata'], features['metadata_names'], classifier.columns))
-    base = torch.as_tensor(running_continuum(spectra, width), dtype=torch.float32)/tensor['scale'][:, None]
+    ready = lambda a: torch.as_tensor(np.asarray(a, np.float32), device=classifier.slope.device)
+    tensor = {k: ready(features[k]) for k in ('flux', 'weight', 'scale', 'exptime')}
+    metadata = ready(pick_columns(features['metadata'], features['metadata_names'], classifier.columns))
+    base = ready(running_continuum(spectra, width))/tensor['scale'][:, None]
     parts = []
-    for rows in torch.arange(len(spectra)).split(32):
+    for rows in (slice(i, i + 32) for i in range(0, len(spectra), 32)):
         part, total = {k: v[rows] for k, v in tensor.items()}, 0
         for a in (np.arange(steps) + .5)/steps:
             flux = (base[rows] + a*(part['flux'] - base[rows])).requires_grad_()
             latent = autoencoder.encoder(part | {'flux': flux})
             total = total + torch.autograd.grad(network_logit(classifier, latent, metadata[rows], head).sum(), flux)[0]
-        parts.append(((part['flux'] - base[rows])*total/steps).numpy())
+        parts.append(((part['flux'] - base[rows])*total/steps).cpu().numpy())
     return np.concatenate(parts) if parts else np.zeros(spectra.flux.shape)

@@ -9,7 +9,6 @@ __all__ = ['PIXELS', 'SPECIFIC', 'CAUSES', 'CauseSettings', 'find_clues', 'weigh
 # %% ../../nbs/explain/07_causes.ipynb #dd8742e9
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
 from astropy.stats import binom_conf_interval
 from astropy.table import Table
@@ -133,14 +132,16 @@ def name_causes(
     settings: CauseSettings = CauseSettings(), # thresholds
 ) -> Table: # TARGETID CAUSE CAUSE_SCORE (0 to 1, no probability) CAUSE_WAVE (3, Å, nan padded) CAUSE_TEXT
     "The likely cause of each suspected redshift or type, with the wavelengths that say so."
-    out = Table(names=('CAUSE', 'CAUSE_SCORE', 'CAUSE_WAVE', 'CAUSE_TEXT'), dtype=('U16', 'f4', ('f8', 3), 'U240'))
+    rows = []
     for i, case in enumerate(open_cases(spectra, fit)):
         cause, score, clue = 'LOW_SNR', 1., Clue(text='no valid pixel')
         if case.ivar.any():
             cause, score, clue = weigh_clues(find_clues(case, settings, quick=True), settings)
         if cause == 'UNKNOWN' and attribution is not None:
             clue = _looked_at(case.wave, attribution[i])
-        out.add_row((cause, score, (list(clue.wave) + [np.nan]*3)[:3], clue.text or 'no test found a cause'))
+        rows.append((cause, score, (list(clue.wave) + [np.nan]*3)[:3], clue.text or 'no test found a cause'))
+    names, n = [('CAUSE', 'U16'), ('CAUSE_SCORE', 'f4'), ('CAUSE_WAVE', 'f8', 3), ('CAUSE_TEXT', 'U240')], len(rows)
+    out = Table(np.array([(c, s, tuple(w), t) for c, s, w, t in rows], names).reshape(n))
     ids = spectra.meta['TARGETID'] if 'TARGETID' in spectra.meta.colnames else np.arange(len(spectra))
     out.add_column(np.asarray(ids), name='TARGETID', index=0)
     return out
@@ -176,9 +177,10 @@ def confusion_table(
 def plot_confusion(
     injected: np.ndarray, # (N,) true causes
     named: np.ndarray, # (N,) causes given
-    ax: plt.Axes | None = None, # None makes them
-) -> plt.Axes:
+    ax: object | None = None, # matplotlib axes; None makes them
+) -> object: # the axes
     "The confusion table as an image; numbers are counts, colours are fractions of a row."
+    import matplotlib.pyplot as plt
     table = confusion_table(injected, named)
     columns = [c for c in CAUSES if c in table.colnames]
     counts = np.array([[row[c] for c in columns] for row in table])

@@ -11,20 +11,16 @@ __all__ = ['FEATURES', 'LINES', 'BROAD_LINE_NAMES', 'clue_sky_line', 'clue_arm',
 from dataclasses import replace
 
 import numpy as np
-from astropy.table import Table
 from scipy.ndimage import binary_dilation, uniform_filter1d
 
 from ..data.constants import ARM_EDGES, C_KMS, EMISSION, JUNCTIONS, SAME_QUASAR, TROUGHS, same_redshift
-from ..data.plots import smooth
-from ..data.spectra import Spectra
 from .cases import CLEAR_STEP, Case, Clue
 from .line_search import find_peaks
 from .solution_fits import same_answer, telling_wavelengths
 from ..redshift.chi2 import legendre
-from ..redshift.local_fit import least_squares, of_type
 from ..redshift.minima import cost_of
+from ..redshift.pixel_fits import least_squares, mean_power, of_type, solve_normal
 from ..redshift.rare_bases import without_rare
-from ..redshift.repairs import noise_variance
 
 # %% ../../nbs/explain/04_clues.ipynb #abbade8d
 def _best(minima):
@@ -195,14 +191,14 @@ def find_troughs(
     zone = ((wave > lines*.915) & (wave < lines*1.001)).any(0) & (w > 0)
     if zone.sum() < 50:
         return mask, None
-    level = smooth(case.flux, w, 15)
-    error = 1/np.sqrt(np.maximum(uniform_filter1d(w, 15)*15, 1e-30))
+    level, error = case.level
     for _ in range(rounds):
         model = case.fit(z, 'QSO', np.where(mask, 0, w), 0)[1]
         low = zone & (level < .82*uniform_filter1d(model, 15) - 2*error)
-        mask = binary_dilation(low & (uniform_filter1d(low.astype(float), 45) > .75), iterations=25) & zone
-        if not mask.any():
-            break
+        low &= uniform_filter1d(low.astype(float), 45) > .75
+        if not low.any():
+            return low, model
+        mask = binary_dilation(low, iterations=25) & zone
     return mask, model
 
 # %% ../../nbs/explain/04_clues.ipynb #ba52d01b
@@ -240,48 +236,72 @@ def _log_axis(wave):
     "log λ from -1 to 1."
     return np.log(wave/wave[0])/np.log(wave[-1]/wave[0])*2 - 1
 
-def _smooth_correction(case, n, first, prior, alone):
-    "Fit of our first model with n coefficients of a smooth polynomial times it: (cost, model)."
-    bent = alone[:, None]*legendre(_log_axis(case.wave), n + 1)[1:].T
-    flux = np.asarray(case.flux, float)
-    return least_squares(np.hstack([first, bent]), case.ivar, flux, np.r_[prior, np.zeros(n)])
+class _Beside:
+    "Our best model of one object, and fits of something beside it."
+    def __init__(self, case):
+        f, ours = np.asarray(case.flux, float), case.fits[case.which]
+        self.root, self.power, self.first = np.sqrt(case.ivar), mean_power(f, case.ivar), ours.at(float(case.ours['Z']))
+        self.f, self.g, self.y = f, self.root*f, self.root[:, None]*self.first
+        self.a, self.b = self.y.T @ self.y + np.diag(ours.prior(self.power)), self.y.T @ self.g
+        self.alone = self.first @ solve_normal(self.a, self.b)
+
+    def sums(self, columns, prior=0.):
+        "Normal equations of our templates and columns (L, C) beside them."
+        y = self.root[:, None]*columns
+        cross, own = self.y.T @ y, y.T @ y + np.diag(np.broadcast_to(prior, y.shape[1]))
+        return np.block([[self.a, cross], [cross.T, own]]), np.r_[self.b, y.T @ self.g]
+
+    def fit(self, sums, columns):
+        "Cost of a fit, and a function that makes its model; the columns may be fewer than those of the sums."
+        n = len(self.a) + columns.shape[1]
+        a, b = sums[0][:n, :n], sums[1][:n]
+        c = solve_normal(a, b)
+        model = lambda: self.first @ c[:len(self.a)] + columns @ c[len(self.a):]
+        return self.g @ self.g - 2*(b @ c) + c @ a @ c, model
+
 
 # %% ../../nbs/explain/04_clues.ipynb #b59ce807
+def _partners(case, rows):
+    "(row, `PixelFit`) of what may be the second object."
+    return [(row, fit) for row in rows for fit in of_type(case.fits, row['SPECTYPE'], row['Z'])
+            if fit.basis.subtype == row['SUBTYPE']]
+
 def _second_object(case, rows):
     "The best second object beside ours: (Δχ² over a smooth correction, its fraction of the misfit, row, Å)."
-    w, f = case.ivar, np.asarray(case.flux, float)
-    ours, best, nulls = case.fits[case.which], (0., 0., None, ()), {}
-    first, prior = ours.at(float(case.ours['Z'])), ours.prior(f, w)
-    alone = least_squares(first, w, f, prior)[1]
-    noise = noise_variance(Spectra(case.wave, case.flux[None], case.ivar[None]), 0.)[0]
-    for row in rows:
-        for fit in of_type(case.fits, row['SPECTYPE'], row['Z']):
-            if fit.basis.subtype != row['SUBTYPE']:
-                continue
-            second = fit.at(float(row['Z']))
-            n = second.shape[1]
-            if n not in nulls:
-                nulls[n] = _smooth_correction(case, n, first, prior, alone)
-            null, smooth_model = nulls[n]
-            chi2, model = least_squares(np.hstack([first, second]), w, f, np.r_[prior, fit.prior(f, w)])
-            if (gain := null - chi2) <= best[0]:
-                continue
-            excess = max(null - (w > 0).sum()*noise, gain)
-            where = telling_wavelengths(case.wave, w*((f - smooth_model)**2 - (f - model)**2))
-            best = gain, gain/excess, row, where
-    return best
+    partners = _partners(case, rows)
+    if not partners:
+        return 0., 0., None, ()
+    beside, best = _Beside(case), (0., 0., None, None, None)
+    most = max(len(fit.basis.flux) + fit.poly.shape[1] for _, fit in partners)
+    bent = beside.alone[:, None]*legendre(_log_axis(case.wave), most + 1)[1:].T
+    smooth_sums, nulls = beside.sums(bent), {}
+    for row, fit in partners:
+        second = fit.at(float(row['Z']))
+        n = second.shape[1]
+        if n not in nulls:
+            nulls[n] = beside.fit(smooth_sums, bent[:, :n])
+        null, chi2, model = nulls[n][0], *beside.fit(beside.sums(second, fit.prior(beside.power)), second)
+        if null - chi2 > best[0]:
+            best = null - chi2, null, row, nulls[n][1], model
+    gain, null, row, smooth_model, model = best
+    if row is None:
+        return 0., 0., None, ()
+    excess = max(null - (case.ivar > 0).sum()*case.noise, gain)
+    density = case.ivar*((beside.f - smooth_model())**2 - (beside.f - model())**2)
+    return gain, gain/excess, row, telling_wavelengths(case.wave, density)
+
 
 # %% ../../nbs/explain/04_clues.ipynb #f1fe37d6
 def _far(case, minima, n):
     "The best n minima more than 3000 km/s from our redshift."
     far = minima[~same_redshift(minima['Z'], case.ours['Z'], SAME_QUASAR)]
-    return far[np.argsort(cost_of(far))[:n]].as_array()
+    return far[np.argsort(cost_of(far))[:n]]
 
 def clue_blend(
     case: Case,
 ) -> Clue:
     "Δχ² of a second object at another redshift over a smooth correction with as many coefficients."
-    rows = Table(np.concatenate([_far(case, case.rest, 4), _far(case, case.minima, 2)]))
+    rows = np.concatenate([_far(case, case.rest, 4), _far(case, case.minima, 2)])
     gain, fraction, row, where = _second_object(case, rows)
     if row is None:
         return Clue()
@@ -300,7 +320,7 @@ def clue_composite(
     if not case.agree or case.spectype == 'STAR' or case.z < .05:
         return Clue()
     others = [f.basis for f in case.fits if f.basis.spectype in ('GALAXY', 'QSO') and f.basis.spectype != case.spectype]
-    rows = Table([dict(SPECTYPE=b.spectype, SUBTYPE=b.subtype, Z=case.ours['Z']) for b in others])
+    rows = [dict(SPECTYPE=b.spectype, SUBTYPE=b.subtype, Z=case.ours['Z']) for b in others]
     gain, _, row, where = _second_object(case, rows)
     if row is None:
         return Clue()

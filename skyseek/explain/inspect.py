@@ -28,7 +28,7 @@ from ..data.spectra import Spectra
 from .causes import name_causes, name_repairs
 from .solution_fits import same_answer, telling_wavelengths
 from ..redshift.bases import Basis
-from ..redshift.local_fit import fit_pixels, native_fits
+from ..redshift.pixel_fits import fit_pixels, native_fits
 from ..redshift.rare_bases import SMOOTH
 from ..redshift.scan import RedshiftFit, scan_redshift
 from ..redshift.second_look import repair_suspicious, with_solutions

@@ -13,7 +13,7 @@ from ..data.constants import C_KMS, EMISSION, NARROW_GROUPS, SAME, SAME_QUASAR, 
 from .cases import Case, Clue
 from .clues import BROAD_LINE_NAMES
 from ..redshift.chi2 import legendre
-from ..redshift.local_fit import least_squares
+from ..redshift.pixel_fits import least_squares
 
 # %% ../../nbs/explain/05_line_clues.ipynb #5f23d2a2
 SIGMAS = 1., 1.6, 2.5  # Å, of narrow lines

@@ -9,7 +9,7 @@ __all__ = ['running_continuum', 'line_snr', 'find_peaks']
 import numpy as np
 from scipy.ndimage import gaussian_filter1d, maximum_filter1d
 
-from ..data.plots import smooth
+from ..data.smoothing import smooth
 from ..data.spectra import Spectra
 
 # %% ../../nbs/explain/00_line_search.ipynb #de0e5b2f
@@ -29,10 +29,11 @@ def line_snr(
     spectra: Spectra, # (N, L)
     sigma: float = 2., # of the line, pixels
     width: int = 151, # window of the continuum, pixels
+    base: np.ndarray | None = None, # (N, L) the continuum, if it is at hand
 ) -> np.ndarray: # (N, L) signal-to-noise of a Gaussian line centred on each pixel
     "Matched filter over all wavelengths."
-    w = np.asarray(spectra.ivar, float)
-    top = gaussian_filter1d(w*(spectra.flux - running_continuum(spectra, width)), sigma, axis=-1)
+    w, base = np.asarray(spectra.ivar, float), running_continuum(spectra, width) if base is None else base
+    top = gaussian_filter1d(w*(spectra.flux - base), sigma, axis=-1)
     bottom = gaussian_filter1d(w, sigma/np.sqrt(2), axis=-1)/(2*sigma*np.sqrt(np.pi))
     snr = np.where(spectra.good, top/np.sqrt(np.maximum(bottom, 1e-300)), 0)
     scale = [1.4826*np.median(np.abs(s[ok])) if ok.sum() > 100 else 1 for s, ok in zip(snr, spectra.good)]

@@ -11,7 +11,7 @@ import numpy as np
 from ..data.constants import C_KMS, RIGHT, SAME_QUASAR, same_redshift
 from .cases import Case, Clue
 from .solution_fits import same_answer
-from ..redshift.local_fit import fit_pixels
+from ..redshift.pixel_fits import fit_pixels
 from ..redshift.minima import cost_of
 from ..redshift.rare_bases import RARE_VERSION, SMOOTH
 

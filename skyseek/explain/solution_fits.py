@@ -12,8 +12,8 @@ from scipy.ndimage import uniform_filter1d
 
 from ..data.constants import SAME, same_redshift
 from .line_search import find_peaks
-from ..redshift.local_fit import NativeFit, fit_pixels
 from ..redshift.minima import cost_of
+from ..redshift.pixel_fits import PixelFit, fit_pixels
 
 # %% ../../nbs/explain/01_solution_fits.ipynb #29f25abb
 def same_answer(
@@ -30,15 +30,17 @@ def advantage(
     spectrum: tuple, # flux, ivar of one spectrum, (L,) each
     z: float, # redshift of the solution
     spectype: str, # its type
-    minima: Table, # rows of `RedshiftFit.minima` of this spectrum
-    fits: list[NativeFit], # from `native_fits`
+    minima: Table, # rows of `RedshiftFit.minima` of this spectrum; a structured array is faster
+    fits: list[PixelFit], # from `native_fits`
+    own: float | None = None, # cost of this solution, if it is at hand
 ) -> float: # Δχ²; infinite if there is no other solution
     "χ² of the best other solution minus that of this one."
+    own = fit_pixels(fits, *spectrum, z, spectype)[0] if own is None else own
     other = minima[~same_answer(minima['Z'], minima['SPECTYPE'], z, spectype)]
     if not len(other):
         return np.inf
     best = other[np.argmin(cost_of(other))]
-    return fit_pixels(fits, *spectrum, best['Z'], best['SPECTYPE'], 0)[0] - fit_pixels(fits, *spectrum, z, spectype)[0]
+    return fit_pixels(fits, *spectrum, best['Z'], best['SPECTYPE'], 0)[0] - own
 
 # %% ../../nbs/explain/01_solution_fits.ipynb #57af76de
 def telling_wavelengths(

@@ -115,7 +115,7 @@ def gram(
     v: torch.Tensor, # (P, M) functions
 ) -> torch.Tensor: # (B, P, P) float64, lower triangular
     "Cholesky factor of the normal equations Σ w v_i v_j, with a ridge of 1e-9."
-    v, (i, j) = v.double(), torch.tril_indices(len(v), len(v))
+    v, (i, j) = v.double(), torch.tril_indices(len(v), len(v), device=v.device)
     g = weight.new_zeros(len(weight), len(v), len(v), dtype=torch.float64)
     g[:, i, j] = g[:, j, i] = weight.double() @ (v[i]*v[j]).T
     ridge = 1e-9*g.diagonal(dim1=-2, dim2=-1).mean(-1) + 1e-30

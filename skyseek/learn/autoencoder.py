@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_WEIGHT', 'MISFIT_WIDTH', 'EncoderSettings', 'as_published', 'Encoder', 'MirrorDecoder', 'dense_decoder',
-           'chi2_pixel', 'binned_chi2', 'Autoencoder', 'encode', 'train_autoencoder_file']
+           'chi2_pixel', 'binned_chi2', 'Autoencoder', 'encode', 'encode_features', 'train_autoencoder_file']
 
 # %% ../../nbs/learn/05_autoencoder.ipynb #c3e916c5
 from dataclasses import asdict, dataclass
@@ -18,6 +18,7 @@ from torch import nn
 
 from ..data.spectra import N_WAVE, wave_desi
 from ..data.truth import split_of
+from .devices import batch_size, fit_memory
 from .features import CHANNELS, input_channels
 from .shards import FeatureStream, read_features
 from .training import ArrayStream, TrainSettings, fit, save_model
@@ -200,19 +201,30 @@ def encode(
 
     chi2 is per good pixel; misfit and misfit_bins are from `binned_chi2`. If the stream has targetid (N,) and metadata
     (N, M), these are passed on."""
-    model = model.to(device).eval()
-    parts = []
+    model, n, parts = model.to(device).eval(), model.settings.latent, []
     for batch in stream.epoch(0):
         b = {k: v.to(device) for k, v in batch.items() if k in ('flux', 'weight', 'scale', 'exptime')}
         latent = model.encoder(b)
         out = model.decoder(latent) if model.settings.loss == 'noise' else model(b)
         misfit, bins = binned_chi2(out, b['flux'], b['weight'])
-        part = dict(latent=latent, chi2=chi2_pixel(out, b['flux'], b['weight']), misfit=misfit, misfit_bins=bins)
-        part = {k: (v.float() if v.is_floating_point() else v).cpu().numpy() for k, v in part.items()}
+        columns = latent, chi2_pixel(out, b['flux'], b['weight'])[:, None], misfit[:, None], bins
+        *part, bins = np.split(torch.cat([c.float() for c in columns], 1).cpu().numpy(), (n, n + 1, n + 2), axis=1)
+        part = dict(latent=part[0], chi2=part[1][:, 0], misfit=part[2][:, 0], misfit_bins=bins.astype(int))
         parts.append(part | {k: batch[k].numpy() for k in ('targetid', 'metadata') if k in batch})
     if not parts:
         raise ValueError("no spectrum to encode: the stream is empty")
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+# %% ../../nbs/learn/05_autoencoder.ipynb #a7f76c87
+@fit_memory
+def encode_features(
+    model: Autoencoder, # put into eval mode
+    features: dict, # of `build_features`, N spectra
+    device: str = 'cpu', # torch device
+) -> dict: # arrays as of `encode`
+    "Latents and reconstruction quality of features that are at hand."
+    arrays = {k: features[k] for k in ('flux', 'weight', 'scale', 'exptime')}
+    return encode(model, ArrayStream(arrays, batch_size(device, 64, 1024), shuffle=False), device)
 
 # %% ../../nbs/learn/05_autoencoder.ipynb #899eae35
 def train_autoencoder_file(

@@ -19,7 +19,6 @@ from ..anomaly.scores import SCORES
 from ..data.constants import QN_LINES, ZWARN_NODATA
 from ..data.fibres import PLACE_COLUMNS
 from ..data.files import ascii_text, read_written_table, write_table
-from ..data.plots import embed, plot_spectrum, write_page
 from ..data.spectra import Spectra
 from ..data.table_headers import date_card
 from ..detect.calibration import rebase_opinion, restate
@@ -217,6 +216,7 @@ def score(
 def _card(spectra, row, i):
     "HTML for one object."
     import matplotlib.pyplot as plt
+    from skyseek.data.plots import embed, plot_spectrum
     fig, ax = plt.subplots(figsize=(10, 2.8), layout='constrained')
     plot_spectrum(spectra.wave, spectra.flux[i], spectra.ivar[i], z=float(row['Z']), width=9, ax=ax)
     about = f"{row['TARGETID']}: {row['SPECTYPE']} z = {row['Z']:.4f}"
@@ -234,6 +234,7 @@ def write_report(
     title: str = 'The most suspicious redshifts', # heading
 ) -> Path: # dst
     "Draw the objects with the highest P_Z_WRONG into one HTML file; lines are marked at the pipeline's redshift."
+    from skyseek.data.plots import write_page
     p = np.nan_to_num(np.asarray(catalogue['P_Z_WRONG'], float), nan=-1)
     order = [i for i in np.argsort(-p)[:n] if p[i] >= 0]
     cards = ''.join(_card(spectra, catalogue[i], i) for i in order)

@@ -9,8 +9,6 @@ __all__ = ['COUNT_TABLES', 'check_count_table', 'write_count_table', 'fibres_com
 from pathlib import Path
 from typing import Literal
 
-from astropy.table import Table
-
 from ..data.messages import plural
 
 # %% ../../nbs/pipeline/24_cli_fibres.ipynb #c111bad9
@@ -32,7 +30,7 @@ def check_count_table(
     check_new(dst, overwrite)
 
 def write_count_table(
-    table: Table, # to write
+    table: object, # astropy Table to write
     dst: Path, # its suffix says the format
     name: str, # of the HDU in FITS
 ) -> Path: # dst

@@ -27,7 +27,7 @@ def survey_command(
     cluster: str | None = None, # Dask scheduler: its address, its scheduler file, or 'slurm'
     cluster_option: CLUSTER = [], # for Slurm, as often as needed: account=desi, walltime=06:00:00
     device: str = 'auto',
-    together: int | None = None, # pixels a job (default: 1 on a CPU, 8 on a GPU)
+    together: int | None = None, # pixels a job (default: 8 on a GPU, 4 from a server, 1 of a folder)
     keep_spectra: bool = False, # keep compact spectra too, 15 kB each
     retry_failed: bool = False, # do again what failed before
     scratch: Path | None = None, # folder for what is fetched and removed again (default: the system's)

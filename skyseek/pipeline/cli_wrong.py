@@ -110,7 +110,6 @@ def score_command(
     from skyseek.data.table_headers import provenance
     from skyseek.detect.calibration import check_rates
     from skyseek.pipeline.catalogue import make_catalogue, write_catalogue
-    from skyseek.pipeline.parts import complete
     from skyseek.pipeline.score import load_weights, score_files
     check_destination(output, [*coadds, redrock, *map(find_redrock, coadds)], overwrite)
     check_page(report, [*coadds, redrock, output], overwrite)
@@ -120,6 +119,7 @@ def score_command(
     _say_weights(loaded, weights)
     tables, failed = score_files(coadds, loaded, progress=None, redrock=redrock, keep_sky=keep_sky, device=device)
     if tables:
+        from skyseek.pipeline.parts import complete
         catalogue = make_catalogue(tables, loaded, rates)
         catalogue.meta |= provenance(_inputs(coadds, redrock, failed))
         write_catalogue(complete(catalogue), output)

@@ -6,6 +6,7 @@
 __all__ = ['plain_column', 'FitsSource', 'ParquetSource', 'TableSource', 'open_columns', 'read_columns']
 
 # %% ../../nbs/pipeline/11_columns_on_disk.ipynb #54c12221
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -204,6 +205,9 @@ class ParquetSource:
         self.words = [n for n, f in self.fields.items() if _is_text(f.type)]
         self.meta, self.facts = _written_facts(footers)
         self.starts = np.cumsum([0] + [f.num_rows for f in footers])
+        rows_of = lambda f: [f.row_group(g).num_rows for g in range(f.num_row_groups)]
+        self.groups = [np.cumsum([0, *rows_of(f)]) for f in footers]  # of each file, the first row of each group
+        self.near = OrderedDict()  # the last groups of which single rows were read, with all columns
         self.n = int(self.starts[-1])
 
     def about(
@@ -232,18 +236,18 @@ def read(
     place = np.searchsorted(self.starts, rows, side='right') - 1
     for k in np.unique(place):
         mine = np.flatnonzero(place == k)
-        part = _column(self, _keep_file(self, k, name).take(pa.array(rows[mine] - self.starts[k])), name)
-        parts.append((mine, part))
+        parts.append((mine, _column(self, _some_rows(self, int(k), name, rows[mine] - self.starts[k]), name)))
     return _in_order(parts, len(rows))
 
 # %% ../../nbs/pipeline/11_columns_on_disk.ipynb #e6be4fa8
-def _read_file(source, k, names):
-    "Some columns of one file."
+def _read_file(source, k, names, groups=None):
+    "Some columns of one file, of all its rows or of some groups of rows."
     wanted = [*names, *(f'{n}.mask' for n in names if n in source.masks)]
     try:
         with pq.ParquetFile(source.paths[k], memory_map=True, read_dictionary=source.words) as file:
-            table = file.read(columns=wanted)
-        if len(table) != source.starts[k + 1] - source.starts[k]:
+            table = file.read(columns=wanted) if groups is None else file.read_row_groups(groups, columns=wanted)
+            changed = file.metadata.num_rows != source.starts[k + 1] - source.starts[k]
+        if changed:
             raise OSError('it has another number of rows now')
         return table
     except (OSError, pa.ArrowException) as e:
@@ -258,6 +262,29 @@ def _keep_file(source, k, name):
             source.kept.clear()
         source.kept[key] = _read_file(source, k, [name])
     return source.kept[key]
+
+# %% ../../nbs/pipeline/11_columns_on_disk.ipynb #81cfe2aa
+def _some_rows(source, k, name, rows):
+    "Some rows of a column: only their groups are read if these are few, else the whole column, which is kept."
+    starts = source.groups[k]
+    at = np.searchsorted(starts, rows, side='right') - 1
+    groups = np.unique(at)
+    if (k, name) in source.kept or len(groups)*4 > len(starts) - 1:
+        return _keep_file(source, k, name).take(pa.array(rows))
+    if len(groups) > 1 or len(rows) > 200:
+        begins = np.cumsum([0, *np.diff(starts)[groups]])
+        table = _read_file(source, k, [name], groups.tolist())
+        return table.take(pa.array(rows - starts[at] + begins[np.searchsorted(groups, at)]))
+    return _near_group(source, k, int(groups[0])).take(pa.array(rows - starts[at]))
+
+def _near_group(source, k, group):
+    "All columns of a group of rows: whoever looks at one object asks for them one after the other."
+    if (k, group) not in source.near:
+        source.near[k, group] = _read_file(source, k, source.names, [group])
+    source.near.move_to_end((k, group))
+    while len(source.near) > 3:
+        source.near.popitem(last=False)
+    return source.near[k, group]
 
 def _column(source, table, name):
     "A plain array of a column, with its mask if astropy stored one."

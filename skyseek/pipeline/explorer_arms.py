@@ -9,7 +9,7 @@ __all__ = ['ARM_COLOURS', 'arm_pixels', 'ArmLines', 'arms_words']
 import numpy as np
 from bokeh.models import ColumnDataSource
 
-from ..data.plots import smooth
+from ..data.smoothing import smooth
 from ..data.spectra import Spectra
 from .explorer_figures import ObjectFigures
 

@@ -226,7 +226,7 @@ def numeric_columns(
     catalogue: Catalogue, # from `open_catalogue`
 ) -> tuple[list[str], list[str]]: # names of columns of numbers, of numbers and of short texts
     "Columns that can be an axis, and those that can be a colour."
-    row = catalogue.rows(np.arange(min(catalogue.n, 1)), catalogue.columns)
+    row = catalogue.once('first row', lambda: catalogue.rows(np.arange(min(catalogue.n, 1)), catalogue.columns))
     flat = [name for name in catalogue.columns if row[name].ndim == 1]
     numbers = [name for name in flat if row[name].dtype.kind in 'fiub' and name != 'TARGETID']
     return numbers, [*numbers, *(name for name in flat if row[name].dtype.kind in 'US' and name not in ('FILE',))]

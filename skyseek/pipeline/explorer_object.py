@@ -20,7 +20,7 @@ from ..data.plots import format_z, smooth
 from ..data.spectra import Spectra
 from ..explain.artefacts import suspect_pixels
 from ..explain.solution_fits import same_answer
-from ..redshift.local_fit import fit_pixels, native_fits
+from ..redshift.pixel_fits import fit_pixels, native_fits
 from ..redshift.minima import cost_of
 from ..redshift.rare_bases import SMOOTH, rare_bases
 from ..redshift.scan import RedshiftFit, scan_redshift

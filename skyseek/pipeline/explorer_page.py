@@ -57,7 +57,7 @@ class ExplorerPage:
         _make_label_widgets(self)
         first = next((name for name in _SORTS_FIRST if name in catalogue.columns), FILE_ORDER)
         self.set_quietly(self.sort, first)
-        self.listing.apply(sort=first).place = 0
+        self.listing.sort, self.listing.rows = first, self.listing.rows[:0]  # begins with the first of the list
         self.change()
 
 # %% ../../nbs/pipeline/17_explorer_page.ipynb #82cb094b

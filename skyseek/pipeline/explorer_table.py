@@ -160,7 +160,7 @@ def order(self: Catalogue,
     if values.ndim > 1:
         raise ConditionError(f"{name} has {values.shape[1]} numbers a row, so rows cannot be sorted by it")
     values = values[rows]
-    none = np.isnan(values) if values.dtype.kind == 'f' else values == '' if values.dtype.kind == 'U' else None
+    none = values == '' if values.dtype.kind == 'U' else None  # nan is sorted to the end anyway
     if values.dtype.kind == 'U':
         values = np.unique(values, return_inverse=True)[1]
     keys = -values.astype(values.dtype if values.dtype.kind in 'if' else 'i8') if descending else values

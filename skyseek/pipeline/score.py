@@ -30,9 +30,9 @@ from ..detect.classifier import WrongClassifier, pick_columns, predict
 from ..detect.confidence import rule_columns
 from ..detect.familiarity import Familiarity, familiarity_columns
 from ..explain.causes import name_causes, name_repairs
-from ..learn.autoencoder import Autoencoder, encode
+from ..learn.autoencoder import Autoencoder, encode_features
 from ..learn.features import EVIDENCE, build_features
-from ..learn.training import ArrayStream, fingerprint, load_model, read_config, shipped
+from ..learn.training import fingerprint, load_model, read_config, shipped
 from ..redshift.scan import RedshiftFit, scan_redshift
 from ..redshift.second_look import second_look, with_solutions
 from ..redshift.second_opinion import Judge, proposal_flags, reconcile
@@ -184,9 +184,7 @@ def look(
         spectra = _with_chi2(spectra, fit, lacking)
     if weights.judge is not None:
         spectra, opinion, _ = second_look(spectra, weights.judge, device=device, fit=fit)
-    features = build_features(spectra)
-    stream = ArrayStream({k: features[k] for k in ('flux', 'weight', 'scale', 'exptime')}, 64, shuffle=False)
-    return Seen(spectra, opinion, fit, features, encode(weights.autoencoder, stream, device))
+    return Seen(spectra, opinion, fit, f := build_features(spectra), encode_features(weights.autoencoder, f, device))
 
 def _lacks_chi2(meta):
     "(N,) bool: the pipeline gives a redshift, and no χ² or no Δχ²."
@@ -260,6 +258,7 @@ def cause_columns(
     fit: RedshiftFit, # the scan of the same spectra
     opinion: Table, # of `second_opinion`
     flagged: np.ndarray, # (N,) bool
+    device: str = 'cpu', # torch device
 ) -> Table: # CAUSE CAUSE_SCORE CAUSE_WAVE CAUSE_TEXT, empty where nothing is flagged
     "The likely cause of each flagged redshift or type."
     rows, n = np.flatnonzero(flagged), len(spectra)
@@ -269,7 +268,8 @@ def cause_columns(
     repaired = text(opinion['REPAIR'])[rows] != '' if 'REPAIR' in opinion.colnames else np.zeros(len(rows), bool)
     found = [(rows[repaired], name_repairs(opinion[rows[repaired]]))] if repaired.any() else []
     if len(some := rows[~repaired]):
-        found.append((some, name_causes(spectra[some], with_solutions(fit[some], spectra[some], opinion[some]))))
+        solved = with_solutions(fit[some], spectra[some], opinion[some], device)
+        found.append((some, name_causes(spectra[some], solved)))
     for some, causes in found:
         causes['CAUSE_TEXT'] = [ascii_text(t) for t in causes['CAUSE_TEXT']]
         for name in out.colnames:
@@ -323,9 +323,9 @@ def score_seen(
     if seen.opinion is not None:
         flagged = np.asarray(stages[1]['FLAG_Z_WRONG'] | stages[1]['FLAG_S_WRONG'])
         stages.append(opinion_columns(spectra, seen.opinion, stages[1], weights.judge.config['acceptance']))
-        stages.append(cause_columns(spectra, seen.fit, seen.opinion, flagged))
+        stages.append(cause_columns(spectra, seen.fit, seen.opinion, flagged, device))
     if weights.familiarity is not None:
-        stages.append(familiarity_columns(spectra, seen.code, weights.familiarity))
+        stages.append(familiarity_columns(spectra, seen.code, weights.familiarity, seen.opinion))
     if weights.anomaly is not None and seen.opinion is not None:
         stages.append(odd_columns(seen, weights, device))
     stages.append(quality_columns(spectra, seen.code, weights))

@@ -53,7 +53,7 @@ class Job:
     archive: Archive
     survey: str
     program: str
-    pixels: tuple  # healpix pixels, scored together
+    pixels: tuple  # healpix pixels, scored together on a GPU
     dest: str  # folder of the catalogue
     weights: str | None = None  # folder of weights; None: those of the package
     device: str = 'cpu'  # torch device
@@ -70,8 +70,8 @@ class Job:
 # %% ../../nbs/pipeline/08_survey.ipynb #f1d8196f
 def _fingerprints(weights):
     "Fingerprints of the models of weights, as one word."
-    models = weights.autoencoder, weights.classifier, weights.judge, weights.anomaly
-    return '-'.join(fingerprint(model) for model in models if model is not None)
+    w = weights
+    return '-'.join(fingerprint(m) for m in (w.autoencoder, w.classifier, w.judge, w.anomaly) if m is not None)
 
 @lru_cache(maxsize=2)
 def _weights(folder, device, identity=''):
@@ -85,7 +85,7 @@ def _weights(folder, device, identity=''):
     return weights
 
 # %% ../../nbs/pipeline/08_survey.ipynb #ec994d28
-_READING = threading.Lock()  # files of a job are fetched side by side and read one after the other
+_READING = threading.Lock()  # a file is read when it is its turn, whatever is being fetched
 
 def _failed(e, scratch=''):
     "The error of a record: one line, and the traceback if the error was not expected."
@@ -106,12 +106,12 @@ def _extract(coadd, redrock):
     return spectra, ' | '.join(str(w.message).replace(str(coadd), Path(coadd).name) for w in told)[:300]
 
 # %% ../../nbs/pipeline/08_survey.ipynb #34979d29
-def _read_pixel(job, hpx, scratch):
-    "Spectra of one pixel (None if there are none) and its record."
+def _read_pixel(job, hpx, scratch, fetched):
+    "Spectra of one pixel (None if there are none) and its record, when its files are `fetched`."
     start, record = time.time(), dict(survey=job.survey, program=job.program, hpx=int(hpx), n=0, bytes=0)
     record |= dict(error='', passing=False, notes='', traceback='')
     try:
-        coadd, redrock, counter = fetch_pair(job.archive, job.survey, job.program, hpx, scratch)
+        coadd, redrock, counter = fetched.result()
         record['bytes'] = counter.bytes
         spectra, record['notes'] = _extract(coadd, redrock)
     except Unreachable as e:
@@ -157,6 +157,28 @@ def _score(pixels, job):
         return {}
     return dict(zip([r['hpx'] for _, r in pixels], tables))
 
+# %% ../../nbs/pipeline/08_survey.ipynb #d3df2c01
+def _read_ahead(job, scratch):
+    "Lists of pixels to score together, (spectra, record) each: one at a time on a CPU, all at once on a GPU."
+    size = 1 if torch.device(job.device).type == 'cpu' else len(job.pixels)
+    with ThreadPoolExecutor(min(4, len(job.pixels))) as pool:
+        fetch = lambda h: pool.submit(fetch_pair, job.archive, job.survey, job.program, h, scratch)
+        coming = [(h, fetch(h)) for h in job.pixels[:size]]
+        for k in range(size, len(job.pixels) + size, size):
+            now, coming = coming, [(h, fetch(h)) for h in job.pixels[k:k + size]]
+            yield [_read_pixel(job, h, scratch, fetched) for h, fetched in now]
+
+def _finish(read, job):
+    "Score and write pixels that were read; their records."
+    start, some = time.time(), [(s, r) for s, r in read if s is not None]
+    tables = _score(some, job) if some else {}
+    seconds = (time.time() - start)/max(len(some), 1)
+    for spectra, record in read:
+        if not record['error']:
+            record['seconds'] += seconds*(spectra is not None)
+            _write(spectra, tables.get(record['hpx'], Table()), record, job)
+    return [r for _, r in read]
+
 # %% ../../nbs/pipeline/08_survey.ipynb #984708dc
 @lru_cache(maxsize=4)
 def _remove_fetched(scratch, ended):
@@ -166,27 +188,14 @@ def _remove_fetched(scratch, ended):
 def survey_part(
     job: Job, # pixels to process
 ) -> list[dict]: # a record for each pixel: survey program hpx n bytes seconds error passing notes traceback
-    """Process some pixels, from the archive to the parts of the catalogue.
-
-    Errors of a file are reported in its record. Raises `DestinationError` for an error that all files share.
-    """
+    "Pixels to parts of the catalogue. Errors of a file are in its record; `DestinationError` is one that all share."
     if torch.device(job.device).type == 'cpu':
         torch.set_num_threads(1)
     if job.scratch and not Path(job.scratch).is_dir():
         raise DestinationError(f'{job.scratch}: no such folder where a worker runs')
     _remove_fetched(job.scratch, job.ended)
     with TemporaryDirectory(dir=job.scratch, prefix=scratch_prefix(job.run or RUN)) as scratch:
-        with ThreadPoolExecutor(min(4, len(job.pixels))) as pool:
-            read = list(pool.map(lambda h: _read_pixel(job, h, scratch), job.pixels))
-    start, some = time.time(), [(s, r) for s, r in read if s is not None]
-    tables = _score(some, job) if some else {}
-    seconds = (time.time() - start)/max(len(some), 1)
-    for spectra, record in read:
-        if record['error']:
-            continue
-        record['seconds'] += seconds*(spectra is not None)
-        _write(spectra, tables.get(record['hpx'], Table()), record, job)
-    return [r for _, r in read]
+        return [record for read in _read_ahead(job, scratch) for record in _finish(read, job)]
 
 # %% ../../nbs/pipeline/08_survey.ipynb #ba0b107d
 def _write(spectra, table, record, job):
@@ -224,7 +233,7 @@ class SurveySettings:
     cluster: str | None = None  # Dask scheduler: address, file, or 'slurm'
     cluster_options: dict = field(default_factory=dict)  # of dask_jobqueue.SLURMCluster
     device: str = 'cpu'  # torch device of the workers
-    together: int | None = None  # pixels in a job; None: one on a CPU, eight on a GPU
+    together: int | None = None  # pixels in a job; None: eight on a GPU, four from a server, one of a folder
     keep_spectra: bool = False  # write compact spectra too, 15 kB each
     retry_failed: bool = False  # do again what failed
     scratch: str | None = None  # folder for files that are fetched
@@ -274,7 +283,7 @@ def _identity(archive, weights):
 
 def _make_jobs(archive, todo, s, **common):
     "Jobs of the pixels to do; `common` are further fields of `Job`."
-    size, out = s.together or (1 if torch.device(s.device).type == 'cpu' else 8), []
+    size, out = s.together or (8 if torch.device(s.device).type != 'cpu' else 4 if archive.remote else 1), []
     common |= {name: getattr(s, name) for name in ('weights', 'device', 'keep_spectra', 'scratch')}
     for survey, program in dict.fromkeys(zip(todo['SURVEY'].tolist(), todo['PROGRAM'].tolist())):
         pixels = todo['HEALPIX'][(todo['SURVEY'] == survey) & (todo['PROGRAM'] == program)].tolist()

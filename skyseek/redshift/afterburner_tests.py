@@ -9,7 +9,6 @@ __all__ = ['OII', 'MGII', 'oii_fluxes', 'mgii_quasars', 'with_afterburners']
 import warnings
 
 import numpy as np
-from scipy.optimize import OptimizeWarning, curve_fit
 from scipy.special import erf
 
 from ..data.files import text
@@ -82,6 +81,7 @@ def _gauss(x, height, sigma, level):
 
 def _is_mgii(wave, flux, ivar, model, z):
     "Whether one spectrum passes the test."
+    from scipy.optimize import OptimizeWarning, curve_fit
     x = wave - MGII*(1 + z)
     use = (np.abs(x) < _HALF) & (ivar > 0)
     if use.sum() < 30 or x[0] > -_HALF or x[-1] < _HALF:

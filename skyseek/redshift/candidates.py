@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from ..data.constants import C_KMS, LINE_WINDOWS, TYPES, same_redshift
 from ..data.files import text
 from ..data.spectra import Spectra
+from ..learn.devices import batch_size, fit_memory
 from .chi2 import log_sums
 from .line_combs import LINE_FEATURES, line_features, scan_lines
 from .local_fit import LocalFit, totals
@@ -84,7 +85,7 @@ class _Fitter:
     "Fits of given solutions to a block of spectra."
     def __init__(self, spectra, bases, settings, device):
         self.sums, self.bases, self.settings = log_sums(spectra, settings.pixel, device), bases, settings
-        self.totals, self.batch = totals(self.sums.sums), 16 if torch.device(device).type == 'cpu' else 1024
+        self.totals, self.batch = totals(self.sums.sums), batch_size(device, 16, 1024)
 
     def solve(self, basis, rows, z):
         "Cost, χ², log-determinant and number of pixels of rows (R,) at z (R,): (4, R)."
@@ -216,6 +217,7 @@ def join_candidates(
     return Candidates(**{name: np.concatenate([pad(getattr(c, name), name) for c in parts])
                          for name in parts[0].__dataclass_fields__})
 
+@fit_memory
 def candidates(
     spectra: Spectra, # (N, L); the pipeline's Z and SPECTYPE in meta, if there is one
     fit: RedshiftFit, # of the same spectra
@@ -226,8 +228,9 @@ def candidates(
         raise ValueError(f"{len(spectra)} spectra, but the scan has {len(fit)} rows; scan these spectra")
     bases, width = [*fit.bases, *rare_bases(fit.bases)], int(np.max(fit.minima['ZNUM'], initial=-1)) + 1
     padded, parts = _pad(fit, width), []
-    for start in range(0, max(len(spectra), 1), 256):
-        rows = slice(start, start + 256)
+    size = batch_size(device, 256, 1024)
+    for start in range(0, max(len(spectra), 1), size):
+        rows = slice(start, start + size)
         block = {name: values[rows] for name, values in padded.items()}
         parts.append(_of_block(spectra[rows], block, bases, fit.settings, device))
     return join_candidates(parts)

@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from ..data.constants import C_KMS, LYA
 from ..data.spectra import Spectra, bin_average, pixel_edges
+from ..learn.devices import batch_size
 from .bases import Basis, mean_forest
 
 # %% ../../nbs/redshift/02_chi2.ipynb #e2e802c4
@@ -56,9 +57,9 @@ def log_sums(
     edges = np.log10(pixel_edges(spectra.wave))
     first, stop = int(np.floor(edges[0]/pixel)), int(np.ceil(edges[-1]/pixel))
     new, out = np.arange(first, stop + 1)*pixel, torch.empty(4, len(spectra), stop - first, dtype=dtype, device=device)
-    few = 8 if torch.device(device).type == 'cpu' else 1024  # what the cache of a core holds
+    few = batch_size(device, 8, 1024)
     for rows in (slice(k, k + few) for k in range(0, len(spectra), few)):
-        w, f = (torch.tensor(a[rows], dtype=torch.float64, device=device) for a in (spectra.ivar, spectra.flux))
+        w, f = (torch.tensor(a[rows], device=device).double() for a in (spectra.ivar, spectra.flux))
         out[:, rows] = rebin_sum(torch.stack([w, w*f, w*f*f, (w > 0).double()]), edges, new)
     return LogSums(first, pixel, out)
 
@@ -198,6 +199,7 @@ def _prepare(self: ScanPlan, first, n, settings):
     shifted = [np.clip(c - np.arange(self.nz)*self.stride, 0, self.m) for c in inside]
     self.ends = [torch.as_tensor(s, device=self.poly.device) for s in shifted]
     self.pairs = np.triu_indices(len(t))
+    self.places = tuple(torch.as_tensor(p, device=self.poly.device) for p in self.pairs)
     sides = _split_forest(self.basis, t, first, high, self.m, self.pixel)
     self.dimming = [self._tensor(dim) for dim, _ in sides]
     ready = lambda parts: self._ready(torch.cat([deal(self._tensor(x), self.stride) for x in parts], 1))
@@ -248,7 +250,7 @@ def _system(self: ScanPlan, w, wf):
     k = self.pairs[0].max() + 1
     c = k + len(self.poly)
     system = w.new_zeros(c + 1, c + 1, len(w), self.nz)
-    system[self.pairs] = self.correlate(w, 2).transpose(0, 1)
+    system[self.places] = self.correlate(w, 2).transpose(0, 1)
     system[:k, c] = self.correlate(wf, 1).transpose(0, 1)
     for p, column in enumerate(self.poly):
         system[:k, k + p] = self.correlate(w*column, 1).transpose(0, 1)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..data.constants import ABSORPTION_GROUPS, BROAD_GROUPS, C_KMS, LONE_LINES, LYA, NARROW_GROUPS
+from ..learn.devices import batch_size
 from .chi2 import LogSums
 
 # %% ../../nbs/redshift/07_line_combs.ipynb #e4413f98
@@ -197,10 +198,10 @@ class Lines:
 
 def scan_lines(
     sums: LogSums, # of N spectra
-    block: int = 64, # spectra at a time
+    block: int | None = None, # spectra at a time; None: 64 on a CPU, 1024 on a GPU
 ) -> Lines:
     "Redshifts that lines propose."
-    blocks, zs = [], []
+    blocks, zs, block = [], [], block or batch_size(sums.sums.device, 64, 1024)
     for i in range(0, sums.sums.shape[1], block):
         one, found = _scan_block(replace(sums, sums=sums.sums[:, i:i + block])), []
         for name, comb in COMBS.items():

@@ -121,9 +121,11 @@ WINDOW = 20.  # minima within this Δχ² of the best are fitted exactly
 
 def _store(c, at, f, k):
     "Put the fits `f` with `k` templates at the places `at` (rows, columns) of the minima."
-    for name in ('chi2', 'penalty', 'logdet', 'npixels', 'cost'):
-        getattr(c, name)[at] = getattr(f, name).cpu().numpy()
-    coeff = f.coeff.cpu().numpy()
+    names = 'chi2', 'penalty', 'logdet', 'npixels', 'cost'
+    values = torch.cat([torch.stack([getattr(f, name).double() for name in names]), f.coeff.T]).cpu().numpy()
+    for name, v in zip(names, values):
+        getattr(c, name)[at] = v
+    coeff = values[len(names):].T
     c.coeff[at[0], at[1], :k], c.coeff[at[0], at[1], 10:] = coeff[:, :k], coeff[:, k:]
 
 def _fit_places(c, places, fits, sums, known, batch, refine):
@@ -132,10 +134,11 @@ def _fit_places(c, places, fits, sums, known, batch, refine):
         found = np.nonzero(places & (c.which == ib))
         for k in range(0, len(found[0]), batch):
             at = tuple(x[k:k + batch] for x in found)
-            mine, u, total = sums[:, at[0]], torch.as_tensor(c.u[at], device=sums.device), known[at[0]]
+            rows, u = (torch.as_tensor(a, device=sums.device) for a in (at[0], c.u[at]))
+            mine, total = sums[:, rows], known[rows]
             if refine:
                 u, a, bad = fit.refine(mine, u, total)
-                c.u[at], c.curvature[at], c.bad[at] = u.cpu(), a.cpu(), bad.cpu()
+                c.u[at], c.curvature[at], c.bad[at] = torch.stack([u, a, bad.double()]).cpu().numpy()
             _store(c, at, fit.solve(mine, u, total), len(fit.basis.flux))
 
 def _best_of_kind(c, near):
@@ -158,7 +161,7 @@ def _below_zero(c, fits, sums, batch):
             k = len(fit.basis.flux)
             coeff = np.concatenate([c.coeff[rows, 0, :k], c.coeff[rows, 0, 10:]], 1)
             model = torch.einsum('rkm,rk->rm', x, torch.as_tensor(coeff, device=sums.device))
-            power = sums[0, rows]*model**2
+            power = sums[0, torch.as_tensor(rows, device=sums.device)]*model**2
             out[rows] = ((power*(model < 0)).sum(-1)/power.sum(-1).clamp(min=1e-300)).cpu().numpy()
     return out
 

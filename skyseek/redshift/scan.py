@@ -28,6 +28,7 @@ from ..data.redshift_tables import read_redrock
 from ..data.safe_writing import is_fresh, write_atomic
 from ..data.read import read_any
 from ..data.spectra import Spectra
+from ..learn.devices import batch_size, fit_memory
 from .bases import Basis, default_bases
 from .chi2 import LogSums, ScanPlan, ScanSettings, log_sums
 from .local_fit import LocalFit, model_at
@@ -36,8 +37,7 @@ from .minima import deepest, delta_chi2, find_minima, fit_minima, join_minima, p
 # %% ../../nbs/redshift/05_scan.ipynb #bf825206
 def _batch(settings, device):
     "Spectra × redshifts at a time, spectra at a time and fits at a time: small on a CPU, large elsewhere."
-    cpu = torch.device(device).type == 'cpu'
-    return settings.chunk or (2**14 if cpu else 2**21), 32 if cpu else 512, 16 if cpu else 512
+    return settings.chunk or batch_size(device, 2**14, 2**21), batch_size(device, 32, 512), batch_size(device, 16, 512)
 
 def _scan(sums, plans, settings, chunk, curves, start):
     """Minima (3, B, bases, nminima) of all bases: log10(1+z), (penalised) χ², curvature.
@@ -76,6 +76,7 @@ def _scan_all(spectra, bases, settings, device, keep_chi2):
     named = {b.name: (p.z, y) for b, p, y in zip(bases, plans, curves)} if keep_chi2 else {}
     return join_minima(parts), named
 
+@fit_memory
 def lowest_chi2(
     spectra: Spectra, # (N, L)
     bases: list[Basis],
@@ -165,12 +166,15 @@ def put(self: RedshiftFit,
 
 # %% ../../nbs/redshift/05_scan.ipynb #bf4369d9
 @patch
-def models(self: RedshiftFit) -> np.ndarray: # (N, L)
+def models(self: RedshiftFit,
+    device: str | None = None, # torch device on which the models stay, as a float64 tensor
+) -> np.ndarray | torch.Tensor: # (N, L)
     "Best-fit models of all rows on the spectra's grid, 1e-17 erg/s/cm²/Å; 0 beyond the templates."
     coeff = np.zeros((len(self), 10 + self.poly.shape[1]))
     for row, (c, k) in enumerate(zip(np.hstack([self.table['COEFF'], self.poly]), self.table['NCOEFF'])):
         coeff[row, :k], coeff[row, k:k + self.poly.shape[1]] = c[:k], c[10:]
-    return model_at(self.wave, np.asarray(self.table['Z']), self.which, coeff, self.bases, self.settings)
+    z = np.asarray(self.table['Z'])
+    return model_at(self.wave, z, self.which, coeff, self.bases, self.settings, device)
 
 @patch
 def model(self: RedshiftFit,
@@ -223,6 +227,7 @@ def _finish(c, nodata, bases, pixel):
     return replace(c, deltachi2=delta_chi2(c.u, c.cost, limit), p=posterior(c, ranges, pixel))
 
 # %% ../../nbs/redshift/05_scan.ipynb #61c4f381
+@fit_memory
 def scan_redshift(
     spectra: Spectra, # (N, L), any grid; a merged DESI spectrum has 7781 pixels
     bases: list[Basis] | None = None, # None takes `default_bases()`

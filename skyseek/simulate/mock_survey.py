@@ -201,7 +201,7 @@ def coadd_hdus(
     hdus = [fits.PrimaryHDU(), fits.table_to_hdu(fibermap), fits.table_to_hdu(_exp_fibermap(fibermap))]
     hdus[1].name, hdus[2].name = 'FIBERMAP', 'EXP_FIBERMAP'
     for arm, (flux, ivar, mask) in arms.items():
-        images = dict(WAVELENGTH=wave_arm(arm), FLUX=flux, IVAR=ivar, MASK=mask)
+        images = dict(WAVELENGTH=wave_arm(arm), FLUX=flux, IVAR=np.where(mask == 0, ivar, 0), MASK=mask)  # as DESI's
         if resolution:
             images['RESOLUTION'] = np.broadcast_to(resolution_diagonals(arm), (len(flux), 11, flux.shape[1])).copy()
         for name, data in images.items():
