@@ -21,7 +21,7 @@ def classify_command(
     device: str = 'auto',
     overwrite: bool = False,
 ) -> int: # exit code
-    "Say which of 13 subclasses each spectrum is of, and its redshift, with probabilities and calibrated errors (GaSNet-II)."
+    "Say which of 13 subclasses each spectrum is of (GaSNet-II), and its redshift, with probabilities and errors."
     from skyseek.data.file_lists import spectrum_files
     from skyseek.data.files import check_destination, write_table
     from skyseek.data.table_headers import provenance
@@ -32,7 +32,8 @@ def classify_command(
     check_destination(output, [*paths, *models], overwrite)
     system = load_gasnet2(weights, device)
     table, read, failed = classify_files(paths, system, device)
-    table.meta |= provenance(read, WEIGHTS=weights.name if weights else 'gasnet2', MODELID=fingerprint(system.classifier))
+    model = fingerprint(system.classifier)
+    table.meta |= provenance(read, WEIGHTS=weights.name if weights else 'gasnet2', MODELID=model)
     usable = int((table['ZWARN'] == 0).sum())
     count, kinds = plural(len(table), 'spectrum', 'spectra'), table['SPECTYPE'][table['ZWARN'] == 0]
     parts = ', '.join(f'{(kinds == kind).sum()} {kind}' for kind in ('GALAXY', 'QSO', 'STAR'))

@@ -93,6 +93,9 @@ def train(a, shapes):
     cpu, previous = 0, 0
     for x in lines: cpu, previous = cpu + (x['cpu'] - previous if x['cpu'] >= previous else x['cpu']), x['cpu']
     about = dict(spectra=epochs*len(stream)*stream.batch_size, hours=round(cpu/3600, 3), curve=[x['error'] for x in lines], round=a.round, seed=a.seed, device=a.device, torch=torch.__version__)
+    if a.round > 1:
+        before = read_config(folder)['extra']['training']
+        about |= dict(spectra=about['spectra'] + before['spectra'], hours=round(about['hours'] + before['hours'], 3), curve=before['curve'] + about['curve'])
     save_model(model.to('cpu'), folder, training=about)
     print(name, about, flush=True)
     return history
