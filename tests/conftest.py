@@ -91,7 +91,7 @@ def log_level():
 
 
 def pytest_configure(config):
-    "Side by side (-n 2 --dist loadfile), files are begun in the order below, not those with many tests first."
+    "Side by side (-n 3 --dist loadfile), files are begun in the order below, not those with many tests first."
     config.option.loadscopereorder = False
     config.addinivalue_line('markers', 'slow: takes more than two seconds; leave out with -m "not slow"')
 

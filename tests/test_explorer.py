@@ -165,6 +165,9 @@ def test_selection_and_labels_are_tables(opened, chromium):
     lasso(w)
     assert 0 < len(opened.selection) <= 40 and 'P_Z_WRONG' in opened.selection.colnames
     other = Window(chromium, opened.address)  # a second window sees the label after it moves
+    w.page.locator('.slick-header-column', has_text='SPECTYPE').first.click()
+    w.says('SPECTYPE ▼')
+    w.field('type').focus()  # keys of the label work in a list of choices, too
     w.press('3 q', 'quality 3')
     assert opened.labels['VI_SPECTYPE'].tolist() == ['QSO']
     other.press('n p')

@@ -113,6 +113,8 @@ def test_real_spectra(model):
     for survey, spectra in real.items():
         on = on_grid(spectra, survey, wave)
         assert SHORT[survey] in ('DESI', *model.others) and flagged(model, on).mean() < .08, survey
+        alone = on.replace(meta=on.meta['TARGETID', 'INSTRUMENT'])  # no position, no date: the velocity of the Earth is not known
+        assert flagged(model, alone).mean() < .08, survey
     for survey in ('SDSS', 'BOSS', 'LAMOST'):
         some = real[survey][np.random.default_rng(1).permutation(len(real[survey]))[:60]]
         for kind in ('power law', 'noise-free', 'air'):

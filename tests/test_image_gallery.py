@@ -48,6 +48,15 @@ def test_label_by_keys_rank_kill_and_come_back(results, chromium, tmp_path):
         w.says('ranked again by the labels so far')
         shown = w.page.locator('div[data-card]').all_inner_texts()[:10]
         assert sum(t.split('\n')[0] in {f'g{k}' for k in range(10, 20)} for t in shown) > 7
+        w.type_into(w.field('name contains'), 'G1')
+        w.says('image 1 of 11 (G1 in the name)')
+        w.button('more like this')
+        w.says('image 1 of 48 (like g1')
+        w.page.locator('[data-card="0"]').first.click()
+        w.type_into(w.field('comment'), 'a <b>spot</b>')
+        w.page.locator('[data-card="0"]').get_by_text('comment').wait_for()  # in the words below the image
+        w.button('list all')
+        w.says('of 60')
         w.button('export labels')
         w.says('results-labels.csv')
         assert not w.errors and w.page.evaluate('window.hacked') is None
@@ -63,7 +72,7 @@ def test_label_by_keys_rank_kill_and_come_back(results, chromium, tmp_path):
     with open(tmp_path/'results-labels.csv', encoding='utf-8', newline='') as f: rows = list(csv.DictReader(f))
     assert len(rows) == 15 and {r['INSPECTOR'] for r in rows} == {'me'} and all(r['TIME'] for r in rows)
     assert [r['LABEL'] for r in rows].count('artefact') == 10 and EVIL in {r['OBJECT_ID'] for r in rows}
-    assert sorted(r['MARK'] for r in rows if r['MARK']) == ['0', '4']
+    assert sorted(r['MARK'] for r in rows if r['MARK']) == ['0', '4'] and 'a <b>spot</b>' in {r['COMMENT'] for r in rows}
     done = skyseek('rank', results, '--marks', tmp_path/'results-labels.csv', '-o', tmp_path/'ranked.fits')
     assert done.returncode == 0, done.stderr
 

@@ -3,6 +3,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from astropy.io import fits
 from astropy.table import Table
 
@@ -11,8 +12,9 @@ from skyseek.data.redshift_tables import read_redrock
 from skyseek.data.constants import LYA
 from skyseek.redshift.bases import load_bases, mean_forest
 from skyseek.redshift.bases import Basis, default_bases, library_bases, read_bases
-from skyseek.redshift.chi2 import ScanSettings
-from skyseek.redshift.local_fit import fit_at
+from skyseek.redshift.chi2 import ScanPlan, ScanSettings, log_sums, rebin_sum, typical_power
+from skyseek.redshift.local_fit import LocalFit, fit_at, totals
+from skyseek.redshift.minima import find_minima
 from skyseek.redshift.pixel_fits import fit_pixels, native_fits
 from skyseek.redshift.scan import redshift_file, scan_redshift
 from skyseek.simulate.mock_survey import simulate_spectra, simulate_survey
@@ -214,3 +216,91 @@ def test_templates_that_cover_no_data_fit_nothing():
         assert np.isinf(cost) and not model.any()
     assert np.isfinite(fit_pixels(fits_, spectra.flux[0], spectra.ivar[0], .3, 'GALAXY')[0])
     assert np.isinf(fit_pixels(fits_, spectra.flux[0], 0*spectra.ivar[0], .3, 'GALAXY')[0])
+
+
+def on_the_log_grid(sums, fit, u):
+    """Cost at log10(1+z) = u by numpy's least squares on the log-λ sums: float64, one redshift after the other."""
+    out = []
+    for x in fit.columns(torch.as_tensor(u))[0].numpy():
+        w, wf, wff, _ = sums[:, 0].numpy()
+        prior = 1/(fit.basis.variance*typical_power(sums).numpy())
+        design = np.vstack([(np.sqrt(w)*x).T, np.diag(np.sqrt(prior))])
+        target = np.concatenate([np.divide(wf, np.sqrt(w), where=w > 0, out=np.zeros_like(w)), np.zeros(len(prior))])
+        c = np.linalg.lstsq(design, target, rcond=None)[0]
+        out.append(((design @ c - target)**2).sum() + wff.sum() - (target**2).sum())
+    return np.array(out)
+
+
+@pytest.mark.parametrize('kind', range(3), ids=['GALAXY', 'QSO', 'STAR'])
+def test_curves_and_fits_are_those_of_direct_least_squares(sky, kind):
+    """Transforms, channels, forest and elimination; whitened fits, one or several redshifts a row, rows in any order."""
+    basis, rows = default_bases()[kind], torch.tensor([2, 0, 2])
+    sums = log_sums(sky[0][:3])
+    plan, fit = ScanPlan(basis, sums, ScanSettings()), LocalFit(basis, sums)
+    at = np.unique(np.linspace(0, plan.nz - 1, 9).astype(int))
+    u = torch.as_tensor((plan.low + at*plan.stride)*plan.pixel)
+    for row in range(3):
+        direct_cost = on_the_log_grid(sums.sums[:, row:row + 1], fit, u)
+        np.testing.assert_allclose(plan.chi2(sums.sums)[row, at], direct_cost, rtol=2e-7)  # the ends of templates are smoothed apart
+        one = fit.solve(sums.sums[:, [row]*len(u)], u)
+        np.testing.assert_allclose(one.cost, direct_cost, atol=5e-3)
+    many = fit.solve(sums.sums, u[:, None].expand(-1, 3), totals(sums.sums), rows)
+    np.testing.assert_allclose(many.cost[:, 0], one.cost, rtol=1e-9)
+    np.testing.assert_allclose(many.coeff[:, 2], one.coeff, rtol=1e-9)
+    single = ScanPlan(basis, log_sums(sky[0][:3], dtype=torch.float32), ScanSettings())
+    np.testing.assert_allclose(single.chi2(sums.sums), plan.chi2(sums.sums), atol=.05)
+
+
+def test_templates_that_end_inside_the_spectrum_in_curves_and_fits(sky):
+    sums, wide = log_sums(sky[0][:2]), default_bases()[0]
+    keep = (wide.wave > 3400) & (wide.wave < 7000)
+    basis = Basis(wide.wave[keep], wide.flux[:, keep], 'GALAXY', zmin=0., zmax=.3, variance=wide.variance)
+    for npoly in (0, 2):
+        settings = ScanSettings(npoly=npoly)
+        plan, fit = ScanPlan(basis, sums, settings), LocalFit(basis, sums, settings)
+        u = torch.as_tensor((plan.low + np.arange(0, plan.nz, 40)*plan.stride)*plan.pixel)
+        exact = torch.stack([fit.solve(sums.sums, v.expand(2)).cost for v in u], 1)
+        whole = torch.stack([fit.solve(sums.sums, v.expand(2)).npixels for v in u], 1)
+        assert not plan.whole and (whole < sums.sums[3].sum(-1, keepdim=True) - 1).all()
+        np.testing.assert_allclose(fit.solve(sums.sums, u[:, None].expand(-1, 2)).cost.T, exact, rtol=1e-9)
+        scaled = whole/sums.sums[3].sum(-1, keepdim=True)  # the curve scales the prior penalty as well, the fits only χ²
+        assert abs(plan.chi2(sums.sums)[:, ::40]*scaled - exact*scaled).max() < .02*exact.max()
+
+
+def test_minima_are_those_of_a_plain_search():
+    """The deepest free local minimum, again and again, pixel after pixel."""
+    rng, reach = np.random.default_rng(3), 4.3
+    curves = np.cumsum(rng.normal(size=(6, 300)), 1) + 50
+    curves[4, :40], curves[5] = np.inf, 7.
+    found = find_minima(torch.as_tensor(curves), 4, reach).numpy()
+    for y, (place, depth, _) in zip(curves[:5], found.transpose(1, 0, 2)):
+        padded, taken = np.concatenate([[np.inf], y, [np.inf]]), []
+        local = [i for i in range(300) if padded[i + 1] <= min(padded[i], padded[i + 2]) and np.isfinite(y[i])]
+        for i in sorted(local, key=lambda i: y[i]):
+            if len(taken) < 4 and all(abs(i - p) > reach for p, _ in taken):
+                a = (padded[i] - 2*y[i] + padded[i + 2])/2
+                shift = (padded[i] - padded[i + 2])/4/a if np.isfinite(a) else 0
+                taken.append((i + shift, y[i] - (a*shift**2 if np.isfinite(a) else 0)))
+        np.testing.assert_allclose(place[:len(taken)], [p for p, _ in taken], atol=1e-9)
+        np.testing.assert_allclose(depth[:len(taken)], [d for _, d in taken], atol=1e-9)
+    assert found[1, 5, 0] == 7
+
+
+def test_rebinned_sums_are_those_of_cumulative_sums():
+    rng = np.random.default_rng(2)
+    old, new = np.sort(rng.uniform(0, 10, 90)), np.linspace(-1, 12, 41)
+    values = rng.normal(size=(2, 3, 89))
+    total = np.concatenate([np.zeros((2, 3, 1)), values.cumsum(-1)], -1)
+    expected = np.diff([[np.interp(new, old, t) for t in some] for some in total], axis=-1)
+    np.testing.assert_allclose(rebin_sum(torch.as_tensor(values), old, new), expected, atol=1e-12)
+
+
+def test_answers_do_not_depend_on_the_neighbours_of_a_spectrum(sky):
+    """Spectra of any brightness side by side: each is fitted in the precision that it needs."""
+    spectra = sky[0][:6]
+    bright = spectra.replace(flux=spectra.flux*np.float32(30)**np.arange(6)[:, None], ivar=spectra.ivar)
+    together = scan_redshift(bright).table
+    for i in range(6):
+        alone = scan_redshift(bright[i:i + 1]).table
+        np.testing.assert_allclose(together['Z'][i], alone['Z'][0], atol=1e-6)
+        np.testing.assert_allclose(together['CHI2'][i], alone['CHI2'][0], rtol=1e-6)

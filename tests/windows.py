@@ -10,8 +10,8 @@ RUN = 'import sys; from skyseek.pipeline.cli import main; sys.exit(main())'
 
 class Window:
     "A browser window with the explorer."
-    def __init__(self, browser, address, width=1400, height=1000):
-        self.page, self.errors = browser.new_page(viewport=dict(width=width, height=height)), []
+    def __init__(self, browser, address, width=1400, height=1000, scale=1):
+        self.page, self.errors = browser.new_page(viewport=dict(width=width, height=height), device_scale_factor=scale), []
         self.page.on('pageerror', lambda e: self.errors.append(str(e)))
         self.page.set_default_timeout(20_000)
         self.page.goto(address)

@@ -45,8 +45,9 @@ def residual_latents(
     components: int = COMPONENTS, # at most
 ) -> np.ndarray: # (N, ≤ components) float32
     "Principal components of the residuals."
-    u, s, _ = np.linalg.svd(blocks - blocks.mean(0), full_matrices=False)
-    return (u*s)[:, :components].astype(np.float32)
+    centred, most = blocks - blocks.mean(0), min(*blocks.shape, components)
+    axes = np.linalg.eigh(np.float64(centred.T @ centred))[1]  # the smallest first
+    return (centred @ axes[:, :-most - 1:-1].astype(np.float32)).astype(np.float32)
 
 def image_features(
     latent: np.ndarray, # (N, latent) of the images

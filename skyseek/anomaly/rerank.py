@@ -22,7 +22,7 @@ from ..data.messages import plural
 from ..data.table_headers import describe_columns
 
 # %% ../../nbs/anomaly/03_rerank.ipynb #b5f8ca31
-_BLOCK = 100_000  # rows of features that are standardised at a time
+_BLOCK = 25_000  # rows of features that are standardised at a time
 
 def _blocks(n):
     "Slices that cover n rows."

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits, votable
 from astropy.io.votable.tree import Field, Param, Resource, TableElement, VOTableFile
-from astropy.table import Column, Table
+from astropy.table import Column, MaskedColumn, Table
 from astropy.table.meta import get_yaml_from_table
 
 from .safe_writing import write_atomic
@@ -98,8 +98,13 @@ def _ascii(values, width):
     except UnicodeEncodeError:
         return np.array([ascii_text(x) for x in values.ravel().tolist()], f'S{width}').reshape(values.shape)
 
+def _null(column):
+    "The whole number that stands for a missing value; None where none is missing."
+    masked = isinstance(column, MaskedColumn) and column.mask.any()
+    return int(column.fill_value) if masked and column.dtype.kind in 'iu' else None
+
 def _stored_rows(table, rows):
-    "Fill rows of a file, (n,) of `_row_type`; missing values become nan, empty text, F or 0."
+    "Fill rows of a file, (n,) of `_row_type`; missing values become nan, empty text, F or the fill value of a number."
     for name in (c for c in rows.dtype.names if c != _MISSING):
         values, stored = np.ma.asarray(table[name]), rows.dtype[name].base
         if values.dtype.kind in 'US':
@@ -107,7 +112,7 @@ def _stored_rows(table, rows):
         elif values.dtype.kind == 'b':
             rows[name] = np.where(values.filled(False), b'T', b'F')
         else:
-            rows[name] = values.filled(np.nan) if values.dtype.kind == 'f' else values.filled(0)
+            rows[name] = values.filled(np.nan) if values.dtype.kind == 'f' else values.filled(_null(table[name]) or 0)
     return rows
 
 # %% ../../nbs/data/05_blocks.ipynb #8d3b9fab
@@ -133,6 +138,8 @@ def _fits_header(template, n, name):
             header[f'TDIM{i}'] = str(column.shape[:0:-1]).replace(' ', '')
         if column.unit:
             header[f'TUNIT{i}'] = _fits_unit(column.unit)
+        if column.dtype.kind in 'iu' and _null(column) is not None:
+            header[f'TNULL{i}'] = _null(column)
     for key, value in plain_cards(template.meta).items():
         header[key if len(key) <= 8 else f'HIERARCH {key}'] = ascii_text(value) if isinstance(value, str) else value
     describe_fits(header, template)

@@ -46,6 +46,7 @@ class Case:
     noise: float  # variance of the noise in units of 1/ivar, from neighbouring pixels
 
     def __post_init__(self):
+        self.known = {}  # fits of all pixels
         z, spectype = self.ours['Z'], self.ours['SPECTYPE']
         self.chi2, self.model = self.fit(self.z, self.spectype)
         self.chi2_ours, self.model_ours = self.fit(z, spectype)
@@ -74,8 +75,13 @@ def fit(self: Case,
     ivar: np.ndarray | None = None, # (L,), 0 for pixels to leave out; None takes all
     reach: float = 100., # km/s by which the redshift may move
 ) -> tuple: # χ² + prior penalty, model (L,)
-    "The best fit of a redshift solution."
-    return fit_pixels(self.fits, self.flux, self.ivar if ivar is None else ivar, z, spectype, reach)
+    "The best fit of a redshift solution; fits of all pixels are kept."
+    if ivar is not None:
+        return fit_pixels(self.fits, self.flux, ivar, z, spectype, reach)
+    key = float(z), str(spectype), reach
+    if key not in self.known:
+        self.known[key] = fit_pixels(self.fits, self.flux, self.ivar, z, spectype, reach)
+    return self.known[key]
 
 @patch
 def advantage_on(self: Case,
@@ -106,13 +112,17 @@ def _minima(fit):
     return [rows[a:b] for a, b in zip(cuts[:-1], cuts[1:])]
 
 def _changed_minima(spectra, changed, fit, own):
-    "Minima of each changed spectrum; `own`, those of `fit`, where nothing was changed."
-    new = ((changed.flux != spectra.flux) | (changed.ivar != spectra.ivar)).any(1)
-    if not new.any():
-        return own
-    again = iter(_minima(scan_redshift(changed[new], without_rare(fit.bases), settings=fit.settings)))
-    return [next(again) if is_new else minima for is_new, minima in zip(new, own)]
+    "For each list of changed spectra the minima; `own`, those of `fit`, where nothing was changed. One scan of all."
+    new = [((s.flux != spectra.flux) | (s.ivar != spectra.ivar)).any(1) for s in changed]
+    if not np.any(new):
+        return [own]*len(changed)
+    joined = lambda name: np.concatenate([getattr(s, name)[rows] for s, rows in zip(changed, new)])
+    some = Spectra(spectra.wave, joined('flux'), joined('ivar'))
+    scan = scan_redshift(some, without_rare(fit.bases), settings=fit.settings)
+    again = iter(_minima(scan))
+    return [[next(again) if is_new else minima for is_new, minima in zip(rows, own)] for rows in new]
 
+# %% ../../nbs/explain/03_cases.ipynb #0b139d63
 def open_cases(
     spectra: Spectra, # (N, L); meta has the pipeline's Z and SPECTYPE
     fit: RedshiftFit, # of the same spectra: the second opinion
@@ -129,7 +139,7 @@ def open_cases(
     changed = [spectra.replace(ivar=np.where(bad, 0, spectra.ivar)),
                join_arms(spectra, np.where(clear, steps[0], 0)), spectra.replace(flux=spectra.flux - fit.models())]
     own, noise, cases = _minima(fit), noise_variance(spectra, 0.), []
-    changed = [(s, _changed_minima(spectra, s, fit, own)) for s in changed]
+    changed = list(zip(changed, _changed_minima(spectra, changed, fit, own)))
     for i, (z, spectype) in enumerate(zip(spectra.meta['Z'], spectra.meta['SPECTYPE'])):
         cleaned, joined, rest = ((s.flux[i], np.asarray(s.ivar[i], float), minima[i]) for s, minima in changed)
         cases.append(Case(

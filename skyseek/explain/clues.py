@@ -247,9 +247,12 @@ class _Beside:
 
     def sums(self, columns, prior=0.):
         "Normal equations of our templates and columns (L, C) beside them."
-        y = self.root[:, None]*columns
-        cross, own = self.y.T @ y, y.T @ y + np.diag(np.broadcast_to(prior, y.shape[1]))
-        return np.block([[self.a, cross], [cross.T, own]]), np.r_[self.b, y.T @ self.g]
+        y, k = self.root[:, None]*columns, len(self.a)
+        a = np.empty((k + y.shape[1],)*2)
+        a[:k, :k], a[:k, k:], a[k:, k:] = self.a, self.y.T @ y, y.T @ y
+        a[k:, :k] = a[:k, k:].T
+        a.flat[k*(len(a) + 1)::len(a) + 1] += prior
+        return a, np.concatenate([self.b, y.T @ self.g])
 
     def fit(self, sums, columns):
         "Cost of a fit, and a function that makes its model; the columns may be fewer than those of the sums."

@@ -25,25 +25,30 @@ def line_flux(
     sigma: float, # Å, of the Gaussian
 ) -> tuple: # flux 1e-17 erg/s/cm² and its error; 0 and infinite where there is too little data
     "Flux of one emission line above the running continuum."
+    flux, error = _fluxes(case, wave, np.array([sigma]))
+    return float(flux[0]), float(error[0])
+
+def _fluxes(case, wave, sigmas):
+    "Fluxes and errors of one line with several widths (S,)."
     a, b = np.searchsorted(case.wave, (wave - 60, wave + 60))
-    x, w, e = (case.wave[a:b] - wave)/sigma, case.ivar[a:b], case.excess[a:b]
-    inside = np.abs(x) < 2
-    if inside.sum() < 3 or (w[inside] > 0).mean() < .8:
-        return 0., np.inf
+    x, w, e = (case.wave[a:b] - wave)/sigmas[:, None], case.ivar[a:b], case.excess[a:b]
+    inside, good = np.abs(x) < 2, w > 0
+    ok = (inside.sum(1) >= 3) & ((inside & good).sum(1) >= .8*inside.sum(1))
+    if not ok.any():
+        return np.zeros(len(sigmas)), np.full(len(sigmas), np.inf)
     g = np.exp(-.5*x**2)
-    power = (w*g*g).sum()
-    scatter = max(1.4826*np.median(np.abs(e*np.sqrt(w))[w > 0]), 1.)
-    area = sigma*np.sqrt(2*np.pi)
-    return (w*g*e).sum()/power*area, scatter*area/np.sqrt(power)
+    power = np.where(ok, g**2 @ w, 1)
+    scatter = max(1.4826*np.median(np.abs(e*np.sqrt(w))[good]), 1.)
+    area = sigmas*np.sqrt(2*np.pi)
+    return np.where(ok, g @ (w*e)/power*area, 0), np.where(ok, scatter*area/np.sqrt(power), np.inf)
 
 def _strongest_profile(case, waves):
     "Shift (km/s) and width in units of the wavelength at which a line of a pair is most significant; its S/N."
     tries = []
     for wave in waves:
         for shift in SHIFTS:
-            for sigma in SIGMAS:
-                flux, error = line_flux(case, wave*(1 + shift/C_KMS), sigma)
-                tries.append((flux/error, shift, sigma/wave))
+            flux, error = _fluxes(case, wave*(1 + shift/C_KMS), np.array(SIGMAS))
+            tries += [(s, shift, sigma/wave) for s, sigma in zip(flux/error, SIGMAS)]
     return max(tries)
 
 # %% ../../nbs/explain/05_line_clues.ipynb #2c70b6ec

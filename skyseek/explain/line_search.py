@@ -7,6 +7,7 @@ __all__ = ['running_continuum', 'line_snr', 'find_peaks']
 
 # %% ../../nbs/explain/00_line_search.ipynb #582d578f
 import numpy as np
+from scipy.fft import irfft, next_fast_len, rfft
 from scipy.ndimage import gaussian_filter1d, maximum_filter1d
 
 from ..data.smoothing import smooth
@@ -25,6 +26,15 @@ def running_continuum(
         base = np.nan_to_num(smooth(flux, np.where((pull > 2.5) | (pull < -4), 0, ivar), width))
     return base
 
+def _gaussian(values, sigma):
+    "Convolution with a Gaussian, as `gaussian_filter1d`; a wide one by Fourier transforms."
+    half, n = int(4*sigma + .5), values.shape[-1]
+    if half < 40 or half > n:
+        return gaussian_filter1d(values, sigma, axis=-1)
+    kernel = np.exp(-.5*(np.arange(-half, half + 1)/sigma)**2)
+    padded, size = np.pad(values, ((0, 0), (half, half)), mode='symmetric'), next_fast_len(n + 2*half, real=True)
+    return irfft(rfft(padded, size)*rfft(kernel/kernel.sum(), size), size)[:, 2*half:n + 2*half]
+
 def line_snr(
     spectra: Spectra, # (N, L)
     sigma: float = 2., # of the line, pixels
@@ -33,8 +43,8 @@ def line_snr(
 ) -> np.ndarray: # (N, L) signal-to-noise of a Gaussian line centred on each pixel
     "Matched filter over all wavelengths."
     w, base = np.asarray(spectra.ivar, float), running_continuum(spectra, width) if base is None else base
-    top = gaussian_filter1d(w*(spectra.flux - base), sigma, axis=-1)
-    bottom = gaussian_filter1d(w, sigma/np.sqrt(2), axis=-1)/(2*sigma*np.sqrt(np.pi))
+    top = _gaussian(w*(spectra.flux - base), sigma)
+    bottom = np.maximum(_gaussian(w, sigma/np.sqrt(2)), 0)/(2*sigma*np.sqrt(np.pi))
     snr = np.where(spectra.good, top/np.sqrt(np.maximum(bottom, 1e-300)), 0)
     scale = [1.4826*np.median(np.abs(s[ok])) if ok.sum() > 100 else 1 for s, ok in zip(snr, spectra.good)]
     return snr/np.maximum(scale, 1)[:, None]

@@ -21,7 +21,7 @@ from urllib.parse import urlparse
 
 import numpy as np
 from astropy.table import Table
-from fastcore.basics import patch
+from fastcore.basics import in_notebook, patch
 
 from ..anomaly.cutouts import HDF5
 from ..data.extras import need
@@ -108,7 +108,8 @@ def start(self: ExplorerServer) -> ExplorerServer: # itself
     if self._failure is not None:
         raise self._failure
     if self.asked and self.port != self.asked:
-        log.warning('port %d is taken, port %d is used', self.asked, self.port)
+        level = logging.INFO if in_notebook() else logging.WARNING  # a warning is red in a notebook
+        log.log(level, 'port %d is taken, port %d is used', self.asked, self.port)
     return self
 
 @patch
@@ -211,7 +212,10 @@ def selection(self: Explorer) -> Table: # rows of the catalogue
 @patch(as_prop=True)
 def labels(self: Explorer) -> Table: # one row for each label
     "The labels so far."
-    return self.store.table()
+    table = self.store.table()
+    if 'FILE' in table.colnames and not any(table['FILE']):
+        table.remove_columns(['FILE', 'ROW'])  # each TARGETID occurs once
+    return table
 
 class ImageExplorer(Explorer):
     "An open gallery of scored images: its address, the images of the page (`.selection`), and the labels."
@@ -226,7 +230,7 @@ def _explore_images(source, spectra, cutouts, labels, inspector, **options):
         raise ValueError(f"{source}: holds images; --spectra and --cutouts (spectra, cutouts) are for catalogues of "
                          "spectra, leave them out")
     results = ImageResults(source)
-    return ImageExplorer(results, ImageLabels(results, inspector, labels), **options)
+    return _told(ImageExplorer(results, ImageLabels(results, inspector, labels), **options))
 
 # %% ../../nbs/pipeline/19_explorer.ipynb #bcffc3f3
 def open_browser(
@@ -258,7 +262,15 @@ def explore(
         return _explore_images(catalogue, spectra, cutouts, labels, inspector, port=port, url=url)
     pictures = None if cutouts is None else Cutouts(cutouts)
     cat = _open_any(catalogue, spectra)
-    return Explorer(cat, LabelStore(cat, inspector, labels), port, url, pictures)
+    return _told(Explorer(cat, LabelStore(cat, inspector, labels), port, url, pictures))
+
+def _told(explorer):
+    "Say in a notebook how to see it: a name that is given to it shows nothing."
+    if in_notebook():
+        from IPython.display import Markdown, display
+        display(Markdown('The explorer runs. Its name alone on the last line of a cell shows it here; `.address` is '
+                         'for a browser.'))
+    return explorer
 
 # %% ../../nbs/pipeline/19_explorer.ipynb #6a5b23f2
 def wait(

@@ -22,8 +22,9 @@ from ..data.messages import explain
 from .explorer_keys import KEY_SCRIPT, LABEL_ACTIONS, action_of, label_change
 from .explorer_listing import FILE_ORDER
 from .explorer_page import RANKED, SAMPLE, ExplorerPage
-from .explorer_panel import error_page, html_text
+from .explorer_panel import WRAP, error_page, html_text
 from .explorer_umap import umap_positions
+from .label_tables import key_of_row
 from .labels import rank_again as scores_by_ratings, similar
 
 log = logging.getLogger('skyseek')
@@ -37,7 +38,11 @@ def key_event(self: ExplorerPage,
     data: dict, # of the source `keys`
 ) -> None:
     "A key was pressed in the browser."
-    if len(data.get('key', ())):
+    if not len(data.get('key', ())):
+        return
+    if data['key'][0] == 'header':
+        self.sort_by_header(int(data['code'][0]))
+    else:
         self.press(str(data['key'][0]), str(data['code'][0]), bool(data['shift'][0]))
 
 @patch
@@ -48,6 +53,8 @@ def press(self: ExplorerPage,
 ) -> None:
     "Do what a key does."
     action = action_of(key, code, shift, self.rating)
+    if self.rating and not self.store.unsaved:
+        self.saved.text = ''
     self.rating = False
     if action is None:
         return
@@ -80,12 +87,40 @@ def undo(self: ExplorerPage) -> None:
     if label is None:
         self.saved.text = 'there is no label to take back'
         return
-    self.saved.text = 'the last label was taken back'
     i = label.get('index')
     if i is not None and int(i) != self.listing.row:
         self.open(int(i))
+    self.saved.text = 'the last label was taken back'
     self.redraw_label()
     self.refresh_labels()
+
+# %% ../../nbs/pipeline/18_explorer_actions.ipynb #b3be69ab
+_OF_LABELS = {'VI': 'VI_QUALITY', 'interest': 'INTEREST'}  # columns in front of the table: those of the labels
+
+@patch
+def sort_by_header(self: ExplorerPage,
+    number: int, # of the column whose header was clicked
+) -> None:
+    "Sort by a column of the table, the highest first; the second click turns the order round."
+    names = [*_OF_LABELS, *self.table.names]
+    if not 0 <= number < len(names):
+        return
+    name, again = names[number], self.listing.sort == names[number]
+    if name in _OF_LABELS:
+        self.listing.scores[name] = self._label_values(_OF_LABELS[name])
+    if name not in self.sort.options:
+        self.sort.options = [*self.sort.options, name]
+    self.set_quietly(self.sort, name)
+    self.change(sort=name, descending=not (again and self.listing.descending))
+
+@patch
+def _label_values(self: ExplorerPage, field):
+    "A field of the inspector's labels for each row of the catalogue; nan where there is none."
+    values = np.full(self.catalogue.n, np.nan)
+    for label in self.store.table(everyone=False):
+        if (i := self.catalogue.index(key_of_row(label))) is not None:
+            values[i] = label[field]
+    return values
 
 # %% ../../nbs/pipeline/18_explorer_actions.ipynb #9127380d
 @patch
@@ -98,8 +133,8 @@ def select(self: ExplorerPage,
         return
     rows = np.asarray(rows)
     self.selected(rows)
-    self.news.text = f'{len(rows):,} objects selected'
     self.change(subset=rows, subset_name='selection')
+    self.news.text = f'{len(rows):,} objects selected'
 
 @patch
 def list_all(self: ExplorerPage) -> None:
@@ -116,7 +151,7 @@ def save_list(self: ExplorerPage) -> None:
         n += 1
     try:
         self.catalogue.write(self.listing.rows, dst)
-        self.news.text = f'{len(self.listing):,} rows in {html_text(dst)}'
+        self.news.text = f'{len(self.listing):,} rows in {html_text(dst.absolute())}'
     except Exception as e:
         self.news.text = error_page(e)
 
@@ -231,10 +266,10 @@ def export_labels(self: ExplorerPage) -> None:
         kinds['conflicts'] = self.store.export_conflicts
     for kind, write in kinds.items():
         try:
-            done.append(html_text(write(stem.parent/f'{name}-{kind}.csv', overwrite=True)))
+            done.append(html_text(write(stem.parent/f'{name}-{kind}.csv', overwrite=True).name))
         except Exception as e:
             done.append(html_text(explain(e)))
-    self.news.text = '<br>'.join(done)
+    self.news.text = '<br>'.join([f'in {html_text(stem.parent.absolute())}:', *done])
 
 # %% ../../nbs/pipeline/18_explorer_actions.ipynb #b9f70951
 TEMPLATE = """
@@ -246,7 +281,8 @@ main { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 8fr); gap:
   grid-template-areas: "lists object" "keys object"; grid-template-rows: min-content 1fr; }
 .lists { grid-area: lists; } .object { grid-area: object; } .keys { grid-area: keys; }
 main > div { min-width: 0; }
-#lost { display: none; background: #d50000; color: #fff; padding: 8px 12px; font-weight: bold; }
+#lost { display: none; position: fixed; top: 0; left: 0; right: 0; z-index: 100000;
+  background: #d50000; color: #fff; padding: 8px 12px; font-weight: bold; }
 @media (max-width: 1100px) {
   main { grid-template-columns: minmax(0, 1fr); grid-template-areas: "object" "keys" "lists"; }
 }
@@ -262,7 +298,7 @@ main > div { min-width: 0; }
 @patch
 def layouts(self: ExplorerPage) -> tuple: # three of bokeh's layouts: the lists, the object with its label, the keys
     "The parts of the page."
-    stretch = dict(sizing_mode='stretch_width')
+    stretch = dict(sizing_mode='stretch_width', stylesheets=[WRAP])
     m = self.map
     parts = (row(self.preset, self.sort, self.direction, **stretch), row(self.filter, self.find, **stretch),
              self.problem, row(self.listed, self.table.columns, **stretch), self.table.choice, self.table.table,
@@ -270,11 +306,13 @@ def layouts(self: ExplorerPage) -> tuple: # three of bokeh's layouts: the lists,
              row(m.kind, m.x, m.y, m.colour, **stretch), m.figure, m.key,
              row(self.rank, self.more, self.draw_random, self.at_most, **stretch), self.news, self.promise)
     self.progress.width_policy = self.saved.width_policy = 'min'
-    label = row(self.label, self.saved, self.again, self.progress, **stretch, stylesheets=[':host{background:#f1f8e9}'])
-    lists = column(*parts, name='lists', **stretch, tags=[self.keys])  # what no part holds is not in the document
-    keys = column(self.help, name='keys', **stretch)
-    foot = row(self.cutout, self.comment, **stretch)
-    return lists, column(self.panel.layout(label), foot, name='object', **stretch), keys
+    label = row(self.label, self.saved, self.again, self.progress, sizing_mode='stretch_width',
+                stylesheets=[WRAP, ':host{background:#f1f8e9}'])
+    # what no part holds is not in the document: the keys are a tag
+    lists = column(*parts, name='lists', sizing_mode='stretch_width', tags=[self.keys])
+    keys = column(self.help, name='keys', sizing_mode='stretch_width')
+    parts = self.panel.layout(label, beside=(self.comment,)), *[self.cutout]*(self.cutouts is not None)
+    return lists, column(*parts, name='object', sizing_mode='stretch_width'), keys
 
 # %% ../../nbs/pipeline/18_explorer_actions.ipynb #365054b0
 @patch
@@ -283,6 +321,7 @@ def add_to(self: ExplorerPage,
 ) -> None:
     "Put the page into a document."
     self.document = document
+    document.config.notify_connection_status = False  # the page has words of its own for that
     document.title = f'{html_text(Path(self.catalogue.path).name)} · skyseek'
     document.template = TEMPLATE
     for part in self.layouts():

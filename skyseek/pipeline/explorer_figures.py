@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PIPELINE', 'SHOWN', 'TYPE_COLOURS', 'LINE_COLOURS', 'FLUX_LABEL', 'empty_figure', 'empty_sources', 'spectrum_figure',
-           'strip_figure', 'residual_figure', 'zoom_figure', 'chi2_figures', 'Pause', 'ObjectFigures']
+           'line_columns', 'strip_figure', 'residual_figure', 'zoom_figure', 'chi2_figures', 'ObjectFigures']
 
 # %% ../../nbs/pipeline/14_explorer_figures.ipynb #7a1e15f9
 from collections.abc import Callable
 
 import numpy as np
 from bokeh.events import Pan, PanEnd, PanStart, RangesUpdate, Tap
-from bokeh.models import ColumnDataSource, CustomJS, FixedTicker, HoverTool, NumeralTickFormatter, Range1d
+from bokeh.models import ColumnDataSource, CustomJS, CustomJSTickFormatter, FixedTicker, HoverTool, Range1d
 from bokeh.models import RangeTool, Span
 from bokeh.plotting import figure
 from fastcore.basics import patch
@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from ..data.constants import C_KMS, JUNCTIONS, STRONG_SKY
 from ..data.extras import need
 from .explorer_object import LEVELS, ObjectView, Solution, chi2_place, line_marks
+from .explorer_pause import Pause
 
 # %% ../../nbs/pipeline/14_explorer_figures.ipynb #c8fc9f50
 PIPELINE, SHOWN = '#c62828', '#1565c0'  # colours: the pipeline's solution, the solution that is shown
@@ -37,6 +38,7 @@ def empty_figure(
     fig = figure(height=height, sizing_mode='stretch_width', tools=tools, min_border_left=62, min_border_right=12,
                  x_axis_label=x_label or None, y_axis_label=y_label or None, **options)
     fig.toolbar.logo, fig.toolbar.autohide, fig.toolbar_inner = None, True, True
+    fig.toolbar.active_scroll = None  # the wheel scrolls the page until its tool is switched on
     fig.grid.grid_line_alpha = .35
     for axis in fig.axis:
         axis.axis_label_text_font_style, axis.axis_label_text_font_size = 'normal', '12px'
@@ -46,7 +48,7 @@ def empty_figure(
 # %% ../../nbs/pipeline/14_explorer_figures.ipynb #411be01b
 _TABLES = dict(
     spectrum='wave flux low high', raw='wave flux low high', pipeline='wave model', shown='wave model',
-    residual='wave shown pipeline', bad='left right what', lines='x rest name kind colour level',
+    residual='wave shown pipeline', bad='left right what', lines='x rest name kind colour level side',
     minima='x y kind z colour', star_minima='x y kind z colour', click='x', state='z')
 
 def empty_sources() -> dict[str, ColumnDataSource]: # name: source without rows
@@ -79,11 +81,23 @@ def spectrum_figure(
     height: int = 300, # pixels of the screen
 ) -> figure:
     "The whole spectrum."
-    fig = empty_figure(height, '', FLUX_LABEL, x_range=x_range, y_range=Range1d(-1, 1), active_scroll='wheel_zoom')
+    fig = empty_figure(height, '', FLUX_LABEL, x_range=x_range, y_range=Range1d(-1, 1))
     _shade(fig)
     _draw_flux(fig, sources, 'spectrum')
     fig.xaxis.major_label_text_font_size = '0px'
     return fig
+
+# %% ../../nbs/pipeline/14_explorer_figures.ipynb #058b5bff
+def line_columns(
+    marks: list, # of `LineMark`
+    wave: np.ndarray, # (L,) Å, of the spectrum
+) -> dict: # the table `lines`
+    "The lines of an object, without those of the sky; a name at the border stands inside of it."
+    marks, border = [m for m in marks if m.kind != 'sky'], .02*(wave[-1] - wave[0])
+    side = lambda x: 'left' if x < wave[0] + border else 'right' if x > wave[-1] - border else 'center'
+    return dict(x=[round(m.wave, 3) for m in marks], rest=[m.rest for m in marks], name=[m.name for m in marks],
+                kind=[m.kind for m in marks], level=[m.level for m in marks], side=[side(m.wave) for m in marks],
+                colour=[LINE_COLOURS[m.kind] for m in marks])
 
 # %% ../../nbs/pipeline/14_explorer_figures.ipynb #8b0e33db
 _DRAG_START = "state.drag_x = cb_obj.x; state.drag_z = state.data.z[0]; state.drag_to = state.drag_z;"
@@ -103,10 +117,10 @@ def strip_figure(
     x_range: Range1d, # Å, shared with the spectrum
 ) -> figure:
     "Line names, which can be dragged to another redshift."
-    fig = empty_figure(66, x_range=x_range, y_range=Range1d(-.2, LEVELS), tools='')
+    fig = empty_figure(72, x_range=x_range, y_range=Range1d(-.2, LEVELS + .2), tools='')
     fig.toolbar_location, fig.outline_line_color, fig.min_border_bottom = None, None, 0
     fig.axis.visible = fig.grid.visible = False
-    fig.text('x', 'level', 'name', source=sources['lines'], text_color='colour', text_align='center',
+    fig.text('x', 'level', 'name', source=sources['lines'], text_color='colour', text_align='side',
              text_font_size='11px', text_baseline='bottom')
     named = {'lines': sources['lines'], 'state': sources['state']}
     for event, code in ((PanStart, _DRAG_START), (Pan, _DRAG), (PanEnd, _DRAG_END)):
@@ -139,6 +153,7 @@ def zoom_figure(
     return fig
 
 # %% ../../nbs/pipeline/14_explorer_figures.ipynb #a227618f
+_LARGE = "return Math.abs(tick) < 1e4 ? String(+tick.toFixed(3)) : tick.toExponential().replace('e+', 'e');"
 _Z_TICKS = 0, .2, .5, 1, 1.5, 2, 3, 4, 5, 6
 
 def chi2_figures(
@@ -148,7 +163,7 @@ def chi2_figures(
     wide = empty_figure(220, 'redshift', 'χ² − lowest χ²', y_range=Range1d(0, 100))
     star = empty_figure(220, 'velocity [km/s]', '', y_range=wide.y_range)
     star.xaxis.ticker.desired_num_ticks = 3
-    wide.yaxis.formatter = star.yaxis.formatter = NumeralTickFormatter(format='0.[0]a')
+    wide.yaxis.formatter = star.yaxis.formatter = CustomJSTickFormatter(code=_LARGE)
     wide.xaxis.ticker = FixedTicker(ticks=[np.log10(1 + z) for z in _Z_TICKS])
     wide.xaxis.major_label_overrides = {float(np.log10(1 + z)): f'{z:g}' for z in _Z_TICKS}
     for kind, colour in TYPE_COLOURS.items():
@@ -161,34 +176,6 @@ def chi2_figures(
         sources[f'here {name}'] = ColumnDataSource({'x': [], 'colour': [], 'dash': []})
         fig.vspan(x='x', source=sources[f'here {name}'], line_color='colour', line_dash='dash', line_width=1.5)
     return wide, star
-
-# %% ../../nbs/pipeline/14_explorer_figures.ipynb #2cf19c45
-_PAUSE = """
-const on = busy.data.on[0];
-for (const figure of figures) {
-  const view = Bokeh.index.find_one(figure);
-  if (view == null || view.pause == null) continue;
-  if (on && !view.is_paused) view.pause();
-  if (!on && view.is_paused) view.unpause();
-}"""
-
-class Pause:
-    "Figures that are drawn once after many changes: `with pause: …`."
-    def __init__(self,
-        figures: list, # of bokeh
-    ):
-        self.busy, self.depth = ColumnDataSource({'on': [0]}), 0
-        self.busy.js_on_change('data', CustomJS(args=dict(busy=self.busy, figures=figures), code=_PAUSE))
-
-    def __enter__(self):
-        self.depth += 1
-        if self.depth == 1:
-            self.busy.data = {'on': [1]}
-
-    def __exit__(self, *error):
-        self.depth -= 1
-        if self.depth == 0:
-            self.busy.data = {'on': [0]}
 
 # %% ../../nbs/pipeline/14_explorer_figures.ipynb #8eb23174
 class ObjectFigures:
@@ -323,12 +310,9 @@ def show_solution(self: ObjectFigures,
     "Show another solution, or another redshift: its model, residuals, lines and its place in χ²(z)."
     self.solution = solution
     z, kind = (solution.z, solution.spectype) if solution else (np.nan, '')
-    marks = [m for m in line_marks(z, kind, float(self.view.wave[0]), float(self.view.wave[-1])) if m.kind != 'sky']
-    columns = dict(x=[m.wave for m in marks], rest=[m.rest for m in marks], level=[m.level for m in marks],
-                   name=[m.name for m in marks], kind=[m.kind for m in marks],
-                   colour=[LINE_COLOURS[m.kind] for m in marks])
+    marks = line_marks(z, kind, float(self.view.wave[0]), float(self.view.wave[-1]))
     with self.pause:
-        self.sources['lines'].data = columns
+        self.sources['lines'].data = line_columns(marks, self.view.wave)
         self.sources['state'].data = {'z': [z]}
         self.sources['shown'].data = self._model(solution)
         self._draw_residuals()

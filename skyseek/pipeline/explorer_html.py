@@ -20,7 +20,7 @@ from bokeh.resources import INLINE
 from ..data.hdus import printable
 from ..data.messages import explain
 from ..data.safe_writing import write_atomic
-from .explorer_figures import LINE_COLOURS, PIPELINE, SHOWN, TYPE_COLOURS, ObjectFigures
+from .explorer_figures import PIPELINE, SHOWN, TYPE_COLOURS, ObjectFigures, line_columns
 from .explorer_keys import QUALITY, keys_page
 from .explorer_object import ObjectView, chi2_place, line_marks
 from .explorer_panel import SMALL_BUTTONS, evidence_page, html_text, links_page
@@ -35,10 +35,7 @@ def _bytes(values):
 def _solution_json(view, solution):
     "A solution with its model and lines."
     marks = line_marks(solution.z, solution.spectype, float(view.wave[0]), float(view.wave[-1]))
-    marks = [m for m in marks if m.kind != 'sky']
-    lines = dict(x=[round(m.wave, 2) for m in marks], rest=[m.rest for m in marks], name=[m.name for m in marks],
-                 kind=[m.kind for m in marks], level=[m.level for m in marks],
-                 colour=[LINE_COLOURS[m.kind] for m in marks])
+    lines = line_columns(marks, view.wave)
     known = np.isfinite(solution.chi2)
     return dict(name=solution.name, text=solution.text, z=solution.z if np.isfinite(solution.z) else None,
                 type=solution.spectype, dchi2=round(solution.chi2 - view.lowest, 1) if known else None, lines=lines,
@@ -108,7 +105,7 @@ const show_solution = (k) => {
   S.solution = k;
   buttons.active = o.solutions.length ? k : null;
   const none = every(S.wave, 5).map(() => NaN);
-  set('lines', s ? s.lines : {x: [], rest: [], name: [], kind: [], level: [], colour: []});
+  set('lines', s ? s.lines : {x: [], rest: [], name: [], kind: [], level: [], colour: [], side: []});
   set('shown', model_of(s));
   set('pipeline', model_of(p));
   set('residual', {wave: every(S.wave, 5), shown: pull(s) || none, pipeline: pull(p) || none});

@@ -111,16 +111,24 @@ document.addEventListener('keydown', (e) => {
   mouse = false;
   if (e.ctrlKey || e.metaKey || e.altKey) return;
   const t = e.composedPath()[0];
-  const field = t.tagName === 'TEXTAREA' || t.tagName === 'SELECT' || t.isContentEditable
-    || (t.tagName === 'INPUT' && !plain.includes(t.type));
-  if (field) {
+  const chosen = t.tagName === 'SELECT';  // letters and digits are for the label, arrows for the list of choices
+  const field = t.tagName === 'TEXTAREA' || t.isContentEditable || (t.tagName === 'INPUT' && !plain.includes(t.type));
+  if (field || (chosen && (e.key.length > 1 || e.key === ' '))) {
     if (e.key === 'Escape' || (e.key === 'Enter' && t.tagName === 'INPUT')) t.blur();
     return;
   }
   if (e.key.length > 1 && !e.key.startsWith('Arrow')) return;
+  if (chosen) t.blur();
   e.preventDefault();
   e.stopPropagation();
   n += 1;
   keys.data = {key: [e.key], code: [e.code], shift: [e.shiftKey], n: [n]};
+}, true);
+document.addEventListener('click', (e) => {
+  const is = (x, name) => x.classList && x.classList.contains(name);
+  const path = e.composedPath(), head = path.find((x) => is(x, 'slick-header-column'));
+  if (!head || path.some((x) => is(x, 'slick-resizable-handle'))) return;
+  n += 1;
+  keys.data = {key: ['header'], code: [String([...head.parentNode.children].indexOf(head))], shift: [false], n: [n]};
 }, true);
 """

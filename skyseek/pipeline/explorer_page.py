@@ -23,7 +23,7 @@ from .explorer_keys import keys_page, label_words
 from .explorer_listing import FILE_ORDER, Listing
 from .explorer_lists import MapPanel, TablePanel, numeric_columns
 from .explorer_object import ObjectView
-from .explorer_panel import ObjectPanel, error_page, html_text
+from .explorer_panel import MINE, ObjectPanel, error_page, html_text
 from .explorer_table import PRESETS, Catalogue
 from .labels import LabelStore
 
@@ -141,11 +141,15 @@ def change(self: ExplorerPage,
         return
     self.problem.text = '' if len(self.listing) else '<b>no object is listed</b>'
     self.direction.label = 'highest first' if self.listing.descending else 'lowest first'
+    self.news.text = ''
     self.listed.text = html_text(self.listing.text())
     self.map.draw(np.sort(self.listing.rows))
+    self.table.sorted = self.listing.sort, self.listing.descending
     self.table.show(self.listing.rows, self.listing.place)
     if self.listing.row != before or self.panel.title.text == '':
         self.show()
+    elif before is not None:
+        self.panel.retitle(self._title(before))
 
 # %% ../../nbs/pipeline/17_explorer_page.ipynb #d54bb969
 @patch
@@ -189,6 +193,8 @@ def show(self: ExplorerPage) -> None:
     "Show the open object."
     i = self.listing.row
     self.rating = False
+    if not self.store.unsaved:
+        self.saved.text = ''  # what was said of the object before
     self.map.mark(i)
     if self.cutouts is not None:
         self.cutout.text = '' if i is None else self.cutouts.html(self.catalogue.column('TARGETID')[i])
@@ -196,11 +202,10 @@ def show(self: ExplorerPage) -> None:
         self.panel.clear('no object is listed', {}, 'the list is empty')
         self.redraw_label()
         return
-    place = f'{self.listing.place + 1:,} of {len(self.listing):,}'
-    name = html_text(self.catalogue.column('TARGETID')[i])
-    title = f'<b style="font-size:15px">{name}</b> &nbsp; {place} &nbsp; '
+    title = self._title(i)
     try:
         self.panel.show(self._view(i), title, lambda: self.catalogue.read_arms(i))
+        self._show_label(i)
     except Exception as e:
         log.debug('row %d cannot be shown', i, exc_info=True)
         self.panel.clear(title, self.catalogue.rows([i], self.catalogue.columns), explain(e))
@@ -208,6 +213,21 @@ def show(self: ExplorerPage) -> None:
     self._look_ahead()
 
 # %% ../../nbs/pipeline/17_explorer_page.ipynb #c71d3c5e
+@patch
+def _title(self: ExplorerPage, i):
+    "The first line on an object: its name and its place in the list."
+    place = f'{self.listing.place + 1:,} of {len(self.listing):,}'
+    name = html_text(self.catalogue.column('TARGETID')[i])
+    return f'<b style="font-size:15px">{name}</b> &nbsp; {place} &nbsp; '
+
+@patch
+def _show_label(self: ExplorerPage, i):
+    "Show the redshift and type that the inspector gave this object before."
+    label, (z, kind) = self.label_of(i), self.panel.pipeline or (np.nan, '')
+    mine = label.get('z', z), label.get('spectype', kind)
+    if mine != (z, kind) and np.isfinite(mine[0]):
+        self.panel.set_z(*mine, MINE)
+
 @patch
 def _view(self: ExplorerPage, i):
     "The object of a row, which may have been made already."
@@ -307,7 +327,7 @@ def redraw_label(self: ExplorerPage) -> None:
     self.label.text = f'{mark}<b>{html_text(words)}</b>' if words else '<span style="color:#78909c">no label yet</span>'
     self.set_quietly(self.comment, str(label.get('comment', '') or ''))
     done, n = self.store.progress()
-    self.progress.text = f'{done:,} of {n:,} inspected'
+    self.progress.text = f'{html_text(self.store.inspector[:40])}: {done:,} of {n:,} inspected'
 
 @patch
 def _label_columns(self: ExplorerPage, rows):

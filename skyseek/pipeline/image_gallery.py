@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from bokeh.document import Document
 from bokeh.layouts import column, row
-from bokeh.models import Button, ColumnDataSource, CustomJS, Div, Select
+from bokeh.models import Button, ColumnDataSource, CustomJS, Div, Select, TextInput
 from fastcore.basics import patch
 
 from ..anomaly.rank_images import picture_address
@@ -22,9 +22,9 @@ from ..anomaly.wgan_scores import residuals
 from .explorer_actions import ExplorerPage
 from .explorer_keys import KEY_SCRIPT
 from .explorer_page import RANKED, saved_words
-from .explorer_panel import error_page, html_text
+from .explorer_panel import WRAP, error_page, html_text
 from .image_labels import SCORES, ImageLabels, ImageResults, export_image_labels
-from .image_labels import rank_images_again, read_stamps
+from .image_labels import find_images, rank_images_again, read_stamps, similar_images
 
 log = logging.getLogger('skyseek')
 
@@ -67,6 +67,7 @@ class GalleryPage:
         self.busy, self.document, self.quiet, self.at = None, None, False, 0
         self.scores = {name: np.asarray(results.table[name]) for name in SCORES}
         self.order, self.stamps, self.sorted_by = np.zeros(0, int), None, SCORES[0]
+        self.listed, self.what = None, ''  # rows that are listed (None: all), and what they are
         self.keys = ColumnDataSource({'key': [], 'code': [], 'shift': [], 'n': []})
         self.keys.on_change('data', lambda attr, old, new: self.key_event(new))
         text = lambda: Div(text='', disable_math=True, margin=0)
@@ -84,6 +85,12 @@ def _make_widgets(page):
     page.before, page.after = button('◀', lambda: page.turn(-1)), button('▶', lambda: page.turn(1))
     page.rank = button('rank again', lambda: page.rank_again(), button_type='primary')
     page.export = button('export labels', lambda: page.export_labels())
+    page.similar = button('more like this', lambda: page.more_like_this())
+    page.everything = button('list all', lambda: page.list_rows(None))
+    page.find = TextInput(title='name contains', width=130)
+    page.find.on_change('value', lambda attr, old, new: None if page.quiet else page.search(new))
+    page.comment = TextInput(title='comment', width=220)
+    page.comment.on_change('value', lambda attr, old, new: None if page.quiet else page.put(comment=new))
     page.again = button('save again', lambda: page.save(page.store.flush), button_type='danger', visible=False)
     line = lambda: Div(text='', disable_math=True, margin=(2, 8, 0, 6))
     page.news, page.saved, page.progress, page.where = line(), line(), line(), line()
@@ -105,7 +112,9 @@ def sort_by(self: GalleryPage,
         self.news.text = error_page('nothing was ranked yet; label some images, then “rank again”')
         name = self.sorted_by
     else:
-        self.order, self.at, self.sorted_by = np.argsort(-self.scores[name], kind='stable'), 0, name
+        order = np.argsort(-self.scores[name], kind='stable')
+        self.order = order if self.listed is None else order[np.isin(order, self.listed)]
+        self.at, self.sorted_by = 0, name
     self.quiet = True
     self.sort.value = name
     self.quiet = False
@@ -155,17 +164,22 @@ def tell(self: GalleryPage) -> None:
     for k, div in enumerate(self.words):
         div.text = self._card(k, int(rows[k])) if k < len(rows) else ''
     done, n = self.store.progress()
-    self.progress.text = f'{done:,} of {n:,} inspected'
-    pages = -(-n//CARDS)
-    self.where.text = f'page {self.at//CARDS + 1:,} of {pages:,}, image {self.at + 1:,} of {n:,}'
+    self.progress.text = f'{html_text(self.store.inspector[:40])}: {done:,} of {n:,} inspected'
+    pages, listed = -(-len(self.order)//CARDS), len(self.order)
+    words = f'page {self.at//CARDS + 1:,} of {pages:,}, image {self.at + 1:,} of {listed:,}'
+    self.where.text = words + (f' ({html_text(self.what)})' if self.listed is not None else '')
     self.again.visible = unsaved
+    self.quiet = True
+    self.comment.value = str(self.store.get(self.open_row).get('comment') or '')
+    self.quiet = False
 
 @patch
 def _card(self: GalleryPage, k, i):
     "Name, score and label of an image."
     label, here = self.store.get(i), k == self.at % CARDS
     mark = label.get('interest')
-    words = ', '.join(filter(None, (label.get('kind'), '' if mark is None else f'rating {mark:g}')))
+    words = ', '.join(filter(None, (label.get('kind'), '' if mark is None else f'rating {mark:g}',
+                                    'comment' if label.get('comment') else '')))
     colour = _COLOURS.get(label.get('kind'), '#e3f2fd' if mark is not None else '#fff')
     style = (f'box-sizing:border-box;width:128px;padding:2px 4px;font-size:12px;line-height:1.35;'
              f'background:{colour};overflow-wrap:anywhere;margin-bottom:8px;'
@@ -192,7 +206,7 @@ def press(self: GalleryPage,
     "Do what a key does."
     name, value = image_action(key, code) or ('', 0)
     if name in ('kind', 'interest'):
-        self.save(lambda: self.store.put(self.open_row, **{name: value}))
+        self.put(**{name: value})
     elif name == 'card' and value < len(self.page_rows):
         self.go(self.at//CARDS*CARDS + value)
     elif name == 'step':
@@ -209,7 +223,7 @@ def go(self: GalleryPage,
     place: int, # in the order; beyond its ends the first or last is taken
 ) -> None:
     "Open another image."
-    before, self.at = self.at//CARDS, int(np.clip(place, 0, self.results.n - 1))
+    before, self.at = self.at//CARDS, int(np.clip(place, 0, len(self.order) - 1))
     self.tell() if self.at//CARDS == before else self.draw(read=True)
 
 @patch
@@ -218,7 +232,7 @@ def turn(self: GalleryPage,
 ) -> None:
     "Open the first image of another page."
     place = (self.at//CARDS + n)*CARDS
-    if 0 <= place < self.results.n:
+    if 0 <= place < len(self.order):
         self.go(place)
 
 # %% ../../nbs/pipeline/18_image_gallery.ipynb #e783389a
@@ -231,6 +245,13 @@ def save(self: GalleryPage,
     self.tell()
 
 @patch
+def put(self: GalleryPage,
+    **fields, # kind, interest, comment
+) -> None:
+    "Label the open image."
+    self.save(lambda: self.store.put(self.open_row, **fields))
+
+@patch
 def undo(self: GalleryPage) -> None:
     "Take the last label back, and go to its image."
     try:
@@ -240,10 +261,58 @@ def undo(self: GalleryPage) -> None:
         return
     self.saved.text = 'there is no label to take back' if label is None else 'the last label was taken back'
     if label is not None and label.get('index') is not None:
-        self.go(int(np.flatnonzero(self.order == label['index'])[0]))
+        self.open(label['index'])
     self.tell()
 
 # %% ../../nbs/pipeline/18_image_gallery.ipynb #0b28941b
+@patch
+def list_rows(self: GalleryPage,
+    rows: np.ndarray | None, # of the file; None lists all
+    what: str = '', # what they are
+    keep_order: bool = False, # show them in this order, not by their scores
+) -> None:
+    "List some images, or all again; the open one stays open if it is listed."
+    here, self.listed, self.what = self.open_row, rows, what
+    self.sort_by(self.sorted_by)
+    if keep_order:
+        self.order = np.asarray(rows)
+        self.draw(read=True)
+    elif rows is None:
+        self.quiet, self.find.value = True, ''
+        self.quiet = False
+        self.open(here)
+
+@patch
+def open(self: GalleryPage,
+    row: int, # of the file
+) -> None:
+    "Open an image; if it is not listed, all are."
+    if row not in self.order:
+        self.list_rows(None)
+    self.go(int(np.flatnonzero(self.order == row)[0]))
+
+# %% ../../nbs/pipeline/18_image_gallery.ipynb #ad1f9201
+@patch
+def search(self: GalleryPage,
+    text: str, # part of a name
+) -> None:
+    "List the images whose names contain a text; without a text all."
+    found = find_images(self.results, text) if text.strip() else None
+    if found is not None and not len(found):
+        self.news.text = error_page(f'no image has {text[:60]!r} in its name')
+        return
+    self.news.text = ''
+    self.list_rows(found, f'{text.strip()[:40]} in the name')
+
+@patch
+def more_like_this(self: GalleryPage) -> None:
+    "List the images that are most similar to the open one."
+    i = self.open_row
+    def done(rows):
+        self.list_rows(rows, f"like {self.results.table['OBJECT_ID'][i]}", keep_order=True)
+        self.news.text = 'the most similar first, by latents'
+    self.in_background(lambda: similar_images(self.results, i, 2*CARDS - 1), done, 'looking for similar images')
+
 @patch
 def rank_again(self: GalleryPage) -> None:
     "Order the images by what the labels so far say."
@@ -259,7 +328,7 @@ def export_labels(self: GalleryPage) -> None:
     path = self.results.path
     try:
         dst = export_image_labels(self.store, path.parent/f'{path.stem}-labels.csv', overwrite=True)
-        self.news.text = html_text(dst)
+        self.news.text = html_text(dst.absolute())
     except Exception as e:
         self.news.text = error_page(e)
 
@@ -281,7 +350,8 @@ GALLERY_TEMPLATE = """
 <style>
 body { margin: 0; background: #fff; font-family: system-ui, sans-serif; }
 #cards { display: flex; flex-wrap: wrap; gap: 4px 8px; padding: 6px 8px; }
-#lost { display: none; background: #d50000; color: #fff; padding: 8px 12px; font-weight: bold; }
+#lost { display: none; position: fixed; top: 0; left: 0; right: 0; z-index: 100000;
+  background: #d50000; color: #fff; padding: 8px 12px; font-weight: bold; }
 </style>
 {% endblock %}
 {% block contents %}
@@ -298,13 +368,16 @@ def add_to(self: GalleryPage,
 ) -> None:
     "Put the page into a document."
     self.document = document
+    document.config.notify_connection_status = False  # the page has words of its own for that
     document.title = f'{html_text(Path(self.results.path).name)} · skyseek'
     document.template = GALLERY_TEMPLATE
     names = [f'card{k}' for k in range(CARDS)]
     document.template_variables['cards'] = names
     stretch = dict(sizing_mode='stretch_width')
-    tools = row(self.sort, self.view, self.before, self.after, self.rank, self.export, self.again)
-    told = row(self.where, self.progress, self.saved, self.news, **stretch)
+    wraps = stretch | dict(stylesheets=[WRAP])
+    tools = row(self.sort, self.view, self.before, self.after, self.find, self.similar, self.everything, self.rank,
+                self.export, self.again, self.comment, **wraps)
+    told = row(self.where, self.progress, self.saved, self.news, **wraps)
     document.add_root(column(tools, told, self.help, name='top', tags=[self.keys], **stretch))
     for name, picture, words in zip(names, self.pictures, self.words):
         document.add_root(column(picture, words, name=name))

@@ -89,7 +89,8 @@ def guarantee_so_far(
 
     holds; complete: all of the draw was inspected; drawn, labels, unsure (numbers of objects); missing: labels that
     are still needed, about; kept and wrong: of the labels below the threshold; threshold; bound: upper bound on the
-    contamination; retained: rows of the catalogue that are kept; text: a sentence for the page."""
+    contamination; retained: rows of the catalogue that are kept; reachable: the bound that all its rows would reach
+    if none were wrong; text: a sentence for the page."""
     drawn = np.asarray(drawn, int)
     rows, wrong, unsure = _labelled(cat, drawn, merged, tolerance, head)
     complete = len(rows) + unsure == len(drawn) > 0
@@ -102,9 +103,15 @@ def guarantee_so_far(
         out |= dict(holds=found.holds, kept=found.n_kept, wrong=found.n_wrong, bound=found.bound)
         out |= dict(threshold=found.threshold, retained=int((usable & (p <= found.threshold)).sum()))
         out['missing'] = 0 if found.holds else _missing(found, len(rows))
+    out['reachable'] = 1 - (1 - confidence)**(1/max(int(usable.sum()), 1))
     return out | dict(text=_guarantee_words(out, head))
 
 # %% ../../nbs/pipeline/12_label_uses.ipynb #8a009c2b
+def _too_small(found):
+    "Why no number of labels will do, and what would."
+    return (f"and this catalogue is too small for it: if all its objects were labelled and none were wrong, at most "
+            f"{100*found['reachable']:.2g} % could be promised; ask for more, or draw from a larger catalogue")
+
 def _guarantee_words(found, head):
     "A guarantee in one or two sentences."
     what, most = f'{_HEADS[head]}s', f"{100*found['at_most']:g} %"
@@ -116,13 +123,14 @@ def _guarantee_words(found, head):
         words += '' if found['complete'] else '; label the rest of the draw before you use it'
     else:
         more = plural(found['missing'], 'more label')
-        words += f": no guarantee of at most {most} wrong {what} yet, about {more} needed"
+        words += f": no guarantee of at most {most} wrong {what} yet, "
+        words += f"about {more} needed" if found['reachable'] <= found['at_most'] else _too_small(found)
         words += f" ({found['wrong']} wrong of {found['kept']})" if found['labels'] else ''
     return words + (f"; {plural(found['unsure'], 'inspected object')} without a certain redshift and type "
                     f"{'is' if found['unsure'] == 1 else 'are'} left out" if found['unsure'] else '')
 
 # %% ../../nbs/pipeline/12_label_uses.ipynb #d8a409e4
-_BLOCK = 100_000  # rows whose features are made at a time
+_BLOCK = 32_768  # rows whose features are made at a time
 
 def _some_features(cat, rows):
     "Features of some rows, as `skyseek rank` makes them."

@@ -203,11 +203,11 @@ def undo(self: LabelStore) -> dict | None: # the label as it is now, with index;
         return dict.fromkeys(FIELDS) | ({} if index is None else self.get(index)) | dict(index=index)
 
 @patch
-def progress(self: LabelStore) -> tuple[int, int]: # (objects with a label by this inspector, all objects)
-    "How far this inspector is."
+def progress(self: LabelStore) -> tuple[int, int]: # (objects with a quality by this inspector, all objects)
+    "How far this inspector is; an object that has a rating or a comment only is not inspected."
     with self._lock:
         self._mine.update()
-        return len(self._labels(self._mine, self.unsaved)), self.cat.n
+        return sum(label['quality'] is not None for _, label in self._labels(self._mine, self.unsaved)), self.cat.n
 
 @patch
 def _labels(self: LabelStore, entries, more=()):

@@ -116,10 +116,11 @@ def complete(
     catalogue: Table, # from `make_catalogue`
 ) -> Table: # a new table; columns that are no columns of a catalogue stand last
     "A catalogue with all columns, in their order; those that it lacks are masked."
+    catalogue = catalogue.copy(copy_data=False)
     out, absent = Table(), [name for name in COLUMNS if name not in catalogue.colnames]
     for name in [*COLUMNS, *(c for c in catalogue.colnames if c not in COLUMNS)]:
         if name not in absent:
-            out[name] = catalogue[name]
+            out.add_column(catalogue[name], name=name, copy=False)
             continue
         values = _as_column(catalogue, name, len(catalogue))
         values = values.astype('U1') if values.dtype.kind == 'U' else values

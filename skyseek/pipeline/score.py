@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from astropy.table import Table, hstack
+from astropy.table import Table, hstack, vstack
 
 from ..anomaly.artefact_flag import split_nature
 from ..anomaly.scores import AnomalyReference, anomaly_columns
 from ..data.constants import RIGHT
 from ..data.fibres import PLACE_COLUMNS, POSITION_COLUMNS
-from ..data.files import ascii_text, failure_text, progress_bar, text, unique_paths
+from ..data.files import ascii_text, failure_text, progress_bar, text, trim_text, unique_paths
 from ..data.hdus import ReadError
 from ..data.safe_writing import restore_folder
 from ..data.read import group_files, read_targets
@@ -31,6 +31,7 @@ from ..detect.confidence import rule_columns
 from ..detect.familiarity import Familiarity, familiarity_columns
 from ..explain.causes import name_causes, name_repairs
 from ..learn.autoencoder import Autoencoder, encode_features
+from ..learn.devices import batch_size
 from ..learn.features import EVIDENCE, build_features
 from ..learn.training import fingerprint, load_model, read_config, shipped
 from ..redshift.scan import RedshiftFit, scan_redshift
@@ -57,9 +58,8 @@ class Weights:
     judge_labels: tuple = ()  # TARGETIDs of the labels of the shipped candidate ranker, if that is used
 
     def __repr__(self) -> str:
-        labels = self.classifier.config['labels']
-        cuts = ', '.join(f'{t:.3g}' for t in self.thresholds)
-        labels = 'an unknown number of' if labels is None else labels
+        cuts, n = ', '.join(f'{t:.3g}' for t in self.thresholds), self.classifier.config['labels']
+        labels = 'an unknown number of' if n is None else n
         return f"Weights('{self.name}', {labels} labels, tolerance {self.tolerance:g}, thresholds {cuts})"
 
     def has_seen(
@@ -141,9 +141,8 @@ def _judge(folder, classifier, extra, device):
 def _judge_labels(judge):
     "TARGETIDs whose labels trained the shipped candidate ranker; none for another one."
     folder = shipped('classifier')
-    if read_config(folder)['extra'].get('judge') != fingerprint(judge):
-        return ()
-    return tuple(load_model(folder, WrongClassifier).labels.tolist())
+    shipped_judge = read_config(folder)['extra'].get('judge') == fingerprint(judge)
+    return tuple(load_model(folder, WrongClassifier).labels.tolist()) if shipped_judge else ()
 
 def _made_for(folder, cls, autoencoder, device):
     "A model that belongs to one autoencoder, if it is there; raise if it belongs to another."
@@ -285,8 +284,8 @@ def odd_columns(
     "Anomaly scores, and for the most anomalous whether it is an artefact or an object."
     scores_of = lambda s: anomaly_columns(weights.anomaly, s.spectra, s.code, s.fit, s.opinion)
     rescore = lambda cleaned: np.asarray(scores_of(look(cleaned, weights, device))['ANOMALY'], float)
-    scores = scores_of(seen)
-    return hstack([scores, split_nature(seen.spectra, scores['ANOMALY'], rescore)], metadata_conflicts='silent')
+    nature = split_nature(seen.spectra, (scores := scores_of(seen))['ANOMALY'], rescore)
+    return hstack([scores, nature], metadata_conflicts='silent')
 
 def quality_columns(
     spectra: Spectra,
@@ -331,8 +330,7 @@ def score_seen(
     stages.append(quality_columns(spectra, seen.code, weights))
     return hstack(stages, metadata_conflicts='silent')
 
-def _check_grid(spectra, weights):
-    "Raise unless spectra are on the wavelength grid of the weights."
+def _check_grid(spectra, weights): # `ValueError` unless spectra are on the wavelength grid of the weights
     grid = weights.autoencoder.wave.cpu().numpy()
     if not same_grid(spectra.wave, grid):
         raise ValueError(f"the spectra have {len(spectra.wave)} pixels, the weights were trained on {len(grid)} "
@@ -355,9 +353,11 @@ def _score_batch(paths, weights, redrock=None, keep_sky=False, device='cpu'):
         return Table(), failed
     if 'Z' not in spectra.meta.colnames:
         log.warning("%s: no redrock columns, so no probabilities; latents and reconstruction only", paths[0])
-    table = score_spectra(match_grid(spectra, weights), weights, device)
+    spectra, size = match_grid(spectra, weights), batch_size(device, 1000, 8192)  # at a time: that bounds the memory
+    parts = [score_spectra(spectra[k:k + size], weights, device) for k in range(0, len(spectra), size)]
+    table = vstack(parts, metadata_conflicts='silent')
     table['FILE'] = spectra.meta['FILE']
-    return table, failed
+    return trim_text(table), failed
 
 def score_file(
     path: Path | str, # coadd-*.fits, compact file, or a spectrum of SDSS or LAMOST

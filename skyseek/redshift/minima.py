@@ -7,15 +7,17 @@ __all__ = ['WINDOW', 'velocity_limit', 'find_minima', 'Minima', 'start_minima', 
            'fit_minima', 'delta_chi2', 'posterior', 'cost_of']
 
 # %% ../../nbs/redshift/04_minima.ipynb #a170c7bf
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import product
 
 import numpy as np
 import torch
 from astropy.table import Table
 
 from ..data.constants import C_KMS, SAME_KMS, SAME_KMS_STAR
-from .local_fit import LocalFit, parabola, totals
+from .local_fit import FAINT, LocalFit, Totals, parabola, totals
 
 # %% ../../nbs/redshift/04_minima.ipynb #f1099574
 def velocity_limit(
@@ -33,17 +35,17 @@ def find_minima(
     """The deepest distinct minima of χ² curves, refined by parabolas.
 
     χ² is infinite where there are no more minima; the curvature is 0 at an edge."""
-    chi2 = chi2.double()
-    padded = torch.nn.functional.pad(chi2, (1, 1), value=torch.inf)
-    left, right = padded[:, :-2], padded[:, 2:]
-    free = torch.where((chi2 <= left) & (chi2 <= right), chi2, torch.inf)
-    pixels, found = torch.arange(chi2.shape[1], device=chi2.device), []
+    padded, found = torch.nn.functional.pad(chi2.double(), (1, 1), value=torch.inf), []
+    left, mid, right = padded[:, :-2], padded[:, 1:-1], padded[:, 2:]
+    free = torch.where((mid <= left) & (mid <= right), mid, torch.inf)
+    window = torch.arange(-math.ceil(reach + 1), math.ceil(reach + 1) + 1, device=chi2.device)
     for _ in range(nminima):
-        best, i = free.min(1)
-        offset, depth, a, _ = parabola(*(x.gather(1, i[:, None])[:, 0] for x in (left, chi2, right)))
-        found.append(torch.stack([i + offset, best - depth, a]))
-        free = torch.where((pixels - found[-1][0][:, None]).abs() <= reach, torch.inf, free)
-    return torch.stack(found, -1)
+        i = free.argmin(1, keepdim=True)
+        offset, depth, a, _ = parabola(*(x.gather(1, i) for x in (left, mid, right)))
+        found.append(torch.stack([i + offset, free.gather(1, i) - depth, a]))
+        near = (i + window).clamp(0, chi2.shape[1] - 1)
+        free.scatter_(1, near, torch.where((near - i - offset).abs() <= reach, torch.inf, free.gather(1, near)))
+    return torch.cat(found, -1)
 
 # %% ../../nbs/redshift/04_minima.ipynb #69a85de4
 @dataclass(frozen=True, eq=False)
@@ -128,18 +130,17 @@ def _store(c, at, f, k):
     coeff = values[len(names):].T
     c.coeff[at[0], at[1], :k], c.coeff[at[0], at[1], 10:] = coeff[:, :k], coeff[:, k:]
 
-def _fit_places(c, places, fits, sums, known, batch, refine):
-    "Fit minima at `places` (B, C) exactly, after finding their bottoms if `refine`."
-    for ib, fit in enumerate(fits):
-        found = np.nonzero(places & (c.which == ib))
-        for k in range(0, len(found[0]), batch):
-            at = tuple(x[k:k + batch] for x in found)
-            rows, u = (torch.as_tensor(a, device=sums.device) for a in (at[0], c.u[at]))
-            mine, total = sums[:, rows], known[rows]
-            if refine:
-                u, a, bad = fit.refine(mine, u, total)
-                c.u[at], c.curvature[at], c.bad[at] = torch.stack([u, a, bad.double()]).cpu().numpy()
-            _store(c, at, fit.solve(mine, u, total), len(fit.basis.flux))
+def _fit_places(c, places, fits, sums, known, bright, refine):
+    "Fit minima at `places` (B, C) exactly, after finding their bottoms if `refine`; `bright` (B,) ones apart."
+    for ib, some in product(range(len(fits)), (bright, ~bright)):
+        at, fit = np.nonzero(places & (c.which == ib) & some[:, None]), fits[ib]
+        if not len(at[0]):
+            continue
+        u, rows = (torch.as_tensor(x, device=sums.device) for x in (c.u[at], at[0]))
+        if refine:
+            u, a, bad = fit.refine(sums, u, known, rows)
+            c.u[at], c.curvature[at], c.bad[at] = torch.stack([u, a, bad.double()]).cpu().numpy()
+        _store(c, at, fit.solve(sums, u, known, rows), len(fit.basis.flux))
 
 def _best_of_kind(c, near):
     "Where the best minimum of each class is, if it is near the best of all: (B, C)."
@@ -151,18 +152,19 @@ def _best_of_kind(c, near):
     return out
 
 # %% ../../nbs/redshift/04_minima.ipynb #feaf3dc3
-def _below_zero(c, fits, sums, batch):
+def _below_zero(c, fits, known):
     "Fraction of Σ ivar·model² of the best minima that comes from pixels where the model is negative: (B,)."
     out = np.zeros(len(c.u))
     for ib, fit in enumerate(fits):
-        found = np.flatnonzero((c.which[:, 0] == ib) & (c.npixels[:, 0] > 0))
-        for rows in np.split(found, range(batch, len(found), batch)):
-            x, _ = fit.columns(torch.as_tensor(c.u[rows, 0], device=sums.device))
-            k = len(fit.basis.flux)
+        found, k = np.flatnonzero((c.which[:, 0] == ib) & (c.npixels[:, 0] > 0)), len(fit.basis.flux)
+        dtype = torch.float64 if fit.precision is None else torch.float32
+        for rows in np.split(found, range(fit.few, len(found), fit.few)):
+            tensor = lambda a: torch.as_tensor(a, device=known.root.device)
+            x, _ = fit.columns(tensor(c.u[rows, 0]), dtype, known.root[tensor(rows)].to(dtype))
             coeff = np.concatenate([c.coeff[rows, 0, :k], c.coeff[rows, 0, 10:]], 1)
-            model = torch.einsum('rkm,rk->rm', x, torch.as_tensor(coeff, device=sums.device))
-            power = sums[0, torch.as_tensor(rows, device=sums.device)]*model**2
-            out[rows] = ((power*(model < 0)).sum(-1)/power.sum(-1).clamp(min=1e-300)).cpu().numpy()
+            model = (tensor(coeff).to(dtype)[:, None] @ x)[:, 0]
+            below = model.clamp(max=0)
+            out[rows] = ((below*below).sum(-1)/(model*model).sum(-1).clamp(min=1e-30)).cpu().numpy()
     return out
 
 # %% ../../nbs/redshift/04_minima.ipynb #7f9e5a9a
@@ -170,20 +172,21 @@ def fit_minima(
     minima: Minima, # (N, C) as the scan finds them; changed in place
     fits: list[LocalFit], # one a basis
     sums: torch.Tensor, # (4, N, M) float64, as in `LogSums`
-    batch: int = 16, # fits at a time
+    known: Totals | None = None, # of the sums, if they are at hand
 ) -> Minima: # in order of the new cost
     "Exact fits of the minima that can matter."
-    c, known = minima, totals(sums)
-    window = WINDOW + 3e-6*known.wff[:, None].cpu().numpy()
+    c, known = minima, known or totals(sums)
+    wff = known.wff.cpu().numpy()
+    window, bright = WINDOW + 3e-6*wff[:, None], wff >= FAINT
     near = lambda: np.isfinite(c.cost) & (c.cost <= c.cost.min(1, keepdims=True) + window)
     best = _best_of_kind(c, near())
-    _fit_places(c, best, fits, sums, known, batch, refine=True)
-    _fit_places(c, near() & ~best, fits, sums, known, batch, refine=False)
+    _fit_places(c, best, fits, sums, known, bright, refine=True)
+    _fit_places(c, near() & ~best, fits, sums, known, bright, refine=False)
     unfitted = np.isfinite(c.cost) & (c.npixels == 0)
     of_best = np.take_along_axis(c.logdet, c.cost.argmin(1)[:, None], 1)
     np.copyto(c.logdet, of_best, where=unfitted)
     c = order_minima(c, np.argsort(c.cost, axis=1, kind='stable'))
-    c.negative[:] = _below_zero(c, fits, sums, batch)[:, None]
+    c.negative[:] = _below_zero(c, fits, known)[:, None]
     return c
 
 # %% ../../nbs/redshift/04_minima.ipynb #5433f71d

@@ -9,6 +9,7 @@ __all__ = ['KEPT_REDSHIFTS', 'COVERED', 'solve_normal', 'least_squares', 'PixelF
 # %% ../../nbs/redshift/15_pixel_fits.ipynb #9ce4a88a
 import numpy as np
 from fastcore.basics import patch
+from scipy.linalg.lapack import dposv
 
 from ..data.constants import C_KMS, LYA
 from .bases import Basis, mean_forest
@@ -21,13 +22,12 @@ def solve_normal(
     b: np.ndarray, # (C,) Σ w x f
 ) -> np.ndarray: # (C,) coefficients
     "Solve normal equations; columns that depend on others do no harm."
-    s = 1/np.sqrt(np.maximum(np.diag(a), 1e-300))
+    s = 1/np.sqrt(np.maximum(a.diagonal(), 1e-300))
     a, b = a*s*s[:, None], s*b
-    try:
-        clear = np.linalg.cholesky(a).diagonal().min() > 1e-3
-    except np.linalg.LinAlgError:
-        clear = False
-    return s*(np.linalg.solve(a, b) if clear else np.linalg.lstsq(a, b, rcond=1e-10)[0])
+    root, c, failed = dposv(a, b)
+    if failed or root.diagonal().min() < 1e-3:
+        c = np.linalg.lstsq(a, b, rcond=1e-10)[0]
+    return s*c
 
 def least_squares(
     x: np.ndarray, # (L, C) columns
@@ -42,7 +42,7 @@ def least_squares(
     return (w*(f - x @ c)**2).sum() + (prior*c*c).sum(), x @ c
 
 # %% ../../nbs/redshift/15_pixel_fits.ipynb #1a6c58e7
-KEPT_REDSHIFTS = 48  # redshifts whose templates a `PixelFit` keeps; about 0.6 MB each
+KEPT_REDSHIFTS = 24  # redshifts whose templates a `PixelFit` keeps; about 0.6 MB each
 
 class PixelFit(NativeFit):
     "One basis on the pixels of single spectra."
@@ -58,33 +58,38 @@ class PixelFit(NativeFit):
         self._dim = mean_forest(self._grid) if basis.forest else None
 
     def _make(self, z):
-        "Columns (L, C) and where they are not zero (L,)."
-        x = self._at - np.log10(1 + z)/self.step
-        i = np.clip(np.floor(x), 0, len(self._steps) - 1).astype(np.intp)
+        "Columns (L, C) and where they are not zero (L,); None where all are not."
+        x, last = self._at - np.log10(1 + z)/self.step, len(self._steps) - 1
+        inside = x[0] >= 0 and x[-1] < last + 1
+        i = x.astype(np.intp) if inside else np.clip(np.floor(x), 0, last).astype(np.intp)
+        part = x - i
         columns = self._steps.take(i, 0)
-        columns *= np.clip(x - i, 0, 1)[:, None]
+        columns *= (part if inside else np.clip(part, 0, 1))[:, None]
         columns += self._rows.take(i, 0)
         if self._dim is not None:
             n = np.searchsorted(self._grid, LYA*(1 + z))
             columns[:n] *= self._dim[:n, None]
-        seen = (x >= -.5) & (x <= len(self._rows) - .5)
         if self._free.shape[1]:
             columns = np.hstack([columns, self._free])
-        if not seen.all():
+        if not inside:
+            seen = (x >= -.5) & (x <= last + 1.5)
             columns *= seen[:, None]
-        return columns, seen if self._whole or self._free.shape[1] else columns.any(1)
-
-    def kept(self,
-        z: float, # redshift
-    ) -> tuple: # (L, C) columns, (L,) True where they are not all zero
-        "What `at` gives, and where there is anything."
-        if z not in self._kept:
-            if len(self._kept) == KEPT_REDSHIFTS:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[z] = self._make(z)
-        return self._kept[z]
+        if self._whole or self._free.shape[1]:
+            return columns, None if inside or seen.all() else seen
+        return columns, columns.any(1)
 
 # %% ../../nbs/redshift/15_pixel_fits.ipynb #7c56dc6a
+@patch
+def kept(self: PixelFit,
+    z: float, # redshift
+) -> tuple: # (L, C) columns, (L,) True where they are not all zero; None: nowhere
+    "What `at` gives, and where there is anything."
+    if z not in self._kept:
+        if len(self._kept) == KEPT_REDSHIFTS:
+            self._kept.pop(next(iter(self._kept)))
+        self._kept[z] = self._make(z)
+    return self._kept[z]
+
 @patch
 def at(self: PixelFit,
     z: float, # redshift
@@ -131,14 +136,15 @@ def of_type(
 # %% ../../nbs/redshift/15_pixel_fits.ipynb #436d1ea9
 COVERED = .1  # least fraction of the valid pixels that templates must cover
 
-def _fitted(columns, root, g, prior):
-    "Cost and coefficients of a fit: columns (L, C), √w (L,), √w f (L,)."
+def _fitted(columns, root, g, total, prior):
+    "Cost and coefficients of a fit: columns (L, C), √w (L,), √w f (L,), Σ w f²."
     y = root[:, None]*columns
     a, b = y.T @ y, y.T @ g
-    a[np.diag_indices(len(a))] += prior
+    a.flat[::len(a) + 1] += prior
     c = solve_normal(a, b)
-    return g @ g - 2*(b @ c) + c @ a @ c, c
+    return total - 2*(b @ c) + c @ a @ c, c
 
+# %% ../../nbs/redshift/15_pixel_fits.ipynb #471a0c1c
 def fit_pixels(
     fits: list[PixelFit], # from `native_fits`
     flux: np.ndarray, # (L,) 1e-17 erg/s/cm²/Å
@@ -151,16 +157,18 @@ def fit_pixels(
 
     χ² is scaled up if the templates end inside the spectrum; templates that cover less than COVERED do not count."""
     w, f, best = np.asarray(ivar, float), np.asarray(flux, float), (np.inf, None, None)
-    root, good, power = np.sqrt(w), w > 0, mean_power(f, w)
-    shifts, n, g = np.linspace(-1, 1, 5)*reach/C_KMS if reach and spectype != 'STAR' else [0.], good.sum(), root*f
+    root, n, power = np.sqrt(w), np.count_nonzero(w), mean_power(f, w)
+    g = root*f
+    total, shifts = g @ g, np.linspace(-1, 1, 5)*reach/C_KMS if reach and spectype != 'STAR' else [0.]
     for fit in of_type(fits, spectype, z):
         prior = fit.prior(power)
         for shift in shifts:
             columns, seen = fit.kept(float((1 + z)*(1 + shift) - 1))
-            used = n if seen.all() else (good & seen).sum()
+            used = n if seen is None else np.count_nonzero(w*seen)
             if used < COVERED*n or not used:
                 continue
-            cost, c = _fitted(columns, root, g if used == n else g*seen, prior)
+            mine = g if used == n else g*seen
+            cost, c = _fitted(columns, root, mine, total if used == n else mine @ mine, prior)
             if cost*n/used < best[0]:
                 best = cost*n/used, columns, c
     return best[0], np.zeros(len(f)) if best[1] is None else best[1] @ best[2]

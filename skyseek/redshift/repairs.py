@@ -15,7 +15,7 @@ from astropy.table import Table
 from scipy.ndimage import median_filter
 
 from ..data.constants import JUNCTIONS, OVERLAPS
-from ..data.spectra import Spectra
+from ..data.spectra import Spectra, quick_median
 from ..learn.devices import batch_size
 from .minima import cost_of
 from .scan import RedshiftFit, lowest_chi2, scan_redshift
@@ -234,7 +234,7 @@ def noise_variance(
         variance = 1/np.where(good, ivar, 1).astype(float)
         both = good[1:] & good[:-1]
         if both.any():
-            sigma[i] = 1.4826*np.median((np.abs(np.diff(flux))/np.sqrt(variance[1:] + variance[:-1]))[both])
+            sigma[i] = 1.4826*quick_median((np.abs(np.diff(flux))/np.sqrt(variance[1:] + variance[:-1]))[both])
     return np.maximum(sigma**2, least)
 
 # %% ../../nbs/redshift/10_repairs.ipynb #6780bde7

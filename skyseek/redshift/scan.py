@@ -31,15 +31,15 @@ from ..data.spectra import Spectra
 from ..learn.devices import batch_size, fit_memory
 from .bases import Basis, default_bases
 from .chi2 import LogSums, ScanPlan, ScanSettings, log_sums
-from .local_fit import LocalFit, model_at
+from .local_fit import LocalFit, model_at, totals
 from .minima import deepest, delta_chi2, find_minima, fit_minima, join_minima, posterior, velocity_limit
 
 # %% ../../nbs/redshift/05_scan.ipynb #bf825206
 def _batch(settings, device):
-    "Spectra × redshifts at a time, spectra at a time and fits at a time: small on a CPU, large elsewhere."
-    return settings.chunk or batch_size(device, 2**14, 2**21), batch_size(device, 32, 512), batch_size(device, 16, 512)
+    "Spectra × redshifts at a time, and spectra at a time: small on a CPU, large elsewhere."
+    return settings.chunk or batch_size(device, 2**15, 2**21), batch_size(device, 128, 512)
 
-def _scan(sums, plans, settings, chunk, curves, start):
+def _scan(sums, power, plans, settings, chunk, curves, start):
     """Minima (3, B, bases, nminima) of all bases: log10(1+z), (penalised) χ², curvature.
 
     The curves are written into `curves` from row `start` on, unless it is None."""
@@ -48,7 +48,7 @@ def _scan(sums, plans, settings, chunk, curves, start):
         size, step = max(1, chunk//plan.nz), plan.stride*settings.pixel
         reach = velocity_limit(plan.basis.spectype)/C_KMS/np.log(10)/step
         for k in range(0, sums.shape[1], size):
-            chi2 = plan.chi2(sums[:, k:k + size])
+            chi2 = plan.chi2(sums[:, k:k + size], power[k:k + size])
             u, y, a = find_minima(chi2, settings.nminima, reach)
             found[:, k:k + size, ib] = torch.stack([u*step + plan.low*settings.pixel, y, a/step**2]).cpu()
             if curves is not None:
@@ -63,7 +63,7 @@ def _blocks(spectra, size):
 
 def _scan_all(spectra, bases, settings, device, keep_chi2):
     "The `Minima` of all spectra, and the curves {name: (z, chi2 (N, nz))} if they are kept."
-    dtype, (chunk, block, batch) = getattr(torch, settings.dtype), _batch(settings, device)
+    dtype, (chunk, block) = getattr(torch, settings.dtype), _batch(settings, device)
     grid = log_sums(spectra[:0], settings.pixel, device)
     plans = [ScanPlan(b, LogSums(grid.first, grid.pixel, grid.sums.to(dtype)), settings) for b in bases]
     fits = [LocalFit(b, grid, settings) for b in bases]
@@ -71,8 +71,10 @@ def _scan_all(spectra, bases, settings, device, keep_chi2):
     curves, parts = [np.zeros((len(spectra), p.nz), np.float32) for p in plans] if keep_chi2 else None, []
     for start, some in _blocks(spectra, block):
         sums = log_sums(some, settings.pixel, device).sums
-        found = _scan(sums.to(dtype), plans, settings, chunk, curves, start)
-        parts.append(fit_minima(deepest(found, kinds, settings.nminima, 10 + settings.npoly), fits, sums, batch))
+        known = totals(sums)
+        found = _scan(sums, known.power, plans, settings, chunk, curves, start)
+        minima = deepest(found, kinds, settings.nminima, 10 + settings.npoly)
+        parts.append(fit_minima(minima, fits, sums, known))
     named = {b.name: (p.z, y) for b, p, y in zip(bases, plans, curves)} if keep_chi2 else {}
     return join_minima(parts), named
 
@@ -84,7 +86,7 @@ def lowest_chi2(
     settings: ScanSettings = ScanSettings(),
 ) -> np.ndarray: # (N,); infinite where nothing can be fitted
     "The lowest (penalised) χ² of each spectrum among the redshifts that are tried, without exact fits."
-    dtype, (chunk, block, _) = getattr(torch, settings.dtype), _batch(settings, device)
+    dtype, (chunk, block) = getattr(torch, settings.dtype), _batch(settings, device)
     plans, out = None, np.zeros(len(spectra))
     for start, some in _blocks(spectra, block):
         sums = log_sums(some, settings.pixel, device, dtype)

@@ -82,10 +82,10 @@ def unfamiliar(x):
 
 def show(table):
     names = list(dict.fromkeys(k for k, _ in table))
-    print(f"{'% UNFAMILIAR':24s}" + ''.join(f'{n:>30s}' for n in names))
+    print(f"{'% UNFAMILIAR':24s}" + ''.join(f'{n:>32s}' for n in names))
     for case in dict.fromkeys(k for _, k in table):
         cells = (unfamiliar(np.concatenate(table[n, case])) if (n, case) in table else None for n in names)
-        print(f'{case:24s}' + ''.join(f"{'' if c is None else f'{rate(c)} of {len(c)}':>30s}" for c in cells), flush=True)
+        print(f'{case:24s}' + ''.join(f"{'' if c is None else f'{rate(c)} of {len(c)}':>32s}" for c in cells), flush=True)
     for name in names:
         for case in ('ordinary', 'broken arm of a star'):
             if (name, case) in table:

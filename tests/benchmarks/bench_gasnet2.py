@@ -96,7 +96,7 @@ def against_snr(snr, z, z_true, core, tail, n=6):
 
 def simulated(system, shapes, each, seed=4242):
     """Tables on simulated spectra."""
-    out, library = [], mixed_templates(100, seed, shapes)
+    out, library = [], mixed_templates(300, seed, shapes)
     spectra, truth = draw_spectra(library, each, seed=seed, even=True)
     label, border, snr, z_true = (np.asarray(truth[k]) for k in ('LABEL', 'BORDER', 'SNR', 'TRUE_Z'))
     start = time.process_time()

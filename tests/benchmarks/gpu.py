@@ -19,7 +19,7 @@ import torch
 from astropy.table import hstack, vstack
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpu_paper import CHIPS, paper, print_paper, watched
+from gpu_paper import CHIPS, LAUNCH, paper, print_paper, watched
 
 from skyseek.learn.autoencoder import Autoencoder, encode_features
 from skyseek.learn.features import build_features
@@ -180,6 +180,22 @@ def training(spectra, device, batch, steps):
     say(f'training of the autoencoder, {precision}, batches of {batch}: {rate:,.0f} spectra/s; 1 M spectra × 10 epochs: {1e7/rate/60:.1f} min')
 
 
+def training_on_paper(costs, spectra, batch=256):
+    "What training needs at the least: forwards and backwards three times the work of encoding, and the host, which makes the batches."
+    features = build_features(spectra)
+    arrays = {k: np.repeat(features[k], -(-4*batch//len(spectra)), axis=0) for k in ('flux', 'weight', 'scale', 'exptime')}
+    stream = ArrayStream(arrays, batch)
+    times = []
+    for k in range(3):
+        start = time.thread_time()
+        for _ in stream.epoch(k): pass
+        times.append((time.thread_time() - start)/len(arrays['scale']))
+    r = costs['encoder']
+    gpu = {c: 1e7*max(3*r[c], 3*r['launches']*LAUNCH/batch)/60 for c in CHIPS}
+    say('training of the autoencoder, 1 M spectra × 10 epochs in batches of 256: estimated ' + ', '.join(f'{m:.1f} min on one {c}' for c, m in gpu.items())
+        + f' in float32; the host makes the batches in {1e7*min(times)/60:.1f} min (measured)')
+
+
 def peak(device):
     name = torch.cuda.get_device_name(device) if torch.device(device).type == 'cuda' else ''
     return next((chip for chip in CHIPS if chip in name), None), name or 'the CPU'
@@ -202,6 +218,7 @@ def main():
     print_paper(costs, BATCH)
     weights = load_weights()
     on_the_host(simulated(8 if a.quick else 96, 1), weights, 16)
+    training_on_paper(costs, some)
     if a.paper: return
     n = 8 if a.quick else 4096 if a.device != 'cpu' else 256
     spectra = simulated(n, 1 if a.quick else a.cores)

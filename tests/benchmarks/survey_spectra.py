@@ -6,7 +6,7 @@ from astropy.table import Table
 from skyseek.data.read import read_singles
 from skyseek.data.spectra import concatenate, resample
 
-KEEP = ['TARGETID', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2', 'COEFF', 'TRUE_Z', 'TRUE_SPECTYPE', 'TRUE_SUBTYPE', 'FLAGS']
+KEEP = ['TARGETID', 'Z', 'ZERR', 'ZWARN', 'CHI2', 'NPIXELS', 'SPECTYPE', 'SUBTYPE', 'DELTACHI2', 'COEFF', 'TRUE_Z', 'TRUE_SPECTYPE', 'TRUE_SUBTYPE', 'FLAGS', 'INSTRUMENT']
 
 
 def lean(spectra):

@@ -137,7 +137,7 @@ def pack(a, shapes):
     redshifts, training = {}, {'classifier': about}
     for t in TYPES:
         redshifts[t], training[f'redshift-{t}'] = finished(a.out/t, GaSNet2Redshift)
-        spectra, truth = draw_spectra(mixed_templates(150, 999, shapes, KINDS[t]), a.calibrate//int((SPECTYPES == t).sum()), seed=999, spectypes=(t,), even=True)
+        spectra, truth = draw_spectra(mixed_templates(600, 999, shapes, KINDS[t]), a.calibrate//int((SPECTYPES == t).sum()), seed=999, spectypes=(t,), even=True)
         print(t, np.round(calibrate_redshift(redshifts[t], spectra, truth['TRUE_Z']), 2), flush=True)
     figures = tables(GaSNet2(classifier, redshifts), a.data, a.each)
     print(figures)
