@@ -19,25 +19,25 @@ from skyseek.anomaly import stellar_autoencoder, wgan_scores
 from skyseek.anomaly.scores import raw_scores
 from skyseek.anomaly.stellar_autoencoder import StellarAutoencoder, reconstruct
 from skyseek.anomaly.stellar_spectra import StellarFlux
-from skyseek.anomaly.wgan import Critic, Generator, ImageEncoder
+from skyseek.anomaly.wgan import Critic, Generator, ImageEncoder, as_tensor, gradient_penalty
 from skyseek.anomaly.wgan_scores import ResidualAutoencoder, encode_images, score_images
-from skyseek.detect.classifier import predict
+from skyseek.detect.classifier import WrongClassifier, predict
 from skyseek.explain.attribution import attribution
 from skyseek.gasnet.gasnet2 import GaSNet2, GaSNet2Classifier, GaSNet2Redshift
 from skyseek.gasnet.gasnet3 import gasnet_redshifts
 from skyseek.gasnet.gasnet3_networks import Eigenspectra, UNetSpectra, as_published
 from skyseek.learn import devices
-from skyseek.learn.autoencoder import encode_features
-from skyseek.learn.features import build_features, fill_masked, input_channels
+from skyseek.learn.autoencoder import Autoencoder, as_published as published_autoencoder, encode_features
+from skyseek.learn.features import METADATA, build_features, fill_masked, input_channels
 from skyseek.learn.training import ahead
 from skyseek.pipeline.score import look, load_weights, score_spectra
-from skyseek.redshift.candidates import candidates
+from skyseek.redshift.candidates import CANDIDATE_FEATURES, candidates
 from skyseek.redshift.chi2 import ScanSettings, log_sums
 from skyseek.redshift.line_combs import line_features, scan_lines
 from skyseek.redshift.local_fit import fit_at
 from skyseek.redshift.repairs import repair_spectra
 from skyseek.redshift.scan import lowest_chi2, scan_redshift
-from skyseek.redshift.second_opinion import judge_candidates
+from skyseek.redshift.second_opinion import Judge, judge_candidates
 from skyseek.simulate.mock_survey import simulate_spectra
 
 OtherDevice, OnDevice = other_device.OtherDevice, other_device.OnDevice
@@ -172,6 +172,66 @@ def test_a_path_stays_on_its_device(name, spectra, fit, seen, weights, there, im
     assert same(here, other)
 
 
+# ---- a step of training: forwards and backwards ----
+
+def random_batch(n=4, pixels=7781, **more):
+    rng = np.random.default_rng(3)
+    image = lambda low, high: rng.uniform(low, high, (n, pixels)).astype('f4')
+    return dict(flux=image(-1, 3), weight=image(.5, 4)*(image(0, 1) > .1), scale=np.ones(n, 'f4'), exptime=np.full(n, 900, 'f4')) | {k: np.asarray(v) for k, v in more.items()}
+
+def labelled(columns, fold=False):
+    more = dict(latent=np.ones((4, 36), 'f4'), metadata=np.ones((4, columns), 'f4'), wrong=np.array([[0, 1], [1, 0], [0, 0], [1, 1]], 'f4'))
+    return more | (dict(fold=np.arange(4), weight=np.ones(4, 'f4')) if fold else {})
+
+def candidates_of(features, c=5):
+    rng = np.random.default_rng(4)
+    return dict(x=rng.normal(size=(4, c, features)).astype('f4'), quality=np.ones((4, 6), 'f4'), known=np.ones((4, c), 'f4'), right=np.eye(4, c, dtype='f4'))
+
+LOSSES = {  # name: (network, its batch)
+    'autoencoder': (lambda: Autoencoder(), random_batch),
+    'autoencoder as published': (lambda: Autoencoder(**asdict(published_autoencoder()) | dict(strides=(4, 8))), random_batch),
+    'classifier': (lambda: WrongClassifier(), lambda: labelled(len(METADATA['portable']))),
+    'classifier on folds': (lambda: WrongClassifier(), lambda: labelled(len(METADATA['portable']), True)),
+    'classifier as published': (lambda: WrongClassifier(loss='focal', scaling='signlog'), lambda: labelled(len(METADATA['portable']))),
+    'candidate ranker': (lambda: Judge(), lambda: candidates_of(len(CANDIDATE_FEATURES))),
+    'stellar autoencoder': (lambda: StellarAutoencoder(), lambda: random_batch(pixels=640)),
+    'residuals of images': (lambda: ResidualAutoencoder(size=16), lambda: dict(image=np.random.default_rng(1).integers(0, 255, (3, 16, 16, 3), np.uint8))),
+    'GaSNet-II, subclasses': (lambda: GaSNet2Classifier(), lambda: random_batch(pixels=3600, ivar=np.ones((4, 3600), 'f4'), label=np.arange(4), z=np.full(4, .1, 'f4'))),
+    'GaSNet-II, redshifts': (lambda: GaSNet2Redshift('GALAXY'), lambda: random_batch(pixels=3600, ivar=np.ones((4, 3600), 'f4'), z=np.full(4, .1, 'f4'))),
+    'GaSNet-III': (lambda: Eigenspectra(spectype='STAR', k=3), lambda: random_batch(pixels=4076, shift=np.full(4, 20.3)))}
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_a_step_of_training_stays_on_its_device(name):
+    make, batch = LOSSES[name]
+    torch.manual_seed(5)
+    here, batch = make().eval(), batch()
+    there = deepcopy(here)
+    here.loss({k: torch.as_tensor(v) for k, v in batch.items()}).backward()
+    with OtherDevice() as gpu:
+        there = there.to('other')
+        gpu.clear()
+        there.loss({k: torch.as_tensor(v, device='other') for k, v in batch.items()}).backward()
+        slopes = [(p.grad, q.grad.cpu()) for p, q in zip(here.parameters(), there.parameters()) if p.grad is not None]
+    assert gpu.counts()[0] <= 12 and gpu.counts()[1:] <= (0, 2), (gpu.up, gpu.down, gpu.waits)
+    assert slopes and all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in slopes)
+
+
+def test_a_step_of_the_wgan_stays_on_its_device(images):
+    slopes = []
+    for device in ('cpu', 'other'):
+        with OtherDevice() as gpu:
+            generator, critic = networks(device, Generator, Critic)
+            real = as_tensor(images, device)
+            torch.manual_seed(2)
+            z = torch.randn(3, generator.settings.latent).to(device)
+            fake = generator(z)
+            gpu.clear()
+            (gradient_penalty(critic, real, fake) - critic(real).mean() + critic(fake).mean()).backward()
+            assert gpu.counts() == (0, 0, 0)
+            slopes.append([p.grad.cpu() for p in (*generator.parameters(), *critic.parameters())])
+    assert len(slopes[0]) == len(slopes[1]) and all(torch.isfinite(b).all() for b in slopes[1])
+
+
 # ---- the whole score ----
 
 def test_score_on_another_device_gives_the_same_catalogue(spectra, weights, there):
@@ -254,3 +314,9 @@ def test_batches_for_a_gpu_are_made_while_it_works():
         assert len(made) == min(k + 2, 4)
     made.clear()
     for k in ahead(batches(), 'cpu'): assert len(made) == k + 1
+
+
+def test_what_fits_into_no_gpu_is_no_fault_of_skyseek():
+    from skyseek.data.files import failure_text
+    said = failure_text(torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB\nGPU 0 has …'))
+    assert said == 'not enough memory (CUDA out of memory. Tried to allocate 20.00 GiB)'

@@ -363,7 +363,7 @@ def failure_text(
     "An exception in one line for the user; its traceback goes to the log at level debug."
     log.debug('%s', path or type(error).__name__, exc_info=error)
     words = printable(next((line for line in str(error).splitlines() if line.strip()), type(error).__name__))
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError':  # PyTorch's, of a GPU
         words = f"not enough memory ({words})"
     elif not isinstance(error, (ValueError, OSError, ImportError)):
         words = (f"{type(error).__name__}: {words}; a fault of skyseek, not of the file: --log debug shows where, "

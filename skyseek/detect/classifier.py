@@ -71,7 +71,7 @@ def focal_loss(
     target: torch.Tensor, # (..., 2) 0 or 1
 ) -> torch.Tensor: # scalar
     "Lin et al. 2017 (arXiv 1708.02002), eq. 5, for the two heads."
-    alpha, weight = logit.new_tensor(ALPHA), logit.new_tensor(HEAD_WEIGHT)
+    alpha, weight = (torch.tensor(v).to(logit) for v in (ALPHA, HEAD_WEIGHT))
     p_t = torch.where(target > 0.5, logit, -logit).sigmoid()
     alpha_t = torch.where(target > 0.5, alpha, 1 - alpha)
     return (weight*alpha_t*(1 - p_t)**GAMMA*-F.logsigmoid(torch.where(target > 0.5, logit, -logit))).mean()

@@ -77,7 +77,8 @@ def loss(
     if self.settings.form == 'published':
         return F.cross_entropy(self(batch), batch['label'])
     joint = self.joint(batch)
-    both = joint.flatten(1).log_softmax(1).view(joint.shape)[torch.arange(len(joint)), batch['label']]
+    rows = torch.arange(len(joint), device=joint.device)
+    both = joint.flatten(1).log_softmax(1).view(joint.shape)[rows, batch['label']]
     at_truth = interpolated(both, self.rest.position(batch['z']))
     return F.cross_entropy(joint.logsumexp(-1), batch['label']) - .3*at_truth.mean()
 

@@ -21,7 +21,7 @@ from ..data.truth import split_of
 from .devices import batch_size, fit_memory
 from .features import CHANNELS, input_channels
 from .shards import FeatureStream, read_features
-from .training import ArrayStream, TrainSettings, fit, save_model
+from .training import ArrayStream, TrainSettings, fit, round_weights, save_model
 
 # %% ../../nbs/learn/05_autoencoder.ipynb #5ae15743
 @dataclass(frozen=True)
@@ -67,6 +67,39 @@ def _transformer(settings, layers):
     layer = nn.TransformerEncoderLayer(*shape, batch_first=True)
     return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
+# %% ../../nbs/learn/05_autoencoder.ipynb #4df7b872
+def _folded(conv, norm):
+    "Weights and offsets of a convolution followed by a batch normalisation that no longer learns."
+    factor = norm.weight*(norm.running_var + norm.eps).rsqrt()
+    return conv.weight*factor[:, None, None], (conv.bias - norm.running_mean)*factor + norm.bias
+
+def _convolve(x, conv, norm):
+    "Convolution, normalisation and cut at zero of (B, L, channels), as a product of all windows with the weights."
+    w, b = _folded(conv, norm)
+    (size,), (stride,), width = conv.kernel_size, conv.stride, x.shape[-1]
+    return F.relu(F.linear(x.flatten(1).unfold(1, size*width, stride*width), w.transpose(1, 2).flatten(1), b))
+
+def _attend(attention, x):
+    "Self-attention (B, T, E) with heads widened by zeros to a multiple of 16."
+    (batch, n, width), heads = x.shape, attention.num_heads
+    size = width//heads
+    more = -size % 16
+    w = F.pad(attention.in_proj_weight.view(3, heads, size, width), (0, 0, 0, more))
+    b = F.pad(attention.in_proj_bias.view(3, heads, size), (0, more))
+    q, k, v = F.linear(x, w.flatten(0, 2), b.flatten()).view(batch, n, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    mixed = F.scaled_dot_product_attention(q, k, v, scale=size**-.5).transpose(1, 2).flatten(2)
+    out = F.pad(attention.out_proj.weight.view(width, heads, size), (0, more)).flatten(1)
+    return F.linear(mixed, out, attention.out_proj.bias)
+
+def _trained_tokens(encoder, x):
+    "Tokens (B, T, latent) of input channels (B, 3, L): those of the modules in eval mode, but for rounding."
+    x = _convolve(_convolve(x.transpose(1, 2), encoder.conv1, encoder.norm1), encoder.conv2, encoder.norm2)
+    x = encoder.embed(x) + encoder.positions
+    for layer in encoder.transformer.layers:
+        x = layer.norm1(x + _attend(layer.self_attn, x))
+        x = layer.norm2(x + layer.linear2(F.relu(layer.linear1(x))))
+    return x
+
 # %% ../../nbs/learn/05_autoencoder.ipynb #1b419d24
 class Encoder(nn.Module):
     "Spectra to latents: conv 6 → conv 18 → transformer layers → attention pooling."
@@ -85,12 +118,18 @@ class Encoder(nn.Module):
     def tokens(self, batch: dict) -> torch.Tensor: # (B, T, latent)
         "What the pooling chooses from."
         x = input_channels(batch['flux'], batch['weight'], batch['scale'], batch['exptime'], self.settings.channels)
+        if not self.training:
+            return _trained_tokens(self, x)
         x = F.relu(self.norm1(self.conv1(x)))  # (B, 18, ~L/4)
         x = F.relu(self.norm2(self.conv2(x)))  # (B, 36, T)
         return self.transformer(self.embed(x.transpose(1, 2)) + self.positions)
 
     def forward(self, batch: dict) -> torch.Tensor: # (B, latent)
         "Latents of a batch: dict with flux (B, L), weight (B, L), scale (B,), exptime (B,)."
+        n, few = len(batch['flux']), batch_size(batch['flux'].device, 16, 1024)
+        if n > few and not self.training:
+            parts = ({k: v[i:i + few] for k, v in batch.items()} for i in range(0, n, few))
+            return torch.cat([self(part) for part in parts])
         tokens = self.tokens(batch)
         attention = (tokens @ self.query/self.settings.latent**.5).softmax(dim=1)  # (B, T)
         return (attention[:, None] @ tokens)[:, 0]
@@ -154,6 +193,7 @@ def _log_flux(flux, scale):
 class Autoencoder(nn.Module):
     "Encoder and decoder; `loss(batch)` for `fit`, `forward(batch)` reconstructs."
     inputs = 1  # version of `normalise`, `input_channels`; raised when their numbers change
+    halves = 'decoder.',  # parts that may be rounded to float16: they serve the misfit of the reconstruction alone
     def __init__(
         self,
         wave: np.ndarray | None = None, # (L,) vacuum Å, the grid of the spectra; None is DESI's
@@ -248,6 +288,6 @@ def train_autoencoder_file(
     checkpoint = Path(dst).with_name(f'{Path(dst).name}-checkpoint.safetensors')
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     history = fit(model, train, validation, settings, checkpoint, progress)
-    save_model(model, dst, history=history, spectra=batch_size*len(train))
+    save_model(round_weights(model), dst, history=history, spectra=batch_size*len(train))
     checkpoint.unlink(missing_ok=True)
     return history

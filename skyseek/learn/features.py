@@ -30,17 +30,17 @@ def normalise(
 # %% ../../nbs/learn/01_features.ipynb #695201d2
 def fill_masked(
     flux: torch.Tensor, # (..., L) tensor
-    good: torch.Tensor, # (..., L) bool tensor
+    good: torch.Tensor, # (..., L) bool tensor, of the shape of flux or with axes of length 1
 ) -> torch.Tensor: # (..., L) tensor
     "Replace masked pixels by the line between their nearest good neighbours (the nearest one at the ends)."
     n = flux.shape[-1]
-    i = torch.arange(n, device=flux.device).expand_as(flux)
-    left = torch.where(good, i, -1).cummax(-1).values
-    right = torch.where(good, i, n).flip(-1).cummin(-1).values.flip(-1)
+    i = torch.arange(n, device=flux.device, dtype=torch.float32).expand_as(good)  # floats are faster than integers
+    left = torch.where(good, i, -1.).cummax(-1).values
+    right = torch.where(good, i, float(n)).flip(-1).cummin(-1).values.flip(-1)
     a = torch.where(left < 0, right, left).clamp(max=n - 1)
     b = torch.where(right >= n, left, right).clamp(0, n - 1)
     step = (i - a)/(b - a).clamp(min=1)
-    fa, fb = flux.gather(-1, a), flux.gather(-1, b)
+    fa, fb = (flux.gather(-1, x.long().expand_as(flux)) for x in (a, b))
     return torch.where(good, flux, fa + (fb - fa)*step)
 
 # %% ../../nbs/learn/01_features.ipynb #60bb909f
@@ -61,8 +61,13 @@ def input_channels(
         raise ValueError(f"no input {kind!r}; choose one of {CHANNELS}")
     good = weight > 0
     noise = torch.where(good, -.5*torch.log(weight.clamp(min=1e-12)), torch.full_like(weight, NOISE_LIMIT))
-    seen = fill_masked(torch.stack([flux*weight.sqrt(), flux], dim=1), good[:, None].expand(-1, 2, -1))
-    return torch.cat([torch.asinh(seen), noise.clamp(-NOISE_LIMIT, NOISE_LIMIT)[:, None]], dim=1)
+    seen = fill_masked(torch.stack([flux*weight.sqrt(), flux], dim=1), good[:, None])
+    return torch.cat([_asinh(seen), noise.clamp(-NOISE_LIMIT, NOISE_LIMIT)[:, None]], dim=1)
+
+def _asinh(x):
+    "Inverse hyperbolic sine; torch's own takes eight times as long on a CPU."
+    a = x.abs()
+    return torch.copysign(torch.log1p(a + a*(a/(1 + (a*a + 1).sqrt()))), x)
 
 def _published_channels(flux, ivar, exptime):
     "The first Skyseek's channels: sign(f) log(1 + 1e-4 + |f|), ivar, sin(pixel·π·t / (450 s · L))."

@@ -53,6 +53,7 @@ def _cause_words(meta):
     "The likely cause of an error."
     cause = cell(meta, 'CAUSE', '')
     text = str(cell(meta, 'CAUSE_TEXT', '')).replace('delta chi2', 'Δχ²').replace(' Angstrom', ' Å')
+    text = text.replace('step of', 'the flux jumps by')
     return f"{cause}: {text}" if cause and cause != 'NONE' else ''
 
 WHY = {'RECON': 'the autoencoder cannot draw it', 'TEMPLATE': 'no template fits it',

@@ -18,7 +18,7 @@ from ..data.spectra import Spectra
 from ..learn.devices import batch_size, fit_memory
 from .chi2 import log_sums
 from .line_combs import LINE_FEATURES, line_features, scan_lines
-from .local_fit import LocalFit, totals
+from .local_fit import FAINT, LocalFit, totals
 from .minima import cost_of
 from .rare_bases import SMOOTH, rare_bases
 from .scan import RedshiftFit
@@ -85,17 +85,18 @@ class _Fitter:
     "Fits of given solutions to a block of spectra."
     def __init__(self, spectra, bases, settings, device):
         self.sums, self.bases, self.settings = log_sums(spectra, settings.pixel, device), bases, settings
-        self.totals, self.batch = totals(self.sums.sums), batch_size(device, 16, 1024)
+        self.totals, self.batch = totals(self.sums.sums), batch_size(device, 64, 1024)
+        self.bright = (self.totals.wff >= FAINT).cpu().numpy()
 
     def solve(self, basis, rows, z):
-        "Cost, χ², log-determinant and number of pixels of rows (R,) at z (R,): (4, R)."
-        fit, parts = _local_fit(basis, self.sums, self.settings), []
-        for k in range(0, len(rows), self.batch):
-            r = torch.as_tensor(rows[k:k + self.batch], device=self.sums.sums.device)
-            u = torch.as_tensor(np.log10(1 + z[k:k + self.batch]), device=self.sums.sums.device)
-            f = fit.solve(self.sums.sums[:, r], u, self.totals[r])
-            parts.append(torch.stack([f.cost, f.chi2, f.logdet, f.npixels.double()]).cpu().numpy())
-        return np.concatenate(parts, 1) if parts else np.zeros((4, 0))
+        "Cost, χ², log-determinant and number of pixels of rows (R,) at z (R,): (4, R). Bright spectra go apart."
+        fit, out, bright = _local_fit(basis, self.sums, self.settings), np.zeros((4, len(rows))), self.bright[rows]
+        for some in (np.flatnonzero(~bright), np.flatnonzero(bright)):
+            for at in np.split(some, range(self.batch, len(some), self.batch)) if len(some) else ():
+                r, u = (torch.as_tensor(x[at], device=self.sums.sums.device) for x in (rows, np.log10(1 + z)))
+                f = fit.solve(self.sums.sums, u, self.totals, r)
+                out[:, at] = torch.stack([f.cost, f.chi2, f.logdet, f.npixels.double()]).cpu().numpy()
+        return out
 
 # %% ../../nbs/redshift/09_candidates.ipynb #5df3bc5e
 def _best_fit(fitter, rows, z, spectype, only):
