@@ -224,6 +224,8 @@ def go(self: GalleryPage,
 ) -> None:
     "Open another image."
     before, self.at = self.at//CARDS, int(np.clip(place, 0, len(self.order) - 1))
+    if not self.store.unsaved:
+        self.saved.text = ''  # what was said of the image before
     self.tell() if self.at//CARDS == before else self.draw(read=True)
 
 @patch
@@ -259,9 +261,9 @@ def undo(self: GalleryPage) -> None:
     except Exception as e:
         self.saved.text = error_page(e)
         return
-    self.saved.text = 'there is no label to take back' if label is None else 'the last label was taken back'
     if label is not None and label.get('index') is not None:
         self.open(label['index'])
+    self.saved.text = 'there is no label to take back' if label is None else 'the last label was taken back'
     self.tell()
 
 # %% ../../nbs/pipeline/18_image_gallery.ipynb #0b28941b
