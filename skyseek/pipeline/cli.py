@@ -17,6 +17,7 @@ from .cli_compare import compare_command
 from .cli_desi import confidence_command
 from .cli_fibres import fibres_command
 from .cli_elsewhere import export_command, send_command
+from .cli_gasnet import classify_command
 from .cli_survey import sparcl_command, survey_command, truth_from_repeats_command
 from .cli_tools import add_command, call, check_paths, settle_output
 from .cli_train import benchmark_command, fetch_vi_command, train_command, train_autoencoder_command
@@ -30,7 +31,7 @@ COMMANDS = (
     train_autoencoder_command, train_classifier_command, train_command, benchmark_command,
     score_command, inspect_command, explore_command, evaluate_command, keep_command, confidence_command,
     fibres_command, compare_command, rank_command, reference_command, train_stars_command, score_stars_command,
-    train_galaxies_command, score_galaxies_command, survey_command, export_command, send_command,
+    train_galaxies_command, score_galaxies_command, classify_command, survey_command, export_command, send_command,
     truth_from_repeats_command, sparcl_command, simulate_command, demo_command)
 LEVELS = 'debug', 'info', 'warning', 'error'
 
