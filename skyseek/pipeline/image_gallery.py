@@ -218,6 +218,7 @@ def press(self: GalleryPage,
     elif name == 'undo':
         self.undo()
 
+# %% ../../nbs/pipeline/18_image_gallery.ipynb #da7779ea
 @patch
 def go(self: GalleryPage,
     place: int, # in the order; beyond its ends the first or last is taken
