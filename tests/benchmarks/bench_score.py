@@ -1,8 +1,8 @@
 """Where the time of `skyseek score` goes, beside an older commit, and whether both write the same catalogue.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_score.py --data ../shared/data [--before 78d6a9d] [--train 2]
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_score.py --data ../shared/data [--before 78d6a9d] [--train 2] [--memory]
 
-Run by hand in a clone of the repository. Each version runs in a process of its own, on the three validation files of the benchmark and on
+Run by hand in a clone of the repository; without --data the folder is that of the variable SKYSEEK_DATA. Each version runs in a process of its own, on the three validation files of the benchmark and on
 `--train` files of its training part. Seconds are processor time of one thread; a stage inside another counts for the outer one.
 The older commit is taken out of git into a temporary folder.
 """
@@ -83,6 +83,22 @@ def run(tree, data, train):
         return pickle.loads(out.read_bytes())
 
 
+def memory(data, most=5000, rows=100_000):
+    "Peak memory of this process as it scores file after file, and as it writes a long catalogue."
+    from skyseek.pipeline import catalogue, parts, score
+    weights, n, tables, peak = score.load_weights(), 0, [], lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6
+    paths = sorted((Path(data)/'redrock_bench').glob('*/coadd-*.fits'))
+    for k in range(10**6):
+        if n > most: break
+        tables.append(score.score_file(paths[k % len(paths)], weights))
+        n += len(tables[-1])
+        if (n - len(tables[-1]))//1000 < n//1000: print(f'{n:7d} spectra scored: {peak():.2f} GB at most', flush=True)
+    many = [tables[k % len(tables)].copy() for k in range(rows*len(tables)//n + 1)]
+    table = parts.complete(catalogue.make_catalogue(many, weights))
+    with tempfile.TemporaryDirectory() as folder: catalogue.write_catalogue(table, Path(folder)/'catalogue.fits')
+    print(f'{len(table):7d} rows joined and written: {peak():.2f} GB at most')
+
+
 def at_commit(commit, folder):
     "The package of a commit in a folder."
     archive = subprocess.run(['git', 'archive', commit, 'skyseek'], cwd=ROOT, capture_output=True, check=True).stdout
@@ -103,7 +119,7 @@ def compare(a, b):
             line += f', by {np.nanmax(off):.2g} at most, {np.nanmax(off/np.maximum(np.abs(x[~same]), 1e-30)):.2g} relative; nan in one: {np.isnan(off).sum()}'
         elif x.dtype.kind == 'U':
             i = np.flatnonzero(~same)[0]
-            line += f', e.g. {x[i]!r} | {y[i]!r}'
+            line += f', e.g. {str(x[i])!r} and {str(y[i])!r}'
         out.append(line)
     return out
 
@@ -134,7 +150,8 @@ def show(old, new):
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--data', default='../shared/data')
+    parser.add_argument('--data', default=os.environ.get('SKYSEEK_DATA', '../shared/data'))
+    parser.add_argument('--memory', action='store_true', help='peak memory of 5,000 spectra and of a catalogue of 100,000')
     parser.add_argument('--train', type=int, default=2, help='files of the training part beside the three of validation')
     parser.add_argument('--before', default='78d6a9d', help='commit to compare with; none: no other')
     parser.add_argument('--save', help='keep the result of the older commit in this file, and take it from there the next time')
@@ -149,3 +166,6 @@ if __name__ == '__main__':
         with tempfile.TemporaryDirectory() as folder: old = run(at_commit(a.before, Path(folder)), a.data, a.train)
         if a.save: Path(a.save).write_bytes(pickle.dumps(old))
     show(old, run(ROOT, a.data, a.train))
+    if a.memory:
+        print()
+        memory(a.data)
