@@ -12,7 +12,7 @@ from astropy.table import Table
 
 from skyseek.data.desi import extract
 from skyseek.gasnet.classify_spectra import classify_spectra, load_gasnet2
-from skyseek.redshift.bases import library_bases
+from skyseek.redshift.bases import default_bases
 from skyseek.redshift.candidates import candidates
 from skyseek.redshift.scan import scan_redshift
 
@@ -29,7 +29,7 @@ def main():
         truth = Table.read(str(coadd).replace('coadd-', 'truth-'))
         place = {t: i for i, t in enumerate(truth['TARGETID'])}
         truth = truth[[place[t] for t in spectra.meta['TARGETID']]]
-        scan = scan_redshift(spectra, library_bases())
+        scan = scan_redshift(spectra, default_bases())
         c, found = candidates(spectra, scan), classify_spectra(spectra, load_gasnet2())
         z = np.asarray(truth['TRUE_Z'], float)
         right = lambda x: np.abs(np.asarray(x, float) - z) < .0033*(1 + z)
