@@ -218,12 +218,15 @@ def press(self: GalleryPage,
     elif name == 'undo':
         self.undo()
 
+# %% ../../nbs/pipeline/18_image_gallery.ipynb #da7779ea
 @patch
 def go(self: GalleryPage,
     place: int, # in the order; beyond its ends the first or last is taken
 ) -> None:
     "Open another image."
     before, self.at = self.at//CARDS, int(np.clip(place, 0, len(self.order) - 1))
+    if not self.store.unsaved:
+        self.saved.text = ''  # what was said of the image before
     self.tell() if self.at//CARDS == before else self.draw(read=True)
 
 @patch
@@ -259,9 +262,9 @@ def undo(self: GalleryPage) -> None:
     except Exception as e:
         self.saved.text = error_page(e)
         return
-    self.saved.text = 'there is no label to take back' if label is None else 'the last label was taken back'
     if label is not None and label.get('index') is not None:
         self.open(label['index'])
+    self.saved.text = 'there is no label to take back' if label is None else 'the last label was taken back'
     self.tell()
 
 # %% ../../nbs/pipeline/18_image_gallery.ipynb #0b28941b
