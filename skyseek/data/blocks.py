@@ -302,6 +302,7 @@ def regroup(
     rows: int = GROUP, # of a group
 ) -> None:
     "Write a Parquet file again in small groups of rows, of which one can be read alone."
+    import pyarrow.parquet as pq
     path = Path(path)
     part = path.with_name(f'{path.name}.groups')
     try:

@@ -23,7 +23,7 @@ from astropy.table import Column, MaskedColumn, Table
 from tqdm import tqdm
 
 import skyseek
-from .blocks import GROUP, PLAIN, ascii_text, describe_fits, read_votable, write_blocks
+from .blocks import GROUP, PLAIN, ascii_text, describe_fits, read_votable, regroup, write_blocks
 from .extras import need
 from .hdus import ReadError, check_memory, is_wild, open_fits, printable, what_file
 from .safe_writing import check_new, keep_apart, write_atomic
