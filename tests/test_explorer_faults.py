@@ -162,6 +162,8 @@ def test_columns_are_chosen_and_latents_mapped(opening, chromium, tmp_path, monk
     t['LATENT'], t[EVIL[:40]] = np.random.default_rng(0).normal(size=(6, 4)), np.arange(6) + 1000
     w = Window(chromium, opening(write_table(t, tmp_path/'c.parquet')).address, width=1000, height=1500)
     w.button('columns')
+    w.page.wait_for_timeout(1500)  # Bokeh draws the field twice, and the first one loses the focus
+    w.page.locator('.choices__input--cloned').click()
     w.page.locator('.choices__input--cloned').press_sequentially('onerr')
     w.page.keyboard.press('Enter')
     w.page.get_by_text('1005', exact=True).wait_for()  # a cell of the new column

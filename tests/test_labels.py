@@ -322,7 +322,7 @@ def test_files_of_prospect_are_read(cat, tmp_path):
     for names, rows in ((old, lines), (head, [line.replace('0.5000,', '0.5000,99.5,') for line in lines[:3]])):
         (tmp_path/'vi.csv').write_text('\r\n'.join([names, *rows]) + '\r\n')
         store = LabelStore(cat, 'ann', tmp_path/f'labels{len(rows)}')
-        assert store.import_vi(tmp_path/'vi.csv') == 2 and store.progress()[0] == 2
+        assert store.import_vi(tmp_path/'vi.csv') == 2 and store.progress()[0] == 1  # quality -1 is none
         assert store.get(0)['comment'] == 'a,b' and (store.get(1)['z'], store.get(1)['flags'], store.get(1)['spectype'], store.get(1)['quality']) == (.6, 'RS', 'QSO', None)
     for text in ('', 'a,b\n1,2\n', head + '\n', head + '\n1e16' + ','*15 + '\n', head + f'\n{ids[0]}' + ','*11 + 'nine,,,,\n'):
         (tmp_path/'bad.csv').write_text(text)
