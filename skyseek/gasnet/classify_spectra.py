@@ -24,12 +24,12 @@ from ..learn.devices import pick_device
 from ..learn.training import load_model
 
 # %% ../../nbs/gasnet/06_classify_spectra.ipynb #1b313641
-def shipped_gasnet2() -> Path: # a folder of `GaSNet2.save`
+def shipped_gasnet2() -> Path: # a folder of the method save of GaSNet2
     "Where GaSNet-II of the package is."
     return Path(str(files('skyseek')/'weights/gasnet2'))
 
 def load_gasnet2(
-    folder: Path | str | None = None, # as `GaSNet2.save` writes it; None takes the one in the package
+    folder: Path | str | None = None, # as the method save of GaSNet2 writes it; None takes the one in the package
     device: str = 'cpu', # torch device; 'auto' is CUDA if there is one
 ) -> GaSNet2: # ready to use
     "Load a classifier and the regressors beside it; `ValueError` if there are none, or they are of another system."
