@@ -85,16 +85,16 @@ def arms_apart(
 ) -> np.ndarray: # (N,) significance, the largest of the junctions; 0 below S/N 1 per pixel
     "How differently the data lie above the model on the two sides of a junction of their instrument."
     out, rows = np.zeros(len(spectra)), np.flatnonzero(spectra.snr > 1)
-    junctions = junctions_of(spectra[rows])
+    bright, models = spectra[rows], fit[rows].models()
+    junctions = junctions_of(bright)
     for x in {x for own in junctions for x in own}:
-        some = rows[[x in own for own in junctions]]
-        (low, high), models = overlap_of(x), fit[some].models()
-        left, left_weight = _above_model(spectra[some], models, low - REACH, low)
-        right, right_weight = _above_model(spectra[some], models, high, high + REACH)
-        seen = (left_weight > 0) & (right_weight > 0)
+        low, high = overlap_of(x)
+        left, left_weight = _above_model(bright, models, low - REACH, low)
+        right, right_weight = _above_model(bright, models, high, high + REACH)
+        seen = (left_weight > 0) & (right_weight > 0) & [x in own for own in junctions]
         error = np.sqrt(sum(1/np.where(seen, w, 1) for w in (left_weight, right_weight)) + .04**2)
         apart = np.abs(right - left)/np.maximum(np.abs(right + left)/2, .1)/error
-        out[some] = np.maximum(out[some], np.where(seen, apart, 0))
+        out[rows] = np.maximum(out[rows], np.where(seen, apart, 0))
     return out
 
 # %% ../../nbs/redshift/12_second_look.ipynb #88fb1a86
