@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WAVE_START', 'WAVE_STEP', 'N_WAVE', 'FLUX_UNIT', 'Spectra', 'all_finite', 'quick_median', 'same_grid', 'concatenate',
-           'wave_desi', 'grid_slice', 'merge_arms', 'pixel_edges', 'resample', 'bin_average', 'SpectraRead',
-           'SpectraWrite', 'from_specutils']
+           'instruments_of', 'wave_desi', 'grid_slice', 'merge_arms', 'pixel_edges', 'resample', 'bin_average',
+           'SpectraRead', 'SpectraWrite', 'from_specutils']
 
 # %% ../../nbs/data/01_spectra.ipynb #bdedf896
 from collections.abc import Iterator
@@ -153,6 +153,15 @@ def concatenate(
     meta = vstack([p.meta for p in parts], metadata_conflicts='silent')
     flux, ivar = (np.concatenate([getattr(p, name) for p in parts]) for name in ('flux', 'ivar'))
     return Spectra(parts[0].wave, flux, ivar, meta)
+
+# %% ../../nbs/data/01_spectra.ipynb #61e5082f
+def instruments_of(
+    spectra: Spectra, # N rows
+) -> np.ndarray: # (N,) text: the column INSTRUMENT of the readers; '' where there is none, as for DESI
+    "Which instrument each spectrum is of."
+    if 'INSTRUMENT' not in spectra.meta.colnames:
+        return np.full(len(spectra), '')
+    return np.ma.filled(np.ma.asarray(spectra.meta['INSTRUMENT']).astype(str), '')
 
 # %% ../../nbs/data/01_spectra.ipynb #084b3e12
 @patch

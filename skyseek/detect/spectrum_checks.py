@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ..data.constants import C_KMS, SKY_LINES
-from ..data.spectra import Spectra
+from ..data.spectra import Spectra, instruments_of
 
 # %% ../../nbs/detect/00_spectrum_checks.ipynb #a9d8185e
 LAG = 3  # pixels: independent also where an SDSS pixel of 2.3 Å is cut in three
@@ -267,21 +267,20 @@ def sky_frame(
     i = c.argmax(1).clip(1, len(VELOCITIES) - 2)
     below, top, above = (c[np.arange(len(c)), i + k] for k in (-1, 0, 1))
     velocity = VELOCITIES[i] + 10*np.clip(.5*(below - above)/np.minimum(below - 2*top + above, -1e-6), -1, 1)
-    moved = np.where(top > .2, (velocity - _earth(spectra.meta, velocity))/50, -.3)
+    moved = np.where(top > .2, (velocity - _earth(spectra, velocity))/50, -.3)
     return np.column_stack([moved, np.maximum(top, 0)])
 
 SPEED = 30.  # km/s, the fastest that the Earth moves towards a target
 
-def _earth(meta, velocity):
+def _earth(spectra, velocity):
     """Velocity of the Earth towards each target.
 
     Without position or date, for instruments whose reference is corrected: what explains most of `velocity`; else 0."""
-    blank = np.full(len(meta), np.nan)
+    meta, blank = spectra.meta, np.full(len(spectra), np.nan)
     column = lambda name: np.ma.filled(np.ma.asarray(meta[name], float), np.nan) if name in meta.colnames else blank
     earth = earth_velocity(*(column(name) for name in ('TARGET_RA', 'TARGET_DEC', 'MJD')))
     unknown = np.isnan(sum(map(column, ('TARGET_RA', 'TARGET_DEC', 'MJD'))))
-    named = np.asarray(meta['INSTRUMENT']).astype(str) != '' if 'INSTRUMENT' in meta.colnames else False
-    return np.where(unknown & named, np.clip(velocity, -SPEED, SPEED), earth)
+    return np.where(unknown & (instruments_of(spectra) != ''), np.clip(velocity, -SPEED, SPEED), earth)
 
 # %% ../../nbs/detect/00_spectrum_checks.ipynb #43053bc8
 CHECKS = (  # names of the numbers of `spectrum_checks`

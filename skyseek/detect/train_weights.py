@@ -16,13 +16,12 @@ import numpy as np
 from .. import __version__
 from ..data.constants import RIGHT
 from ..data.safe_writing import check_folder, write_folder
-from ..data.spectra import Spectra
+from ..data.spectra import Spectra, instruments_of
 from ..data.truth import choose_threshold, fold_of, split_of
 from .classifier import WrongClassifier, calibrate, pick_columns
 from .cross_fit import choose_learning, classifier_inputs, cross_boosting, cross_fit, fit_classifier
 from .cross_fit import learn_autoencoder, probabilities
 from .familiarity import Familiarity, UNFAMILIAR, familiarity_inputs, fit_familiarity
-from .familiarity import instruments_of
 from .labelled_data import is_labelled, wrong_answers
 from .metrics import average_precision, compare_detectors, format_table
 from ..learn.autoencoder import Autoencoder

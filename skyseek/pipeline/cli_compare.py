@@ -27,7 +27,6 @@ def compare_command(
     Different is more than 1000 km/s, or 3000 km/s between quasars. The probabilities of both catalogues are put
     together; without a high one the answer is UNDECIDED."""
     from skyseek.data.files import check_destination
-    from skyseek.data.safe_writing import keep_apart
     from skyseek.detect.two_productions import compare_productions, format_comparison
     from skyseek.pipeline.catalogue import write_catalogue
     from skyseek.pipeline.productions import differences_table, open_production, score_productions

@@ -19,9 +19,9 @@ from ..data.files import unique_paths
 from ..data.messages import plural
 from ..data.safe_writing import MODEL_FILES, check_folder, write_folder
 from ..data.read import iter_targets
-from ..data.spectra import concatenate
+from ..data.spectra import concatenate, instruments_of
 from ..detect.familiarity import UNFAMILIAR, Familiarity, familiarity_inputs, fit_familiarity
-from ..detect.familiarity import instruments_of, survey_familiarity
+from ..detect.familiarity import survey_familiarity
 from ..learn.devices import pick_device
 from ..learn.training import fingerprint, load_model, read_config, shipped, write_model
 from .score import PASSED_COLUMNS, load_weights, look, match_grid

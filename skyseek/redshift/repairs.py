@@ -15,7 +15,7 @@ from astropy.table import Table
 from scipy.ndimage import median_filter
 
 from ..data.constants import JUNCTIONS, OVERLAPS
-from ..data.spectra import Spectra, quick_median
+from ..data.spectra import Spectra, instruments_of, quick_median
 from ..learn.devices import batch_size
 from .minima import cost_of
 from .scan import RedshiftFit, lowest_chi2, scan_redshift
@@ -52,10 +52,7 @@ def junctions_of(
     spectra: Spectra, # N rows, of any instrument
 ) -> list[tuple]: # N, in Å
     "Where the arms of each spectrum meet; DESI's where the column INSTRUMENT is missing or of another instrument."
-    if 'INSTRUMENT' not in spectra.meta.colnames:
-        return [JUNCTIONS]*len(spectra)
-    names = np.ma.filled(np.ma.asarray(spectra.meta['INSTRUMENT']).astype(str), '')
-    return [tuple(OVERLAPS.get(name, JUNCTIONS)) for name in names]
+    return [tuple(OVERLAPS.get(name, JUNCTIONS)) for name in instruments_of(spectra)]
 
 def apply_repairs(
     spectra: Spectra, # (N, L)

@@ -19,8 +19,8 @@ from foreign import foreign, on_grid, ordinary
 from learn_bases import rate
 
 from skyseek.data.desi import extract
-from skyseek.data.spectra import concatenate
-from skyseek.detect.familiarity import BROKEN, UNFAMILIAR, Familiarity, instruments_of
+from skyseek.data.spectra import concatenate, instruments_of
+from skyseek.detect.familiarity import BROKEN, UNFAMILIAR, Familiarity
 from skyseek.detect.spectrum_checks import spectrum_checks
 from skyseek.learn.autoencoder import Autoencoder
 from skyseek.learn.training import load_model, shipped

@@ -21,14 +21,14 @@ from torch import nn
 
 from skyseek import __version__
 from skyseek.detect.augment import Augmentation, augment
-from skyseek.detect.familiarity import KINDS, UNFAMILIAR, Familiarity, familiarity_inputs, fit_familiarity, instruments_of
+from skyseek.detect.familiarity import KINDS, UNFAMILIAR, Familiarity, familiarity_inputs, fit_familiarity
 from skyseek.detect.familiarity import join_references, usual_checks, usual_units
 from skyseek.detect.labelled_data import is_labelled, read_labelled
 from skyseek.detect.spectrum_checks import CHECKS, spectrum_checks
 from skyseek.learn.autoencoder import Autoencoder, encode
 from skyseek.learn.features import build_features
 from skyseek.learn.training import ArrayStream, fingerprint, load_model, save_model
-from skyseek.data.spectra import concatenate
+from skyseek.data.spectra import concatenate, instruments_of
 from skyseek.simulate.mock_survey import simulate_spectra
 
 SURVEYS = dict(program='bright'), dict(program='dark'), dict(program='bright', shares=dict(BGS=.4, MWS=.4, QSO=.2), exptime=(500., 4000.)), dict(program='bright', shares=dict(MWS=1.)), dict(program='bright', shares=dict(MWS=1.), exptime=(300., 3000.))
